@@ -1,0 +1,152 @@
+"""The one place that turns wishes into feasible allocations, for every method.
+
+A wish is one logit, or one kept share, per decision. Water-filling shifts all logits by the same t until the
+parameters meet the budget; rounding to whole units then gives the coarse decisions (KV groups) first and lets the
+fine ones (FFN channels) absorb the remainder. Nothing depends on the order of the decisions: sums are exactly
+rounded (math.fsum) and ties go by name.
+
+Departs from the published projection, which fills deficits module by module in network order, may miss the budget
+and is not nested in sparsity (Yuan et al., arXiv:2511.18977, and its code).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from ffp.types import Allocation, BudgetError, FloatArray, PruningProblem
+
+IntArray = npt.NDArray[np.int64]
+LOGIT_LIMIT = 30.0
+
+
+def feasible_limit(problem: PruningProblem) -> float:
+    """The largest sparsity that the decisions' min_keep allow."""
+    return problem.sparsity_of(problem.min_keep)
+
+
+def kept_budget(problem: PruningProblem) -> int:
+    """Parameters of units that may stay, so that the removed ones are at least the target's share.
+
+    Raises BudgetError where min_keep forbids the target.
+    """
+    removed = math.ceil(problem.target * problem.total_params - 1e-6)
+    if removed > int(np.dot(problem.n_groups - problem.min_keep, problem.group_params)):
+        raise BudgetError(
+            f"sparsity {problem.target:.2f} cannot be met: with these min_keep at most {feasible_limit(problem):.4f} "
+            "can be removed. Lower the grid's sparsities, or min_keep in the model's YAML."
+        )
+    return int(np.dot(problem.n_groups, problem.group_params)) - removed
+
+
+def dense(problem: PruningProblem) -> Allocation:
+    """The allocation that keeps everything."""
+    return Allocation(problem.problem_id, tuple(unit.n_groups for unit in problem.units))
+
+
+def water_fill(problem: PruningProblem, logits: FloatArray) -> FloatArray:
+    """Kept units per decision, fractional, that meet the budget.
+
+    keep_i(t) = p_i + (1 - p_i) * sigmoid(logits_i + t) with p_i = min_keep_i / n_groups_i; t by bisection. Monotone
+    in the target: a higher sparsity keeps no more of any decision.
+    """
+    return _fill(problem.n_groups, problem.min_keep, problem.group_params, _bounded(logits), kept_budget(problem))
+
+
+def project(problem: PruningProblem, logits: FloatArray) -> Allocation:
+    """The feasible allocation nearest in spirit to these logits.
+
+    logits: (n_units,), larger keeps more; only differences count. The realised sparsity is at least the target
+    and exceeds it by less than the cheapest unit that could still be added. Raises BudgetError if the target is
+    infeasible, ValueError if logits are not finite or of another shape.
+    """
+    logits = _bounded(logits)
+    if logits.shape != (len(problem.units),):
+        raise ValueError(f"{logits.shape} logits for {len(problem.units)} decisions")
+    wanted = water_fill(problem, logits)
+    keep = _settle_coarse(problem, wanted)
+    keep = _settle_fine(problem, keep, logits)
+    return Allocation(problem.problem_id, tuple(int(k) for k in _top_up(problem, keep, wanted)))
+
+
+def project_shares(problem: PruningProblem, shares: FloatArray) -> Allocation:
+    """The feasible allocation for desired kept shares, (n_units,) in [0, 1].
+
+    Shares that meet the budget are kept up to rounding; otherwise all move together in logit space.
+    """
+    floor = problem.min_keep / problem.n_groups
+    free = np.clip((np.asarray(shares, dtype=np.float64) - floor) / np.maximum(1 - floor, 1e-12), 1e-9, 1 - 1e-9)
+    return project(problem, np.log(free) - np.log1p(-free))
+
+
+def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
+    """The feasible allocation for desired kept units, fractional or off the budget; feasible ones stay as they are."""
+    return project_shares(problem, np.asarray(keep, dtype=np.float64) / problem.n_groups)
+
+
+def _bounded(logits: FloatArray) -> FloatArray:
+    values = np.asarray(logits, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("logits must be finite")
+    return np.clip(values, -LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def _fill(n: IntArray, least: IntArray, cost: IntArray, logits: FloatArray, budget: int) -> FloatArray:
+    """Fractional keeps with sum(cost * keep) = budget, clipped to what the bounds allow."""
+    low, high = -2 * LOGIT_LIMIT - 10, 2 * LOGIT_LIMIT + 10
+    for _ in range(100):
+        middle = (low + high) / 2
+        keep = least + (n - least) / (1 + np.exp(-(logits + middle)))
+        if math.fsum(cost * keep) > budget:
+            high = middle
+        else:
+            low = middle
+    return least + (n - least) / (1 + np.exp(-(logits + low)))
+
+
+def _settle_coarse(problem: PruningProblem, wanted: FloatArray) -> IntArray:
+    """Whole units for every decision: floors, plus the largest remainders within each class of equal unit size.
+
+    Units of the finest class stay at their floors. Where the coarse ones would leave less than the fine ones'
+    min_keep, the most generously rounded give back.
+    """
+    cost, names = problem.group_params, [unit.name for unit in problem.units]
+    keep = np.clip(np.floor(wanted).astype(np.int64), problem.min_keep, problem.n_groups)
+    coarse = cost > cost.min()
+    for size in sorted(set(cost[coarse].tolist()), reverse=True):
+        members = [i for i in np.flatnonzero(cost == size) if keep[i] < problem.n_groups[i]]
+        extra = round(math.fsum((wanted - keep)[cost == size]))
+        for i in sorted(members, key=lambda i: (keep[i] - wanted[i], names[i]))[:extra]:
+            keep[i] += 1
+    least = int(np.dot(problem.min_keep[~coarse], cost[~coarse]))
+    while int(np.dot(keep[coarse], cost[coarse])) + least > kept_budget(problem):
+        givers = [i for i in np.flatnonzero(coarse) if keep[i] > problem.min_keep[i]]
+        keep[max(givers, key=lambda i: (keep[i] - wanted[i], names[i]))] -= 1
+    return keep
+
+
+def _settle_fine(problem: PruningProblem, keep: IntArray, logits: FloatArray) -> IntArray:
+    """Fill the finest class again with what the coarse units left over, and round it down."""
+    cost = problem.group_params
+    fine = cost == cost.min()
+    left = kept_budget(problem) - int(np.dot(keep[~fine], cost[~fine]))
+    filled = _fill(problem.n_groups[fine], problem.min_keep[fine], cost[fine], logits[fine], left)
+    settled = keep.copy()
+    settled[fine] = np.clip(np.floor(filled + 1e-9).astype(np.int64), problem.min_keep[fine], problem.n_groups[fine])
+    while int(np.dot(settled, cost)) > kept_budget(problem):  # the 1e-9 above, on a very large module
+        givers = [i for i in np.flatnonzero(fine) if settled[i] > problem.min_keep[i]]
+        settled[min(givers, key=lambda i: problem.units[i].name)] -= 1
+    return settled
+
+
+def _top_up(problem: PruningProblem, keep: IntArray, wanted: FloatArray) -> IntArray:
+    """Add the units that are furthest below what was wanted until no unit fits into the budget."""
+    cost, names = problem.group_params, [unit.name for unit in problem.units]
+    keep, slack = keep.copy(), kept_budget(problem) - int(np.dot(keep, problem.group_params))
+    while fits := [i for i in range(len(names)) if keep[i] < problem.n_groups[i] and cost[i] <= slack]:
+        best = min(fits, key=lambda i: (keep[i] - wanted[i], names[i]))
+        keep[best] += 1
+        slack -= int(cost[best])
+    return keep

@@ -1,0 +1,114 @@
+"""Properties of the projection over random problems: exact budget, bounds, order, nesting, refusal."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffp import budget
+from ffp.types import Allocation, BudgetError, LayerBudget, PruningProblem
+
+
+@st.composite
+def problems(draw, max_blocks=6):
+    """Blocks of attention and FFN with GQA-like coarse units, sometimes of unequal sizes and with biases."""
+    blocks = draw(st.integers(1, max_blocks))
+    ffn_cost = draw(st.integers(1, 40))
+    units = []
+    for block in range(blocks):
+        groups, channels = draw(st.integers(1, 12)), draw(st.integers(2, 300))
+        units.append(LayerBudget(f"block{block:02d}.attention", groups, draw(st.integers(20, 900)), draw(st.integers(0, 9))))
+        units.append(LayerBudget(f"block{block:02d}.ffn", channels, ffn_cost, draw(st.integers(0, 9))))
+    base = PruningProblem(tuple(units), 0.0)
+    return base.at(draw(st.floats(0.0, 0.999)) * budget.feasible_limit(base))
+
+
+def logits_for(problem, seed, scale):
+    return np.random.default_rng(seed).normal(size=len(problem.units)) * scale
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 60))
+def test_budget_is_exact_and_bounds_hold(problem, seed, scale):
+    allocation = budget.project(problem, logits_for(problem, seed, scale))
+    allocation.check(problem)
+    room = budget.kept_budget(problem) - int(np.dot(allocation.keep, problem.group_params))
+    addable = [u.group_params for u, k in zip(problem.units, allocation.keep, strict=True) if k < u.n_groups]
+    assert room >= 0
+    assert not addable or room < min(addable)
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8), st.booleans())
+def test_order_of_the_modules_does_not_matter(problem, seed, scale, tied):
+    logits = np.zeros(len(problem.units)) if tied else logits_for(problem, seed, scale)
+    order = np.random.default_rng(seed + 1).permutation(len(problem.units))
+    shuffled = PruningProblem(tuple(problem.units[i] for i in order), problem.target)
+    straight = np.array(budget.project(problem, logits).keep)[order]
+    assert tuple(straight) == budget.project(shuffled, logits[order]).keep
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8))
+def test_nested_in_sparsity_before_rounding(problem, seed, scale):
+    logits = logits_for(problem, seed, scale)
+    denser = problem.at(problem.target * 0.7)
+    assert (budget.water_fill(denser, logits) >= budget.water_fill(problem, logits) - 1e-9).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8))
+def test_a_feasible_allocation_is_left_as_it_is(problem, seed, scale):
+    allocation = budget.project(problem, logits_for(problem, seed, scale))
+    assert budget.round_keep(problem, np.array(allocation.keep, dtype=float)) == allocation
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_only_differences_of_logits_count(problem, seed):
+    logits = logits_for(problem, seed, 3.0)
+    shifted = budget.water_fill(problem, logits + 2.5)
+    np.testing.assert_allclose(shifted, budget.water_fill(problem, logits), rtol=1e-9, atol=1e-9)
+
+
+def test_infeasible_target_names_the_largest_feasible_one():
+    problem = PruningProblem((LayerBudget("a", 4, 10), LayerBudget("b", 100, 1)), 0.95)
+    limit = budget.feasible_limit(problem)
+    with pytest.raises(BudgetError, match=re.escape(f"sparsity 0.95 cannot be met: with these min_keep at most {limit:.4f}")):
+        budget.project(problem, np.zeros(2))
+    budget.project(problem.at(limit), np.zeros(2)).check(problem.at(limit))
+
+
+def test_zero_sparsity_keeps_everything():
+    problem = PruningProblem((LayerBudget("a", 4, 10), LayerBudget("b", 100, 1)), 0.0)
+    assert budget.project(problem, np.array([-5.0, 5.0])) == budget.dense(problem)
+
+
+def test_uniform_shares_stay_uniform_up_to_one_unit():
+    problem = PruningProblem(
+        tuple(LayerBudget(f"{kind}{i}", n, g) for i in range(30) for kind, n, g in (("a", 3, 294912), ("f", 1536, 1728))), 0.2
+    )
+    keep = np.array(budget.project_shares(problem, np.full(60, 0.8)).keep)
+    assert set(keep[0::2]) == {2, 3}
+    assert keep[0::2].sum() == 72  # 0.8 of 90 KV groups
+    assert np.ptp(keep[1::2]) <= 1
+
+
+def test_non_finite_logits_and_wrong_shapes_are_our_own_mistakes():
+    problem = PruningProblem((LayerBudget("a", 4, 10),), 0.2)
+    with pytest.raises(ValueError, match="finite"):
+        budget.project(problem, np.array([np.nan]))
+    with pytest.raises(ValueError, match="logits for 1 decisions"):
+        budget.project(problem, np.zeros(3))
+
+
+def test_check_refuses_what_did_not_pass_the_budget():
+    problem = PruningProblem((LayerBudget("a", 4, 10), LayerBudget("b", 100, 1)), 0.5)
+    with pytest.raises(BudgetError, match="less than the target"):
+        Allocation(problem.problem_id, (4, 100)).check(problem)
+    with pytest.raises(BudgetError, match="outside 1..4"):
+        Allocation(problem.problem_id, (0, 50)).check(problem)
+    with pytest.raises(BudgetError, match="does not answer problem"):
+        Allocation("another", (4, 100)).check(problem)
