@@ -1,0 +1,171 @@
+"""A transformers model seen as removable units: loading, the budget of each decision, the rows behind a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ffp.config import ModelConfig
+from ffp.models.families import Family, family_of
+from ffp.types import ArtifactError, ConfigError, LayerBudget, PruningProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows (axis 0) or columns (axis 1) of one linear that belong to a decision's units: `width` each, from `start`."""
+
+    linear: str
+    axis: int
+    start: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One decision in the model: its budget and where its units lie. output: path of the linear they feed."""
+
+    budget: LayerBudget
+    block: int
+    kind: str
+    segments: tuple[Segment, ...]
+    output: str
+
+    @property
+    def output_width(self) -> int:
+        """Columns of the output linear behind one unit: a group's query heads times their width, or 1."""
+        return self.segments[-1].width
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a model config asks for; "auto" takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"device {name!r} is not available on this machine. Use device: auto or cpu.")
+    return torch.device(name)
+
+
+def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
+    """The dense model from a local folder, safetensors only, on its device and in its dtype, for inference."""
+    from transformers import AutoModelForCausalLM
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.to(choose_device(config.device)).eval().requires_grad_(False)
+
+
+def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
+    """The model's modules without its weights (on torch's meta device): enough to know the sizes of its units."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+class Adapter:
+    """The units of a model, in forward order: attention and FFN of block 0, of block 1, ..."""
+
+    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1):
+        """Read sizes from the modules themselves. Raises ConfigError for an unknown family."""
+        self.model = model
+        self.config = model.config
+        self.family: Family = family_of(model.config.model_type)
+        self.blocks: Sequence[nn.Module] = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
+        self.units = tuple(
+            unit for i in range(len(self.blocks)) for unit in (self._attention(i, min_keep), self._ffn(i, min_keep))
+        )
+
+    def problem(self, target: float) -> PruningProblem:
+        """The structured problem at a sparsity."""
+        return PruningProblem(tuple(unit.budget for unit in self.units), target)
+
+    def linear(self, path: str) -> nn.Linear:
+        """The linear at a full path."""
+        module = self.model.get_submodule(path)
+        assert isinstance(module, nn.Linear), path
+        return module
+
+    def linears(self, block: int) -> list[tuple[str, str]]:
+        """(path, name of the decision) of a block's linears, in forward order."""
+        found = dict.fromkeys((s.linear, u.budget.name) for u in self.units if u.block == block for s in u.segments)
+        return list(found)
+
+    def model_params(self) -> int:
+        """Parameters of the whole model as it is now, tied ones counted once."""
+        return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
+
+    def _path(self, block: int, name: str) -> str:
+        return f"{self.family.blocks}.{block}.{name}"
+
+    def _attention(self, block: int, min_keep: int) -> Unit:
+        family, config = self.family, self.config
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        output = self._path(block, family.attention_output)
+        head_dim = self.linear(output).in_features // heads
+        width = {"q": heads // groups * head_dim, "k": head_dim, "v": head_dim, "head": 3 * head_dim}
+        segments = []
+        for name, roles in family.attention_inputs:
+            start = 0
+            for role in roles:
+                segments.append(Segment(self._path(block, name), 0, start, width[role]))
+                start += groups * width[role]
+        segments.append(Segment(output, 1, 0, width["q"]))
+        return self._unit(block, "attention", groups, segments, min_keep)
+
+    def _ffn(self, block: int, min_keep: int) -> Unit:
+        output = self._path(block, self.family.ffn_output)
+        channels = self.linear(output).in_features
+        segments = [
+            Segment(self._path(block, name), 0, part * channels, 1)
+            for name, parts in self.family.ffn_inputs
+            for part in range(parts)
+        ]
+        return self._unit(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], min_keep)
+
+    def _unit(self, block: int, kind: str, n: int, segments: list[Segment], min_keep: int) -> Unit:
+        group_params = 0
+        for segment in segments:
+            linear = self.linear(segment.linear)
+            biased = linear.bias is not None and segment.axis == 0
+            group_params += segment.width * ((linear.in_features if segment.axis == 0 else linear.out_features) + biased)
+        output = segments[-1].linear
+        bias = self.linear(output).bias
+        budget = LayerBudget(
+            f"block{block:02d}.{kind}", n, group_params, 0 if bias is None else bias.numel(), min(min_keep, n)
+        )
+        return Unit(budget, block, kind, tuple(segments), output)
+
+
+def rows(order: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Indices along the segment's axis of the given units, in the given order: int64, (len(order) * width,)."""
+    within = torch.arange(segment.width, device=order.device)
+    return (segment.start + order[:, None] * segment.width + within).reshape(-1)
+
+

@@ -1,0 +1,86 @@
+"""Families as data: where a model's blocks keep attention and FFN, and how heads lie in their matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ffp.registry import near
+from ffp.types import ConfigError
+
+# Which rows of an attention input projection belong to one KV group, in the order they are stacked:
+# "q" the group's query heads, "k" and "v" its key and value head, "head" one head's q, k and v interleaved.
+
+
+@dataclass(frozen=True)
+class Family:
+    """One table entry; module paths are relative to a block.
+
+    blocks: path of the list of blocks. attention_inputs: (linear, its stacked roles); ffn_inputs: (linear, number
+    of stacked matrices, 2 where gate and up are fused). *_output: the linear whose columns the units feed.
+    head_counts: attributes of the attention module that say how many query or KV heads there are, for classes
+    that do not infer them from the projections' sizes; "config.X" means the module's own copy of the config.
+    """
+
+    blocks: str
+    attention: str
+    attention_inputs: tuple[tuple[str, tuple[str, ...]], ...]
+    attention_output: str
+    ffn_inputs: tuple[tuple[str, int], ...]
+    ffn_output: str
+    head_counts: Mapping[str, str]
+
+
+_LLAMA = Family(
+    blocks="model.layers",
+    attention="self_attn",
+    attention_inputs=(("self_attn.q_proj", ("q",)), ("self_attn.k_proj", ("k",)), ("self_attn.v_proj", ("v",))),
+    attention_output="self_attn.o_proj",
+    ffn_inputs=(("mlp.gate_proj", 1), ("mlp.up_proj", 1)),
+    ffn_output="mlp.down_proj",
+    head_counts={},
+)
+_PHI3 = Family(
+    blocks="model.layers",
+    attention="self_attn",
+    attention_inputs=(("self_attn.qkv_proj", ("q", "k", "v")),),
+    attention_output="self_attn.o_proj",
+    ffn_inputs=(("mlp.gate_up_proj", 2),),
+    ffn_output="mlp.down_proj",
+    head_counts={"config.num_attention_heads": "q", "num_key_value_heads": "k"},
+)
+_OPT = Family(
+    blocks="model.decoder.layers",
+    attention="self_attn",
+    attention_inputs=(("self_attn.q_proj", ("q",)), ("self_attn.k_proj", ("k",)), ("self_attn.v_proj", ("v",))),
+    attention_output="self_attn.out_proj",
+    ffn_inputs=(("fc1", 1),),
+    ffn_output="fc2",
+    head_counts={"num_heads": "q"},
+)
+_GPT_NEOX = Family(
+    blocks="gpt_neox.layers",
+    attention="attention",
+    attention_inputs=(("attention.query_key_value", ("head",)),),
+    attention_output="attention.dense",
+    ffn_inputs=(("mlp.dense_h_to_4h", 1),),
+    ffn_output="mlp.dense_4h_to_h",
+    head_counts={},
+)
+
+FAMILIES: Mapping[str, Family] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+    "phi3": _PHI3,
+    "opt": _OPT,
+    "gpt_neox": _GPT_NEOX,
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The entry for transformers' config.model_type; ConfigError says what a new entry needs."""
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"model family {model_type!r} is not in the table, {near(model_type, FAMILIES)} An entry in "
+            "ffp/models/families.py needs the paths of its blocks, attention and FFN linears."
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,137 @@
+"""One resident model whose units are presorted, so that any allocation is a prefix of its weights.
+
+Heads (as KV groups) and FFN channels are permuted once, best first, in all matrices that share them; the dense
+function is unchanged. Keeping k units is then a view of the first rows or columns: no mask, no copy, no reload,
+and the forward gets cheaper with sparsity. A linear that stacks several matrices (fused qkv or gate and up) is the
+exception: its prefixes are gathered when the allocation changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ffp.models.adapter import Adapter, Segment, Unit, rows
+from ffp.types import Allocation
+
+
+class SlicedModel:
+    """A model of which any number of leading units can be switched on, decision by decision."""
+
+    def __init__(self, adapter: Adapter, order: Mapping[str, Sequence[int]]):
+        """Permute the model's weights in place.
+
+        order: for each decision, by name, its units from the one kept longest to the one removed first.
+        """
+        self.adapter = adapter
+        self.model = adapter.model
+        self.keep = tuple(unit.budget.n_groups for unit in adapter.units)
+        for unit in adapter.units:
+            _permute(adapter, unit, torch.as_tensor(order[unit.budget.name], device=self.model.device))
+        self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        for unit in adapter.units:
+            for segment in unit.segments:
+                linear = adapter.linear(segment.linear)
+                self._full[segment.linear] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
+
+    def set_keep(self, keep: Sequence[int]) -> None:
+        """Switch to the prefixes of these lengths, in the order of adapter.units; only changes cost anything."""
+        for i, unit in enumerate(self.adapter.units):
+            if keep[i] != self.keep[i]:
+                self._slice(unit, int(keep[i]))
+        self.keep = tuple(int(k) for k in keep)
+
+    def set_allocation(self, allocation: Allocation) -> None:
+        """Switch to an allocation of this model's problem."""
+        self.set_keep(allocation.keep)
+
+    def _slice(self, unit: Unit, keep: int) -> None:
+        by_linear: dict[str, list[Segment]] = {}
+        for segment in unit.segments:
+            by_linear.setdefault(segment.linear, []).append(segment)
+        for path, segments in by_linear.items():
+            weight, bias = self._full[path]
+            spans = [slice(s.start, s.start + keep * s.width) for s in segments]
+            linear = self.adapter.linear(path)
+            if segments[0].axis == 1:
+                linear.weight.data = weight[:, spans[0]]
+            else:
+                linear.weight.data = _prefix(weight, spans)
+                if bias is not None:
+                    linear.bias.data = _prefix(bias, spans)
+            _set_features(linear)
+        if unit.kind == "attention":
+            set_heads(self.adapter, unit, keep)
+
+
+def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
+    """Physically remove all units that are not in `kept` (by decision, ascending indices): new, smaller weights.
+
+    The model that is left is an ordinary module: what is not kept takes no memory and no time.
+    """
+    for unit in adapter.units:
+        index = torch.as_tensor(kept[unit.budget.name], device=adapter.model.device, dtype=torch.int64)
+        by_linear: dict[str, list[torch.Tensor]] = {}
+        for segment in unit.segments:
+            by_linear.setdefault(segment.linear, []).append(rows(index, segment))
+        for path, parts in by_linear.items():
+            axis = 1 if path == unit.output else 0
+            linear, picked = adapter.linear(path), torch.cat(parts)
+            linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
+            if axis == 0 and linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
+            _set_features(linear)
+        if unit.kind == "attention":
+            set_heads(adapter, unit, len(index))
+
+
+def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
+    """Zero, in place, all parameters of the units that are not in `kept`: the dense shape, the pruned function."""
+    for unit in adapter.units:
+        gone = sorted(set(range(unit.budget.n_groups)) - set(kept[unit.budget.name]))
+        index = torch.as_tensor(gone, device=adapter.model.device, dtype=torch.int64)
+        for segment in unit.segments:
+            linear, where = adapter.linear(segment.linear), rows(index, segment)
+            linear.weight.data.index_fill_(segment.axis, where, 0)
+            if segment.axis == 0 and linear.bias is not None:
+                linear.bias.data.index_fill_(0, where, 0)
+
+
+def set_heads(adapter: Adapter, unit: Unit, groups: int) -> None:
+    """Tell an attention module how many heads are left, where its class does not see it from the sizes.
+
+    A count that the class reads from the config goes into a copy of the config that belongs to this module alone.
+    """
+    family = adapter.family
+    if not family.head_counts:
+        return
+    attention = adapter.model.get_submodule(f"{family.blocks}.{unit.block}.{family.attention}")
+    per_group = adapter.config.num_attention_heads // unit.budget.n_groups
+    for name, role in family.head_counts.items():
+        owner, _, attribute = name.rpartition(".")
+        if owner == "config" and attention.config is adapter.config:
+            attention.config = copy.copy(adapter.config)
+        setattr(attention.config if owner else attention, attribute, groups * (per_group if role == "q" else 1))
+
+
+def _permute(adapter: Adapter, unit: Unit, order: torch.Tensor) -> None:
+    for segment in unit.segments:
+        linear, index = adapter.linear(segment.linear), rows(order, segment)
+        span = slice(segment.start, segment.start + len(index))
+        if segment.axis == 1:
+            linear.weight.data[:, span] = linear.weight.data.index_select(1, index)
+        else:
+            linear.weight.data[span] = linear.weight.data.index_select(0, index)
+            if linear.bias is not None:
+                linear.bias.data[span] = linear.bias.data.index_select(0, index)
+
+
+def _prefix(full: torch.Tensor, spans: list[slice]) -> torch.Tensor:
+    return full[spans[0]] if len(spans) == 1 else torch.cat([full[span] for span in spans])
+
+
+def _set_features(linear: nn.Linear) -> None:
+    linear.out_features, linear.in_features = linear.weight.shape
