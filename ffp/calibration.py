@@ -1,0 +1,117 @@
+"""One streaming pass over the calibration text: moments of every linear's input, shared by every cell of the grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffp.models.adapter import Adapter
+from ffp.pruning.scores import SCORES, unit_order
+from ffp.types import ArtifactError, LinearStats
+
+log = logging.getLogger("ffp")
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Mean and mean square of each input feature of one linear over all calibration tokens, float64, (in,)."""
+
+    mean: npt.NDArray[np.float64]
+    sq_mean: npt.NDArray[np.float64]
+
+    @property
+    def variance(self) -> npt.NDArray[np.float64]:
+        return np.maximum(self.sq_mean - self.mean**2, 0.0)
+
+
+class _Accumulator:
+    """Sums of x and x^2 over tokens: float32 within a batch of tokens, float64 across batches."""
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor | float = 0.0
+        self.squares: torch.Tensor | float = 0.0
+
+    def __call__(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        x = arguments[0].detach().flatten(0, -2).float()
+        self.total = self.total + x.sum(0).double()
+        self.squares = self.squares + x.square().sum(0).double()
+
+
+@torch.no_grad()
+def collect(adapter: Adapter, windows: torch.Tensor, *, batch_tokens: int) -> dict[str, InputMoments]:
+    """Run the dense model over the calibration windows and return the input moments of every block linear, by path.
+
+    windows: (n, context) int64. batch_tokens: tokens in one forward, at least one window. Memory: the model, one
+    batch's activations, and a few vectors a linear. Sources: Wanda (||X_j||_2) and FLAP (Var X_j) need just these.
+    """
+    sums: dict[str, _Accumulator] = {}
+    with ExitStack() as hooks:
+        for block in range(len(adapter.blocks)):
+            for path, _ in adapter.linears(block):
+                sums[path] = _Accumulator()
+                hooks.callback(adapter.linear(path).register_forward_pre_hook(sums[path]).remove)
+        batch = max(1, batch_tokens // windows.shape[1])
+        for start in range(0, len(windows), batch):
+            adapter.model.base_model(input_ids=windows[start : start + batch].to(adapter.model.device), use_cache=False)
+            log.info("calibrate: %d/%d windows", min(start + batch, len(windows)), len(windows))
+    n = windows.numel()
+    return {
+        path: InputMoments((acc.total / n).cpu().numpy(), (acc.squares / n).cpu().numpy())  # type: ignore[union-attr]
+        for path, acc in sums.items()
+    }
+
+
+class Calibration:
+    """CalibrationStats over a model and its moments; weights are handed out one linear at a time, as float32."""
+
+    def __init__(self, adapter: Adapter, moments: Mapping[str, InputMoments], n_tokens: int):
+        self.adapter, self.moments, self.n_tokens = adapter, moments, n_tokens
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.adapter.blocks)
+
+    def linears(self, block: int) -> Iterator[LinearStats]:
+        for path, unit in self.adapter.linears(block):
+            moments = self.moments[path]
+            weight = self.adapter.linear(path).weight.detach().float().cpu().numpy()
+            yield LinearStats(path, unit, weight, moments.sq_mean, moments.variance, self.n_tokens)
+
+    def orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
+        """For each decision its units from best to worst by a named score of the dense model."""
+        orders = {}
+        for unit in self.adapter.units:
+            moments = self.moments[unit.output]
+            columns = SCORES[score](
+                self.adapter.linear(unit.output).weight.detach().float().cpu(),
+                torch.from_numpy(moments.sq_mean),
+                torch.from_numpy(moments.variance),
+            )
+            orders[unit.budget.name] = unit_order(columns, unit.output_width).numpy()
+        return orders
+
+
+def to_arrays(moments: Mapping[str, InputMoments]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of stats.safetensors."""
+    means = {f"{path}.mean": m.mean for path, m in moments.items()}
+    return {**means, **{f"{path}.sq_mean": m.sq_mean for path, m in moments.items()}}
+
+
+def from_arrays(adapter: Adapter, arrays: Mapping[str, npt.NDArray[Any]], source: object) -> dict[str, InputMoments]:
+    """The moments of every linear of this model; ArtifactError if they belong to another one."""
+    moments = {}
+    for block in range(len(adapter.blocks)):
+        for path, _ in adapter.linears(block):
+            mean, sq_mean = arrays.get(f"{path}.mean"), arrays.get(f"{path}.sq_mean")
+            width = adapter.linear(path).in_features
+            if mean is None or sq_mean is None or mean.shape != (width,) or sq_mean.shape != (width,):
+                raise ArtifactError(f"{source} has no statistics of {path} with {width} inputs. Calibrate this model.")
+            moments[path] = InputMoments(mean, sq_mean)
+    return moments

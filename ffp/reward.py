@@ -1,0 +1,163 @@
+"""The evaluator: an allocation becomes a reward by slicing the resident model and measuring its loss.
+
+Losses are memoised by allocation and window. With a journal every forward is also kept on disk the moment it is
+done. A search is a deterministic function of its seed and its losses, so a killed search that starts again runs
+through the same decisions, is given the journalled losses instead of forwards, and ends with the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ffp.artifacts import digest
+from ffp.models.loss import token_losses
+from ffp.models.sliced import SlicedModel
+from ffp.types import Allocation, FfpError, FloatArray
+
+log = logging.getLogger("ffp")
+REWARD_FLOOR = 1e-6
+
+
+class Journal:
+    """Append-only record of measurements, one line each with its checksum; a damaged tail is dropped.
+
+    identity: what the measurements belong to (settings, digests of the inputs). A journal of another identity is
+    discarded, since its losses are of another model or text.
+    """
+
+    def __init__(self, path: Path | None, identity: Any = None):
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = {"key": "identity", "values": [digest(identity)]}
+        lines = _intact_lines(path)
+        if not lines or lines[0] != head:
+            lines = [head]
+        self._known = {line["key"]: line for line in lines[1:]}
+        path.write_text("".join(_sealed(line) for line in lines))
+        if self._known:
+            log.info("resuming: %d measurements in %s", len(self._known), path.name)
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The measurement of that key, if an earlier attempt has made it."""
+        return self._known.get(key)
+
+    def add(self, key: str, values: Sequence[float], seconds: float) -> None:
+        """Record a measurement at once."""
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a") as stream:
+                stream.write(_sealed({"key": key, "values": list(values), "s": seconds}))
+        except OSError as error:
+            raise FfpError(f"cannot write {self.path}: {error.strerror}. Free the disk and start again.") from error
+
+
+def _sealed(line: dict[str, Any]) -> str:
+    text = json.dumps(line)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _intact_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines up to the first damaged one."""
+    lines = []
+    for raw in path.read_bytes().splitlines() if path.exists() else []:
+        crc, _, text = raw.partition(b" ")
+        if crc != f"{zlib.crc32(text):08x}".encode():
+            break
+        lines.append(json.loads(text))
+    return lines
+
+
+class Text:
+    """Token windows of one text, (n, context), and the dense model's mean loss on each, (n,), nats per token."""
+
+    def __init__(self, name: str, windows: torch.Tensor, dense_loss: FloatArray):
+        self.name, self.windows, self.dense_loss = name, windows, dense_loss
+
+
+class SlicedReward:
+    """Reward of allocations on the search text, PPL_dense / PPL_pruned, and of finalists on the selection text."""
+
+    def __init__(
+        self, sliced: SlicedModel, search: Text, selection: Text, *, batch_tokens: int, journal: Journal | None = None
+    ):
+        """batch_tokens: tokens in one forward, at least one window."""
+        self.sliced, self.search, self.selection = sliced, search, selection
+        self.batch_tokens = batch_tokens
+        self.journal = journal or Journal(None)
+        self.evaluations = 0
+        self.spent_tokens = 0
+        self.selection_tokens = 0
+        self.earlier_s = 0.0
+        self._memo: dict[tuple[str, tuple[int, ...]], dict[int, float]] = {}
+
+    @property
+    def n_windows(self) -> int:
+        return len(self.search.windows)
+
+    @property
+    def window_tokens(self) -> int:
+        return int(self.search.windows.shape[1])
+
+    def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
+        """exp(dense loss - pruned loss) over these windows of the search text, within [1e-6, inf) and finite."""
+        losses, fresh = self._losses(self.search, allocation, windows)
+        self.evaluations += fresh > 0
+        self.spent_tokens += fresh * self.window_tokens
+        return _reward(self.search, windows, losses)
+
+    def select(self, allocation: Allocation) -> float:
+        """The same over the whole selection text; its tokens are counted apart."""
+        everything = range(len(self.selection.windows))
+        losses, fresh = self._losses(self.selection, allocation, everything)
+        self.selection_tokens += fresh * int(self.selection.windows.shape[1])
+        return _reward(self.selection, everything, losses)
+
+    def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
+        raise FfpError("marginal_utility is not implemented")
+
+    def _losses(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> tuple[list[float], int]:
+        """Mean loss of each window, and how many of them were not in the memo."""
+        memo = self._memo.setdefault((text.name, allocation.keep), {})
+        fresh = [w for w in dict.fromkeys(windows) if w not in memo]
+        if fresh:
+            key = f"{text.name}:{digest([allocation.keep, fresh])}"
+            known = self.journal.find(key)
+            if known is None:
+                started = time.perf_counter()
+                values = self._measure(text, allocation, fresh)
+                self.journal.add(key, values, time.perf_counter() - started)
+            else:
+                values = known["values"]
+                self.earlier_s += known["s"]
+            memo.update(zip(fresh, values, strict=True))
+        return [memo[w] for w in windows], len(fresh)
+
+    @torch.no_grad()
+    def _measure(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> list[float]:
+        self.sliced.set_allocation(allocation)
+        losses: list[float] = []
+        batch = max(1, self.batch_tokens // text.windows.shape[1])
+        for start in range(0, len(windows), batch):
+            ids = text.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
+            losses += token_losses(self.sliced.model, ids).double().mean(1).tolist()
+        return losses
+
+
+def _reward(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:
+    """Bounded: a loss that is not finite gives the floor instead of wrecking the batch."""
+    gap = float(np.mean(text.dense_loss[list(windows)]) - np.mean(losses))
+    return max(math.exp(min(gap, 50.0)), REWARD_FLOOR) if math.isfinite(gap) else REWARD_FLOOR
