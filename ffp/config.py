@@ -23,6 +23,17 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 Granularity = Literal["structured", "unstructured"]
 MAX_YAML_BYTES = 1_000_000
+# Raised whenever the numbers of a step can change; its cells run again. "reward" stands for the evaluator behind
+# every search; methods and task sets have versions of their own.
+STEP_VERSIONS = {
+    "asset": "1",
+    "calibrate": "1",
+    "allocate": "1",
+    "reward": "1",
+    "apply": "1",
+    "evaluate": "1",
+    "report": "1",
+}
 
 
 class Strict(BaseModel):
@@ -42,7 +53,10 @@ class WheelSource(Strict):
 
 
 class HubSource(Strict):
-    """A repository of the Hugging Face hub. revision: a commit hash; a branch or tag is not reproducible."""
+    """A repository of the Hugging Face hub. revision: a commit hash; a branch or tag is not reproducible.
+
+    files: the only files wanted; for texts and tasks without them, the data set's `config` and `split` are loaded.
+    """
 
     kind: Literal["hub"]
     repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
@@ -50,7 +64,6 @@ class HubSource(Strict):
     files: tuple[str, ...] = ()
     config: str | None = None
     split: str | None = None
-    field: str = "text"
 
 
 class LocalSource(Strict):
@@ -59,7 +72,6 @@ class LocalSource(Strict):
     kind: Literal["local"]
     path: str
     sha256: Mapping[str, Sha256] = Field(default_factory=dict)
-    field: str = "text"
 
 
 Source = Annotated[WheelSource | HubSource | LocalSource, Field(discriminator="kind")]
@@ -87,10 +99,15 @@ class ModelConfig(Strict):
 
 
 class TextConfig(Strict):
-    """config/texts/NAME.yaml: corpora, split by document into four disjoint texts by these shares."""
+    """config/texts/NAME.yaml: corpora, split by document into four disjoint texts by these shares.
+
+    order: of the documents in each text: "hash" mixes the corpora, "source" keeps the order in which they are listed
+    and read, so that a published test set gives the published stream of tokens.
+    """
 
     title: str
     sources: tuple[CorpusConfig, ...] = Field(min_length=1)
+    order: Literal["hash", "source"] = "hash"
     shares: Mapping[Literal["calibration", "search", "selection", "test"], float]
 
     @field_validator("shares")
@@ -102,18 +119,34 @@ class TextConfig(Strict):
 
 
 class CorpusConfig(Strict):
-    """One corpus. reader: how its files become documents ("jsonl", "txt", "parquet", "olmo-requests").
+    """One corpus. reader: how its files become rows; a hub data set loaded by config and split needs none.
 
-    text: the field that holds the text; group: the field whose equal values must stay in one split (an article).
+    text: the field of a row that holds the text; between: the text starts after the first and ends before the last of
+    these two marks. begins: rows are paragraphs, joined by a blank line into documents, a new one where this pattern
+    matches a whole row (stripped); without it a row is a document (a whole file for "txt").
+    group: the field whose equal values must stay in one split (an article).
+    documents: at most so many, those of the smallest hash; 0 for all.
     splits: the only splits that the corpus may go to (a corpus with a test set of its own); empty for all.
     """
 
     name: Name
     source: Source
-    reader: Literal["jsonl", "txt", "parquet", "olmo-requests"]
+    reader: Literal["jsonl", "txt", "parquet", "arrow", "olmo-requests"] = "jsonl"
     text: str = "text"
+    between: tuple[str, str] | None = None
+    begins: str | None = None
     group: str | None = None
+    documents: Annotated[int, Field(ge=0)] = 0
     splits: tuple[Literal["calibration", "search", "selection", "test"], ...] = ()
+
+    @field_validator("begins")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
 
 
 class TaskConfig(Strict):
@@ -124,7 +157,7 @@ class TaskConfig(Strict):
 
     stock: Name
     source: Source
-    reader: Literal["arrow", "jsonl", "olmo-requests"] = "arrow"
+    reader: Literal["arrow", "jsonl", "parquet", "olmo-requests"] = "arrow"
 
 
 class TasksConfig(Strict):
@@ -257,7 +290,7 @@ class Project:
         if not path.is_file():
             known = [p.stem for p in (self.root / kind).glob("*.yaml")]
             raise ConfigError(f"{self.file}: {path} does not exist: {near(name, known)}")
-        return _validate(shape, _load(path), path)
+        return read_part(shape, path)
 
     def method(self, name: str) -> registry.Method:
         """The registered method behind a name of the grid, which may be a variant."""
@@ -300,6 +333,9 @@ class Project:
         step: "calibrate", "allocate", "apply" or "evaluate". Rules pass it through `params`, so that exactly the
         steps whose settings or versions changed run again; artifacts keep it in their provenance.
         """
+        return {"step_version": STEP_VERSIONS[step], **self._settings(step, cell)}
+
+    def _settings(self, step: str, cell: Cell) -> dict[str, Any]:
         grid, model = self.grid, self.models[cell.model]
         arithmetic = {"dtype": model.dtype, "device": model.device, "threads": model.resources.threads}
         if step == "calibrate":
@@ -313,7 +349,10 @@ class Project:
             return {**arithmetic, **cut, "compensate": self.compensation(cell.method)}
         method = self.method(cell.method)
         facts = {"use": method.name, "version": method.version, "parameters": self.parameters(cell.method)}
-        return {**cut, **facts, **({**arithmetic, "search": grid.search.model_dump()} if method.is_search else {})}
+        if not method.is_search:
+            return {**cut, **facts}
+        search = {"reward_version": STEP_VERSIONS["reward"], "search": grid.search.model_dump()}
+        return {**cut, **facts, **arithmetic, **search}
 
     def compensation(self, name: str) -> str:
         """What follows the cut for a method of the grid."""
@@ -356,6 +395,11 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ConfigError(f"config file {path} holds a {type(body).__name__}, not a mapping of keys.")
     return body
+
+
+def read_part(shape: type[S], path: Path) -> S:
+    """A model, text or tasks file, checked; ConfigError as in Project."""
+    return _validate(shape, _load(path), path)
 
 
 def _validate(shape: type[S], body: Mapping[str, Any], path: Path) -> S:

@@ -1,0 +1,164 @@
+"""The command line: explicit files in, explicit files out. Exit 0 done, 2 user or config error, 3 bad artifact."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ffp
+from ffp import registry
+from ffp.config import Cell, ModelConfig, Project, TasksConfig, TextConfig, read_part
+from ffp.types import ConfigError, FfpError
+
+EXAMPLES = """examples:
+  ffp asset model --config config/models/smollm2-135m.yaml --out data/models/smollm2-135m
+  ffp calibrate --config config/demo.yaml --model smollm2-135m --model-dir data/models/smollm2-135m \\
+      --text-dir data/text/embedded --out data/calibration/smollm2-135m
+  ffp allocate --config config/demo.yaml --cell smollm2-135m/structured/s0.20/fastforward/seed0 \\
+      --model-dir data/models/smollm2-135m --calibration data/calibration/smollm2-135m --out CELL
+  ffp report --config config/demo.yaml --out results/report
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        options.run(options)
+    except FfpError as error:
+        print(f"ffp {options.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"ffp {options.command}: interrupted; start it again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ffp", description=ffp.__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"ffp {ffp.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    asset = _command(commands, "asset", _asset, "fetch and verify a model, a text or a set of tasks")
+    asset.add_argument("kind", choices=("model", "text", "tasks"))
+    _paths(asset, config="YAML of the model, text or tasks", out="folder to make")
+
+    step = _command(commands, "calibrate", _calibrate, "one pass over the calibration text, for every cell of a model")
+    step.add_argument("--model", required=True, metavar="NAME", help="a model of the grid")
+    _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="folder to fill")
+
+    step = _command(commands, "allocate", _allocate, "decide how much of each module to keep: " + ", ".join(registry.METHODS))
+    _cell(step)
+    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder", out="folder of the cell")
+
+    step = _command(commands, "apply", _apply, "turn an allocation into the indices of the kept units")
+    _cell(step)
+    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
+    _paths(step, allocation="allocation.json", out="masks.safetensors to write")
+
+    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell; without --masks the dense model")
+    _cell(step)
+    _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="scores.json to write")
+    step.add_argument("--tasks-dir", type=Path, metavar="DIR", help="fetched tasks; none without it")
+    step.add_argument("--masks", type=Path, metavar="FILE", help="masks.safetensors of the cell")
+
+    step = _command(commands, "report", _report, "tables and plots of all cells that are there")
+    _paths(step, config="grid file", out="folder to fill")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _paths(command: argparse.ArgumentParser, **helps: str) -> None:
+    for name, text in helps.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="PATH", help=text)
+
+
+def _cell(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cell", required=True, metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN of the grid")
+
+
+def _asset(options: argparse.Namespace) -> None:
+    from ffp import assets
+
+    if options.kind == "model":
+        assets.fetch_model(read_part(ModelConfig, options.config), options.out)
+    elif options.kind == "text":
+        assets.fetch_text(read_part(TextConfig, options.config), options.out)
+    else:
+        assets.fetch_tasks(read_part(TasksConfig, options.config), options.out)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    project = Project(options.config)
+    if options.model not in project.models:
+        raise ConfigError(f"{project.file} has no model {options.model!r}: {registry.near(options.model, project.models)}")
+    _start_torch(project, options.model)
+    from ffp import steps
+
+    steps.calibrate(project, options.model, options.model_dir, options.text_dir, options.out)
+
+
+def _allocate(options: argparse.Namespace) -> None:
+    project, cell = _open(options)
+    from ffp import steps
+
+    steps.allocate(project, cell, options.model_dir, options.calibration, options.out)
+
+
+def _apply(options: argparse.Namespace) -> None:
+    project, cell = _open(options)
+    from ffp import steps
+
+    steps.apply(project, cell, options.model_dir, options.calibration, options.allocation, options.out)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    project, cell = _open(options)
+    from ffp import steps
+
+    steps.evaluate(
+        project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.masks, options.out
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ffp import report
+
+    print(report.build(Project(options.config), options.out))
+
+
+def _open(options: argparse.Namespace) -> tuple[Project, Cell]:
+    project = Project(options.config)
+    cell = project.cell(options.cell)
+    _start_torch(project, cell.model)
+    return project, cell
+
+
+def _start_torch(project: Project, model: str) -> None:
+    """Fix the number of threads, on which the last bits of every sum depend, and keep libraries off the network."""
+    import os
+
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(project.models[model].resources.threads)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

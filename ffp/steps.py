@@ -1,0 +1,259 @@
+"""The steps of the pipeline, from files to files: calibrate, allocate, apply, evaluate. One rule, one function."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ffp import artifacts, registry
+from ffp.calibration import Calibration, collect, from_arrays, to_arrays
+from ffp.config import Cell, Project
+from ffp.cost import CostMeter
+from ffp.evaluation import perplexity, score_tasks
+from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
+from ffp.models.loss import token_losses
+from ffp.models.sliced import SlicedModel, cut
+from ffp.pruning.masks import check_kept, kept_units
+from ffp.reward import Journal, SlicedReward, Text
+from ffp.texts import read_documents, token_windows
+from ffp.types import Allocation, ArtifactError, LayerBudget, PruningProblem, SearchResult
+
+log = logging.getLogger("ffp")
+ASSET, TOKENS, STATS, COST = "ffp/asset/1", "ffp/tokens/1", "ffp/stats/1", "ffp/cost/1"
+ALLOCATION, POLICY, MASKS, SCORES = "ffp/allocation/1", "ffp/policy/1", "ffp/masks/1", "ffp/scores/1"
+TRACE_COLUMNS = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
+
+
+def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path, out: Path) -> None:
+    """Tokenise the calibration, search and selection texts, collect input moments, measure the dense model's losses.
+
+    Writes tokens.safetensors, stats.safetensors and calibrate.cost.json into `out`: once per model, for every cell.
+    """
+    config, grid = project.models[model_name], project.grid
+    model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
+    adapter = Adapter(model, min_keep=config.min_keep)
+    sizes = {
+        "calibration": (grid.calibration.context, grid.calibration.windows),
+        "search": (grid.search.context, grid.search.windows),
+        "selection": (grid.search.context, grid.search.selection_windows),
+    }
+    with CostMeter() as cost:
+        windows = {
+            name: token_windows(
+                tokenizer, read_documents(text_dir / f"{name}.jsonl"), context=context, windows=n, name=f"{name} text"
+            )
+            for name, (context, n) in sizes.items()
+        }
+        moments = collect(adapter, windows["calibration"], batch_tokens=config.batch_tokens)
+        arrays = {name: ids.numpy().astype(np.int32) for name, ids in windows.items()}
+        for name in ("search", "selection"):
+            log.info("calibrate: dense loss of the %s text", name)
+            arrays[f"{name}.dense_loss"] = _dense_losses(model, windows[name], config.batch_tokens)
+        cost.n_tokens = sum(ids.numel() for ids in windows.values())
+    origin = artifacts.provenance(
+        device=str(model.device),
+        model=_asset_digest(model_dir),
+        text=_asset_digest(text_dir),
+        settings=project.settings("calibrate", Cell(model_name, "structured", "0.00", "dense", 0)),
+    )
+    artifacts.write_tensors(out / "tokens.safetensors", TOKENS, arrays, origin)
+    artifacts.write_tensors(out / "stats.safetensors", STATS, to_arrays(moments), {**origin, "n_tokens": cost.n_tokens})
+    artifacts.write_json(out / "calibrate.cost.json", COST, {**cost.as_dict(), "provenance": origin})
+
+
+def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, out: Path) -> None:
+    """Run the cell's method and write allocation.json, trace.parquet, search.cost.json (and policy.safetensors).
+
+    A search keeps a journal in `out` while it runs: killed and started again, it goes on where it was.
+    """
+    config = project.models[cell.model]
+    method = registry.find(project.method(cell.method).name)
+    allocator = registry.create(method.name, project.parameters(cell.method))
+    load = load_model if method.needs else load_skeleton
+    adapter = Adapter(load(model_dir, config), min_keep=config.min_keep)
+    problem = adapter.problem(float(cell.sparsity))
+    settings = project.settings("allocate", cell)
+    origin = artifacts.provenance(
+        seed=cell.seed,
+        device=str(adapter.model.device) if method.is_search else "cpu",
+        model=_asset_digest(model_dir),
+        calibration=_calibration_digest(calibration_dir),
+    )
+    stats = _calibration(adapter, calibration_dir) if method.needs else None
+    journal, reward = out / "journal.txt", None
+    if method.is_search and stats is not None:
+        identity = [settings, cell.path, problem.problem_id, origin["model"], origin["calibration"]]
+        orders = stats.orders(project.grid.calibration.score)
+        reward = _reward(adapter, orders, calibration_dir, config.batch_tokens, Journal(journal, identity))
+    with CostMeter() as cost:
+        result = allocator.allocate(
+            problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed
+        )
+        if reward is not None:
+            cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
+            cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
+    result.allocation.check(problem)
+    _write_search(out, cell, problem, result, cost, settings, origin)
+    journal.unlink(missing_ok=True)
+
+
+def apply(
+    project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, allocation_file: Path, out: Path
+) -> None:
+    """Turn an allocation into the indices of the kept units and write masks.safetensors."""
+    config, score = project.models[cell.model], project.grid.calibration.score
+    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep)
+    problem, allocation = read_allocation(allocation_file, adapter)
+    kept = kept_units(problem, allocation, _calibration(adapter, calibration_dir).orders(score))
+    origin = artifacts.provenance(
+        model=_asset_digest(model_dir),
+        calibration=_calibration_digest(calibration_dir),
+        allocation=artifacts.sha256(allocation_file),
+        settings=project.settings("apply", cell),
+    )
+    artifacts.write_tensors(out, MASKS, kept, {"problem_id": problem.problem_id, "provenance": origin})
+
+
+def evaluate(
+    project: Project, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, masks: Path | None, out: Path
+) -> None:
+    """Score a cell's model in memory, physically cut, and write scores.json: perplexity on test text, lm-eval tasks."""
+    config, settings = project.models[cell.model], project.grid.evaluation
+    model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
+    adapter = Adapter(model, min_keep=config.min_keep)
+    dense_params, sparsity = adapter.model_params(), 0.0
+    if masks is not None:
+        problem = adapter.problem(float(cell.sparsity))
+        kept, _ = artifacts.read_tensors(masks, MASKS)
+        check_kept(problem, kept, masks)
+        sparsity = problem.sparsity_of([len(kept[unit.name]) for unit in problem.units])
+        cut(adapter, kept)
+    kept_params = adapter.model_params()
+    with CostMeter() as cost:
+        documents = read_documents(text_dir / "test.jsonl")
+        windows = token_windows(
+            tokenizer, documents, context=settings.context, windows=settings.windows, name="test text"
+        )
+        ppl = perplexity(model, windows, batch_tokens=config.batch_tokens)
+        log.info("evaluate %s: perplexity %.3f +- %.3f", cell.path, ppl["value"], ppl["stderr"])
+        tasks: dict[str, Any] = {}
+        if project.tasks is not None and tasks_dir is not None:
+            tasks = score_tasks(
+                model, tokenizer, project.tasks, tasks_dir,
+                documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens,
+            )  # fmt: skip
+        cost.n_tokens = ppl["n_tokens"]
+    body = {
+        "status": "done",
+        "reason": None,
+        "cell": _cell_body(cell),
+        "block_sparsity": sparsity,
+        "model_sparsity": 1 - kept_params / dense_params,
+        "params": {"dense": dense_params, "kept": kept_params},
+        "ppl": ppl,
+        "tasks": tasks,
+        "cost": cost.as_dict(),
+        "settings": project.settings("evaluate", cell),
+        "provenance": artifacts.provenance(
+            device=str(model.device),
+            model=_asset_digest(model_dir),
+            text=_asset_digest(text_dir),
+            tasks=_asset_digest(tasks_dir) if tasks_dir else None,
+            masks=artifacts.sha256(masks) if masks else None,
+        ),
+    }
+    artifacts.write_json(out, SCORES, body)
+
+
+def read_allocation(path: Path, adapter: Adapter) -> tuple[PruningProblem, Allocation]:
+    """An allocation.json and its problem; ArtifactError or BudgetError unless it is whole and of this model."""
+    body = artifacts.read_json(path, ALLOCATION)
+    try:
+        facts = body["problem"]
+        units = tuple(LayerBudget(*unit) for unit in facts["units"])
+        problem = PruningProblem(units, facts["target"], facts["granularity"])
+        allocation = Allocation(body["problem_id"], tuple(body["keep"]))
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} lacks or misshapes {error}. Delete it and allocate again.") from error
+    if units != tuple(unit.budget for unit in adapter.units):
+        raise ArtifactError(f"{path} is of another model or min_keep than the one given. Allocate for this model.")
+    allocation.check(problem)
+    return problem, allocation
+
+
+def _write_search(
+    out: Path,
+    cell: Cell,
+    problem: PruningProblem,
+    result: SearchResult,
+    cost: CostMeter,
+    settings: dict[str, Any],
+    origin: dict[str, Any],
+) -> None:
+    """The files of an allocation; allocation.json last, since its existence says that the cell is allocated."""
+    if result.policy:
+        artifacts.write_tensors(out / "policy.safetensors", POLICY, result.policy, origin)
+    artifacts.write_table(out / "trace.parquet", list(result.trace), TRACE_COLUMNS)
+    artifacts.write_json(out / "search.cost.json", COST, {**cost.as_dict(), "provenance": origin})
+    units = [[u.name, u.n_groups, u.group_params, u.fixed_params, u.min_keep] for u in problem.units]
+    body = {
+        "status": "done",
+        "reason": None,
+        "cell": _cell_body(cell),
+        "problem": {"granularity": problem.granularity, "target": problem.target, "units": units},
+        "problem_id": problem.problem_id,
+        "keep": list(result.allocation.keep),
+        "block_sparsity": problem.sparsity_of(result.allocation.keep),
+        "settings": settings,
+        "provenance": origin,
+    }
+    artifacts.write_json(out / "allocation.json", ALLOCATION, body)
+
+
+def _cell_body(cell: Cell) -> dict[str, Any]:
+    return {
+        "model": cell.model,
+        "granularity": cell.granularity,
+        "sparsity": float(cell.sparsity),
+        "method": cell.method,
+        "seed": cell.seed,
+    }
+
+
+def _calibration(adapter: Adapter, folder: Path) -> Calibration:
+    arrays, meta = artifacts.read_tensors(folder / "stats.safetensors", STATS)
+    return Calibration(adapter, from_arrays(adapter, arrays, folder / "stats.safetensors"), meta["n_tokens"])
+
+
+def _reward(
+    adapter: Adapter, orders: dict[str, Any], folder: Path, batch_tokens: int, journal: Journal
+) -> SlicedReward:
+    arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
+    search, selection = (
+        Text(name, torch.from_numpy(arrays[name].astype(np.int64)), arrays[f"{name}.dense_loss"])
+        for name in ("search", "selection")
+    )
+    return SlicedReward(SlicedModel(adapter, orders), search, selection, batch_tokens=batch_tokens, journal=journal)
+
+
+@torch.no_grad()
+def _dense_losses(model: Any, windows: torch.Tensor, batch_tokens: int) -> Any:
+    """Mean loss of the dense model on each window, nats per predicted token, (n,) float64."""
+    batch = max(1, batch_tokens // windows.shape[1])
+    parts = [
+        token_losses(model, windows[i : i + batch].to(model.device)).double().mean(1).cpu().numpy()
+        for i in range(0, len(windows), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def _asset_digest(folder: Path) -> str:
+    return str(artifacts.read_json(folder / "asset.json", ASSET)["digest"])
+
+
+def _calibration_digest(folder: Path) -> str:
+    return artifacts.digest([artifacts.sha256(folder / name) for name in ("tokens.safetensors", "stats.safetensors")])
