@@ -9,14 +9,16 @@ exception: its prefixes are gathered when the allocation changes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.types import Allocation
-
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
@@ -48,6 +50,30 @@ class SlicedModel:
         """Switch to an allocation of this model's problem."""
         self.set_keep(allocation.keep)
 
+    @contextmanager
+    def gated(self, keep: Sequence[int], band: float) -> Iterator[list[torch.Tensor]]:
+        """Put a differentiable gate on every unit around each decision's threshold.
+
+        keep: units on (gate 1). band: share of a decision's units beyond the threshold that are let in with gate 0,
+        at least one where one is left: the function stays that of `keep`, and the gradients say what they would do.
+        Yields the gates, one float32 vector a decision, in the order of adapter.units; blocks are checkpointed, so
+        that one block's activations stand in memory at a time.
+        """
+        reach = [
+            min(unit.budget.n_groups, k + max(1, round(band * unit.budget.n_groups)))
+            for unit, k in zip(self.adapter.units, keep, strict=True)
+        ]
+        self.set_keep(reach)
+        gates = [(torch.arange(r, device=self.model.device) < k).float() for r, k in zip(reach, keep, strict=True)]
+        with ExitStack() as undo:
+            for unit, gate in zip(self.adapter.units, gates, strict=True):
+                hook = _Gate(gate.requires_grad_(), unit.output_width)
+                undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(hook).remove)
+            for block in self.adapter.blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                undo.callback(delattr, block, "forward")  # back to the class's own
+            yield gates
+
     def _slice(self, unit: Unit, keep: int) -> None:
         by_linear: dict[str, list[Segment]] = {}
         for segment in unit.segments:
@@ -65,6 +91,17 @@ class SlicedModel:
             _set_features(linear)
         if unit.kind == "attention":
             set_heads(self.adapter, unit, keep)
+
+
+class _Gate:
+    """Forward pre-hook of an output linear: multiplies the columns of each unit by its gate."""
+
+    def __init__(self, gate: torch.Tensor, width: int):
+        self.gate, self.width = gate, width
+
+    def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = arguments[0]
+        return (x * self.gate.repeat_interleave(self.width).to(x.dtype), *arguments[1:])
 
 
 def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:

@@ -108,3 +108,48 @@ def test_a_journal_of_another_search_is_not_used(tmp_path):
     assert len(keys) == 4
     assert all(Journal(path, {"text": "a"}).find(key) for key in keys)
     assert not any(Journal(path, {"text": "b"}).find(key) for key in keys)
+
+
+def test_marginal_utility_equals_gate_gradients_by_differences():
+    """Against central differences of the masked model's loss with one unit's gate moved, in float64."""
+    reward = make()
+    allocation, windows = candidates(reward)[0], [0, 2]
+    utility = reward.marginal_utility(allocation, windows=windows)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
+    adapter, ids = reward.sliced.adapter, reward.search.windows[windows]
+
+    def loss(unit, index, gate):
+        """Mean loss with unit `index` of one decision scaled by `gate`, all others as the allocation says."""
+        reach = list(allocation.keep)
+        position = adapter.units.index(unit)
+        reach[position] = max(reach[position], index + 1)
+        reward.sliced.set_keep(reach)
+        scale = torch.ones(reach[position], dtype=torch.float64)
+        scale[allocation.keep[position] :] = 0
+        scale[index] = gate
+
+        def scaled(module, arguments):
+            return (arguments[0] * scale.repeat_interleave(unit.output_width),)
+
+        hook = adapter.linear(unit.output).register_forward_pre_hook(scaled)
+        with torch.no_grad():
+            value = reward.sliced.model(ids, labels=ids).loss.item()
+        hook.remove()
+        return value
+
+    for position, unit in enumerate(adapter.units):
+        keep, n = allocation.keep[position], unit.budget.n_groups
+        band = max(1, round(0.1 * n))
+        around = range(max(0, keep - band), min(n, keep + band))
+        slopes = [(loss(unit, i, (i < keep) + 1e-3) - loss(unit, i, (i < keep) - 1e-3)) / 2e-3 for i in around]
+        expected = -np.mean(slopes) / unit.budget.group_params
+        assert utility[position] == pytest.approx(expected, rel=2e-3, abs=1e-9), unit.budget.name
+
+
+def test_the_gated_forward_pays_for_the_reward_too():
+    reward, plain = make(), make()
+    allocation = candidates(reward)[1]
+    reward.marginal_utility(allocation, windows=[1, 3])
+    spent = reward.spent_tokens
+    assert reward(allocation, windows=[1, 3]) == pytest.approx(plain(allocation, windows=[1, 3]), rel=1e-9)
+    assert reward.spent_tokens == spent
