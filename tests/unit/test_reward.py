@@ -111,7 +111,7 @@ def test_a_journal_of_another_search_is_not_used(tmp_path):
 
 
 def test_marginal_utility_equals_gate_gradients_by_differences():
-    """Against central differences of the masked model's loss with one unit's gate moved, in float64."""
+    """Against central differences of the masked model's loss with one unit's gate moved."""
     reward = make()
     allocation, windows = candidates(reward)[0], [0, 2]
     utility = reward.marginal_utility(allocation, windows=windows)
@@ -141,9 +141,10 @@ def test_marginal_utility_equals_gate_gradients_by_differences():
         keep, n = allocation.keep[position], unit.budget.n_groups
         band = max(1, round(0.1 * n))
         around = range(max(0, keep - band), min(n, keep + band))
-        slopes = [(loss(unit, i, (i < keep) + 1e-3) - loss(unit, i, (i < keep) - 1e-3)) / 2e-3 for i in around]
+        slopes = [(loss(unit, i, (i < keep) + 5e-3) - loss(unit, i, (i < keep) - 5e-3)) / 1e-2 for i in around]
         expected = -np.mean(slopes) / unit.budget.group_params
-        assert utility[position] == pytest.approx(expected, rel=2e-3, abs=1e-9), unit.budget.name
+        noise = 5e-3 * np.abs(slopes).max() / unit.budget.group_params  # the model's norms work in float32
+        assert utility[position] == pytest.approx(expected, abs=noise), unit.budget.name
 
 
 def test_the_gated_forward_pays_for_the_reward_too():
