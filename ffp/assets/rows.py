@@ -1,0 +1,104 @@
+"""Files to rows (mappings of column to value), whatever their format."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ffp.assets.fetch import AnySource, files_of, hub, warn_unpinned
+from ffp.config import HubSource
+from ffp.types import AssetError
+
+LOG = logging.getLogger("ffp")
+Row = Mapping[str, Any]
+
+
+def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -> Iterator[Row]:
+    """The rows of a source, file by file; a hub source without files is loaded by config and split."""
+    if isinstance(source, HubSource) and not source.files:
+        yield from _dataset(source)
+        return
+    for path in files_of(source, scratch, downloads):
+        LOG.info("reading %s", "/".join(path.parts[-3:]))
+        try:
+            yield from READERS[reader](path)
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise AssetError(
+                f"{path} cannot be read as {reader}: {reason.rstrip('.')}. Correct reader or source."
+            ) from error
+
+
+def _dataset(source: HubSource) -> Iterator[Row]:
+    import datasets
+
+    if source.split is None:
+        raise AssetError(f"hub source {source.repo} names neither files nor a split. Give source.split, e.g. train.")
+    warn_unpinned(source)
+    LOG.info("loading %s %s, split %s", source.repo, source.config or "", source.split)
+    yield from hub(
+        source,
+        lambda: datasets.load_dataset(source.repo, source.config, split=source.split, revision=source.revision),
+    )
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, gzipped or not."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+        yield from stream
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            yield row
+
+
+def _txt(path: Path) -> Iterator[Row]:
+    """One row for the whole file; its name is a column, so that it can serve as group."""
+    yield {"text": "".join(_lines(path)), "file": path.name}
+
+
+def _olmo_requests(path: Path) -> Iterator[Row]:
+    """The documents behind the requests of an oe-eval dump, each once (there is one request per choice)."""
+    seen = set()
+    for row in _jsonl(path):
+        if not isinstance(row.get("doc"), dict):
+            raise ValueError("a request has no 'doc'")
+        key = json.dumps(row["doc"], sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            yield row["doc"]
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def _arrow(path: Path) -> Iterator[Row]:
+    """An Arrow IPC stream, as the datasets library caches one."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        for batch in pyarrow.ipc.open_stream(source):
+            yield from batch.to_pylist()
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    "jsonl": _jsonl,
+    "txt": _txt,
+    "parquet": _parquet,
+    "arrow": _arrow,
+    "olmo-requests": _olmo_requests,
+}
