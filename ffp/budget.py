@@ -3,7 +3,7 @@
 A wish is one logit, or one kept share, per decision. Water-filling shifts all logits by the same t until the
 parameters meet the budget; rounding to whole units then gives the coarse decisions (KV groups) first and lets the
 fine ones (FFN channels) absorb the remainder. Nothing depends on the order of the decisions: sums are exactly
-rounded (math.fsum) and ties go by name.
+rounded (math.fsum), and ties go by a digest of the decision's name, which favours neither early nor late blocks.
 
 Departs from the published projection, which fills deficits module by module in network order, may miss the budget
 and is not nested in sparsity (Yuan et al., arXiv:2511.18977, and its code).
@@ -11,6 +11,8 @@ and is not nested in sparsity (Yuan et al., arXiv:2511.18977, and its code).
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 
 import numpy as np
@@ -86,6 +88,12 @@ def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
     return project_shares(problem, np.asarray(keep, dtype=np.float64) / problem.n_groups)
 
 
+@functools.cache
+def _tie(name: str) -> bytes:
+    """Where a decision stands among equals."""
+    return hashlib.sha256(name.encode()).digest()
+
+
 def _bounded(logits: FloatArray) -> FloatArray:
     values = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -112,18 +120,18 @@ def _settle_coarse(problem: PruningProblem, wanted: FloatArray) -> IntArray:
     Units of the finest class stay at their floors. Where the coarse ones would leave less than the fine ones'
     min_keep, the most generously rounded give back.
     """
-    cost, names = problem.group_params, [unit.name for unit in problem.units]
+    cost, ties = problem.group_params, [_tie(unit.name) for unit in problem.units]
     keep = np.clip(np.floor(wanted).astype(np.int64), problem.min_keep, problem.n_groups)
     coarse = cost > cost.min()
     for size in sorted(set(cost[coarse].tolist()), reverse=True):
         members = [i for i in np.flatnonzero(cost == size) if keep[i] < problem.n_groups[i]]
         extra = round(math.fsum((wanted - keep)[cost == size]))
-        for i in sorted(members, key=lambda i: (keep[i] - wanted[i], names[i]))[:extra]:
+        for i in sorted(members, key=lambda i: (keep[i] - wanted[i], ties[i]))[:extra]:
             keep[i] += 1
     least = int(np.dot(problem.min_keep[~coarse], cost[~coarse]))
     while int(np.dot(keep[coarse], cost[coarse])) + least > kept_budget(problem):
         givers = [i for i in np.flatnonzero(coarse) if keep[i] > problem.min_keep[i]]
-        keep[max(givers, key=lambda i: (keep[i] - wanted[i], names[i]))] -= 1
+        keep[max(givers, key=lambda i: (keep[i] - wanted[i], ties[i]))] -= 1
     return keep
 
 
@@ -137,16 +145,16 @@ def _settle_fine(problem: PruningProblem, keep: IntArray, logits: FloatArray) ->
     settled[fine] = np.clip(np.floor(filled + 1e-9).astype(np.int64), problem.min_keep[fine], problem.n_groups[fine])
     while int(np.dot(settled, cost)) > kept_budget(problem):  # the 1e-9 above, on a very large module
         givers = [i for i in np.flatnonzero(fine) if settled[i] > problem.min_keep[i]]
-        settled[min(givers, key=lambda i: problem.units[i].name)] -= 1
+        settled[min(givers, key=lambda i: _tie(problem.units[i].name))] -= 1
     return settled
 
 
 def _top_up(problem: PruningProblem, keep: IntArray, wanted: FloatArray) -> IntArray:
     """Add the units that are furthest below what was wanted until no unit fits into the budget."""
-    cost, names = problem.group_params, [unit.name for unit in problem.units]
+    cost, ties = problem.group_params, [_tie(unit.name) for unit in problem.units]
     keep, slack = keep.copy(), kept_budget(problem) - int(np.dot(keep, problem.group_params))
-    while fits := [i for i in range(len(names)) if keep[i] < problem.n_groups[i] and cost[i] <= slack]:
-        best = min(fits, key=lambda i: (keep[i] - wanted[i], names[i]))
+    while fits := [i for i in range(len(ties)) if keep[i] < problem.n_groups[i] and cost[i] <= slack]:
+        best = min(fits, key=lambda i: (keep[i] - wanted[i], ties[i]))
         keep[best] += 1
         slack -= int(cost[best])
     return keep

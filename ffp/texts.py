@@ -36,7 +36,7 @@ def token_windows(tokenizer: Any, documents: list[str], *, context: int, windows
     if available < max(windows, 1):
         wanted = f"{windows} windows" if windows else "one window"
         raise ConfigError(
-            f"the {name} text has {len(ids)} tokens, {available} windows of {context}: fewer than {wanted}. "
+            f"the {name} has {len(ids)} tokens, {available} windows of {context}: fewer than {wanted}. "
             "Lower the number of windows or the context, or name a longer text."
         )
     count = windows or available

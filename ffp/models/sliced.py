@@ -110,19 +110,23 @@ def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
     The model that is left is an ordinary module: what is not kept takes no memory and no time.
     """
     for unit in adapter.units:
-        index = torch.as_tensor(kept[unit.budget.name], device=adapter.model.device, dtype=torch.int64)
-        by_linear: dict[str, list[torch.Tensor]] = {}
-        for segment in unit.segments:
-            by_linear.setdefault(segment.linear, []).append(rows(index, segment))
-        for path, parts in by_linear.items():
-            axis = 1 if path == unit.output else 0
-            linear, picked = adapter.linear(path), torch.cat(parts)
-            linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
-            if axis == 0 and linear.bias is not None:
-                linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
-            _set_features(linear)
-        if unit.kind == "attention":
-            set_heads(adapter, unit, len(index))
+        cut_unit(adapter, unit, torch.as_tensor(kept[unit.budget.name], device=adapter.model.device, dtype=torch.int64))
+
+
+def cut_unit(adapter: Adapter, unit: Unit, index: torch.Tensor) -> None:
+    """Physically remove all units of one decision but `index`, ascending int64."""
+    by_linear: dict[str, list[torch.Tensor]] = {}
+    for segment in unit.segments:
+        by_linear.setdefault(segment.linear, []).append(rows(index, segment))
+    for path, parts in by_linear.items():
+        axis = 1 if path == unit.output else 0
+        linear, picked = adapter.linear(path), torch.cat(parts)
+        linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
+        if axis == 0 and linear.bias is not None:
+            linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
+        _set_features(linear)
+    if unit.kind == "attention":
+        set_heads(adapter, unit, len(index))
 
 
 def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
