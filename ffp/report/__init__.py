@@ -1,0 +1,5 @@
+"""Tables, plots and a page from whatever cells of a grid are finished."""
+
+from ffp.report.page import build
+
+__all__ = ["build"]
