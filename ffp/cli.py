@@ -62,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     step = _command(commands, "apply", _apply, "turn an allocation into the indices of the kept units")
     _cell(step)
     _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
-    _paths(step, allocation="allocation.json", out="masks.safetensors to write")
+    _paths(step, allocation="allocation.json", out="folder of the cell")
 
-    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell; without --masks the dense model")
+    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell; without --cut the dense model")
     _cell(step)
     _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="scores.json to write")
     step.add_argument("--tasks-dir", type=Path, metavar="DIR", help="fetched tasks; none without it")
-    step.add_argument("--masks", type=Path, metavar="FILE", help="masks.safetensors of the cell")
+    step.add_argument("--cut", type=Path, metavar="DIR", help="folder with the cell's masks and updates")
 
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
@@ -130,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ffp import steps
 
     steps.evaluate(
-        project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.masks, options.out
+        project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out
     )
 
 

@@ -205,7 +205,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str | None = None
-    compensate: Literal["none"] = "none"
+    compensate: Literal["none", "bias", "ridge", "ridge-dense"] = "none"
 
     @property
     def parameters(self) -> dict[str, Any]:

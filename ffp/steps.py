@@ -17,6 +17,7 @@ from ffp.evaluation import perplexity, score_tasks
 from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
 from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel, cut
+from ffp.pruning.compensate import compensate, load_updates
 from ffp.pruning.masks import check_kept, kept_units
 from ffp.reward import Journal, SlicedReward, Text
 from ffp.texts import read_documents, token_windows
@@ -24,7 +25,8 @@ from ffp.types import Allocation, ArtifactError, LayerBudget, PruningProblem, Se
 
 log = logging.getLogger("ffp")
 ASSET, TOKENS, STATS, COST = "ffp/asset/1", "ffp/tokens/1", "ffp/stats/1", "ffp/cost/1"
-ALLOCATION, POLICY, MASKS, SCORES = "ffp/allocation/1", "ffp/policy/1", "ffp/masks/1", "ffp/scores/1"
+ALLOCATION, POLICY, SCORES = "ffp/allocation/1", "ffp/policy/1", "ffp/scores/1"
+MASKS, UPDATES = "ffp/masks/1", "ffp/updates/1"
 TRACE_COLUMNS = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
 
 
@@ -104,7 +106,11 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
 def apply(
     project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, allocation_file: Path, out: Path
 ) -> None:
-    """Turn an allocation into the indices of the kept units and write masks.safetensors."""
+    """Turn an allocation into the indices of the kept units, and compensate the cut where the cell asks for it.
+
+    Writes masks.safetensors and updates.safetensors (the output projections' new parameters; empty without
+    compensation) into the cell's folder `out`.
+    """
     config, score = project.models[cell.model], project.grid.calibration.score
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep)
     problem, allocation = read_allocation(allocation_file, adapter)
@@ -115,23 +121,34 @@ def apply(
         allocation=artifacts.sha256(allocation_file),
         settings=project.settings("apply", cell),
     )
-    artifacts.write_tensors(out, MASKS, kept, {"problem_id": problem.problem_id, "provenance": origin})
+    updates: dict[str, Any] = {}
+    if (kind := project.compensation(cell.method)) != "none":
+        windows = _windows(calibration_dir, "calibration")
+        new = compensate(adapter, kept, windows, kind=kind, batch_tokens=config.batch_tokens)
+        updates = {name: tensor.float().cpu().numpy() for name, tensor in new.items()}
+    artifacts.write_tensors(out / "updates.safetensors", UPDATES, updates, {"provenance": origin})
+    meta = {"problem_id": problem.problem_id, "provenance": origin}
+    artifacts.write_tensors(out / "masks.safetensors", MASKS, kept, meta)
 
 
 def evaluate(
-    project: Project, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, masks: Path | None, out: Path
+    project: Project, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, cut_dir: Path | None, out: Path
 ) -> None:
-    """Score a cell's model in memory, physically cut, and write scores.json: perplexity on test text, lm-eval tasks."""
+    """Score a cell's model in memory, physically cut, and write scores.json: perplexity on test text, lm-eval tasks.
+
+    cut_dir: folder of masks.safetensors and updates.safetensors; None for the dense model.
+    """
     config, settings = project.models[cell.model], project.grid.evaluation
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
     adapter = Adapter(model, min_keep=config.min_keep)
     dense_params, sparsity = adapter.model_params(), 0.0
-    if masks is not None:
+    if cut_dir is not None:
         problem = adapter.problem(float(cell.sparsity))
-        kept, _ = artifacts.read_tensors(masks, MASKS)
-        check_kept(problem, kept, masks)
+        kept, _ = artifacts.read_tensors(cut_dir / "masks.safetensors", MASKS)
+        check_kept(problem, kept, cut_dir / "masks.safetensors")
         sparsity = problem.sparsity_of([len(kept[unit.name]) for unit in problem.units])
         cut(adapter, kept)
+        load_updates(adapter, artifacts.read_tensors(cut_dir / "updates.safetensors", UPDATES)[0])
     kept_params = adapter.model_params()
     with CostMeter() as cost:
         documents = read_documents(text_dir / "test.jsonl")
@@ -139,7 +156,7 @@ def evaluate(
             tokenizer, documents, context=settings.context, windows=settings.windows, name="test text"
         )
         ppl = perplexity(model, windows, batch_tokens=config.batch_tokens)
-        log.info("evaluate %s: perplexity %.3f +- %.3f", cell.path, ppl["value"], ppl["stderr"])
+        log.info("evaluate %s: perplexity %.3f, stderr %s", cell.path, ppl["value"], ppl["stderr"])
         tasks: dict[str, Any] = {}
         if project.tasks is not None and tasks_dir is not None:
             tasks = score_tasks(
@@ -163,7 +180,8 @@ def evaluate(
             model=_asset_digest(model_dir),
             text=_asset_digest(text_dir),
             tasks=_asset_digest(tasks_dir) if tasks_dir else None,
-            masks=artifacts.sha256(masks) if masks else None,
+            masks=artifacts.sha256(cut_dir / "masks.safetensors") if cut_dir else None,
+            updates=artifacts.sha256(cut_dir / "updates.safetensors") if cut_dir else None,
         ),
     }
     artifacts.write_json(out, SCORES, body)
@@ -234,10 +252,15 @@ def _reward(
 ) -> SlicedReward:
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     search, selection = (
-        Text(name, torch.from_numpy(arrays[name].astype(np.int64)), arrays[f"{name}.dense_loss"])
-        for name in ("search", "selection")
+        Text(name, _windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
     )
     return SlicedReward(SlicedModel(adapter, orders), search, selection, batch_tokens=batch_tokens, journal=journal)
+
+
+def _windows(folder: Path, name: str) -> torch.Tensor:
+    """A text's token windows, (n, context) int64."""
+    arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
+    return torch.from_numpy(arrays[name].astype(np.int64))
 
 
 @torch.no_grad()

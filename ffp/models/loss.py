@@ -34,7 +34,8 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
 
 
 def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden).float()
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logits = head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
