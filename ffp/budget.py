@@ -1,9 +1,10 @@
 """The one place that turns wishes into feasible allocations, for every method.
 
 A wish is one logit, or one kept share, per decision. Water-filling shifts all logits by the same t until the
-parameters meet the budget; rounding to whole units then gives the coarse decisions (KV groups) first and lets the
-fine ones (FFN channels) absorb the remainder. Nothing depends on the order of the decisions: sums are exactly
-rounded (math.fsum), and ties go by a digest of the decision's name, which favours neither early nor late blocks.
+parameters meet the budget. The coarse decisions (KV groups) are then rounded to the nearest whole unit, each by
+itself, and the fine ones (FFN channels) absorb the remainder. Nothing depends on the order of the decisions: sums are
+exactly rounded (math.fsum), and ties go by a digest of the decision's name, which favours neither early nor late
+blocks.
 
 Departs from the published projection, which fills deficits module by module in network order, may miss the budget
 and is not nested in sparsity (Yuan et al., arXiv:2511.18977, and its code).
@@ -22,6 +23,7 @@ from ffp.types import Allocation, BudgetError, FloatArray, PruningProblem
 
 IntArray = npt.NDArray[np.int64]
 LOGIT_LIMIT = 30.0
+EDGE = 0.05
 
 
 def feasible_limit(problem: PruningProblem) -> float:
@@ -85,7 +87,22 @@ def project_shares(problem: PruningProblem, shares: FloatArray) -> Allocation:
 
 def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
     """The feasible allocation for desired kept units, fractional or off the budget; feasible ones stay as they are."""
+    whole = np.round(keep).astype(np.int64)
+    if bool((whole == keep).all()) and (whole >= problem.min_keep).all() and (whole <= problem.n_groups).all():
+        slack = kept_budget(problem) - int(np.dot(whole, problem.group_params))
+        addable = problem.group_params[whole < problem.n_groups]
+        if 0 <= slack < min(addable, default=slack + 1):
+            return Allocation(problem.problem_id, tuple(int(k) for k in whole))
     return project_shares(problem, np.asarray(keep, dtype=np.float64) / problem.n_groups)
+
+
+def logits_of(problem: PruningProblem, allocation: Allocation) -> FloatArray:
+    """Logits whose projection is about this allocation; full and empty decisions stay within reach."""
+    floor = problem.min_keep / problem.n_groups
+    free = (np.asarray(allocation.keep) / problem.n_groups - floor) / np.maximum(1 - floor, 1e-12)
+    free = np.clip(free, EDGE, 1 - EDGE)
+    logits: FloatArray = np.log(free) - np.log1p(-free)
+    return logits
 
 
 @functools.cache
@@ -111,23 +128,19 @@ def _fill(n: IntArray, least: IntArray, cost: IntArray, logits: FloatArray, budg
             high = middle
         else:
             low = middle
-    return least + (n - least) / (1 + np.exp(-(logits + low)))
+    filled: FloatArray = least + (n - least) / (1 + np.exp(-(logits + low)))
+    return filled
 
 
 def _settle_coarse(problem: PruningProblem, wanted: FloatArray) -> IntArray:
-    """Whole units for every decision: floors, plus the largest remainders within each class of equal unit size.
+    """Whole units for every decision: the nearest for the coarse ones, floors for the finest class.
 
-    Units of the finest class stay at their floors. Where the coarse ones would leave less than the fine ones'
-    min_keep, the most generously rounded give back.
+    Where the coarse ones would leave less than the fine ones' min_keep, the most generously rounded give back.
     """
     cost, ties = problem.group_params, [_tie(unit.name) for unit in problem.units]
-    keep = np.clip(np.floor(wanted).astype(np.int64), problem.min_keep, problem.n_groups)
     coarse = cost > cost.min()
-    for size in sorted(set(cost[coarse].tolist()), reverse=True):
-        members = [i for i in np.flatnonzero(cost == size) if keep[i] < problem.n_groups[i]]
-        extra = round(math.fsum((wanted - keep)[cost == size]))
-        for i in sorted(members, key=lambda i: (keep[i] - wanted[i], ties[i]))[:extra]:
-            keep[i] += 1
+    keep = np.floor(wanted + np.where(coarse, 0.5, 0.0)).astype(np.int64)
+    keep = np.clip(keep, problem.min_keep, problem.n_groups)
     least = int(np.dot(problem.min_keep[~coarse], cost[~coarse]))
     while int(np.dot(keep[coarse], cost[coarse])) + least > kept_budget(problem):
         givers = [i for i in np.flatnonzero(coarse) if keep[i] > problem.min_keep[i]]

@@ -40,12 +40,20 @@ BOTH = frozenset({"structured", "unstructured"})
 _METHODS = (
     Method("uniform", "ffp.search.uniform:Uniform", "1", frozenset(), BOTH,
            "the same share of every module", "-"),
+    Method("ffn-only", "ffp.search.ffn_only:FfnOnly", "1", frozenset(), STRUCTURED,
+           "attention stays whole, FFNs share the cut", "-"),
     Method("owl", "ffp.search.owl:Owl", "1", frozenset({"stats"}), BOTH,
            "blocks with more outliers keep more", "Yin et al., arXiv:2310.05175"),
     Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), BOTH,
            "elitist level switches, staged selection", "Sieberling et al., arXiv:2410.14649"),
+    Method("random-search", "ffp.search.random_search:RandomSearch", "1", frozenset({"reward"}), STRUCTURED,
+           "the best of independent draws", "Bergstra and Bengio, JMLR 13 (2012)"),
+    Method("cma-es", "ffp.search.cma_es:CmaEs", "1", frozenset({"reward"}), STRUCTURED,
+           "separable CMA-ES over logits", "Ros and Hansen, PPSN 2008"),
     Method("fastforward", "ffp.search.fastforward:FastForward", "1", frozenset({"reward"}), STRUCTURED,
            "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977"),
+    Method("fastforward-guided", "ffp.search.fastforward_guided:FastForwardGuided", "1", frozenset({"reward"}),
+           STRUCTURED, "single-step policy led by gate gradients", "ours, after Yuan et al., arXiv:2511.18977"),
 )  # fmt: skip
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}

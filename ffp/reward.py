@@ -128,13 +128,13 @@ class SlicedReward:
         return _reward(self.selection, everything, losses)
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """(n_units,): fall of the mean loss, nats per token, per parameter, if a decision kept a little more.
+        """(n_units, 2): what the units at each decision's threshold are worth, nats per token and parameter.
 
-        One forward and one backward with a gate on every unit; -dL/dgate is averaged over the units just inside and
-        just outside each threshold (GATE_BAND of the decision on either side). At an optimal allocation all decisions
-        have the same value (the KKT condition of the budget). Counted as three forwards of the windows and one
-        evaluation; the loss that the forward yields goes into the memo, so that rewarding the same allocation on the
-        same windows costs nothing more.
+        Column 0: those just inside (kept), column 1: those just outside; GATE_BAND of the decision on either side, NaN
+        where there are none. One forward and one backward with a gate on every unit: the value is -dL/dgate, the fall
+        of the mean loss. At an optimal allocation all decisions are worth the same (the KKT condition). Counted as
+        three forwards of the windows and one evaluation; the loss that the forward yields goes into the memo, so that
+        rewarding the same allocation on the same windows costs nothing more.
         """
         windows = list(dict.fromkeys(windows))
         key = f"gates:{digest([allocation.keep, windows])}"
@@ -150,10 +150,10 @@ class SlicedReward:
         memo.update(zip(windows, values[: len(windows)], strict=True))
         self.evaluations += 1
         self.spent_tokens += 3 * len(windows) * self.window_tokens
-        return np.array(values[len(windows) :])
+        return np.array(values[len(windows) :]).reshape(-1, 2)
 
     def _gate_gradients(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
-        """The mean loss of each window, then the utility of each decision per parameter."""
+        """The mean loss of each window, then the two values of each decision."""
         losses: list[float] = []
         batch = max(1, self.batch_tokens // self.window_tokens)
         with self.sliced.gated(allocation.keep, GATE_BAND) as gates:
@@ -161,15 +161,15 @@ class SlicedReward:
                 ids = self.search.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
                 with torch.enable_grad():
                     by_window = token_losses(self.sliced.model, ids).double().mean(1)
-                    (by_window.sum() / len(windows)).backward()
+                    torch.autograd.backward(by_window.sum() / len(windows))
                 losses += by_window.detach().tolist()
-        utility = []
+        values = []
         for unit, keep, gate in zip(self.sliced.adapter.units, allocation.keep, gates, strict=True):
             band = max(1, round(GATE_BAND * unit.budget.n_groups))
             assert gate.grad is not None
-            around = gate.grad[max(0, keep - band) :]
-            utility.append(-float(around.mean()) / unit.budget.group_params)
-        return losses + utility
+            for side in (gate.grad[max(0, keep - band) : keep], gate.grad[keep:]):
+                values.append(-float(side.mean()) / unit.budget.group_params if len(side) else math.nan)
+        return losses + values
 
     def _losses(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> tuple[list[float], int]:
         """Mean loss of each window, and how many of them were not in the memo."""

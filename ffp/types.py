@@ -187,7 +187,10 @@ class Reward(Protocol):
         ...
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """(n_units,): fall of the mean loss, in nats per token, per parameter, if one more unit were kept."""
+        """(n_units, 2): fall of the mean loss, nats per token and parameter, thanks to one more unit of a decision.
+
+        Column 0: of the units just inside the threshold, column 1: just outside; NaN where there are none.
+        """
         ...
 
     def select(self, allocation: Allocation) -> float:

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from contracts.families import CONFIGS, tiny, tokens
 
 from ffp import budget
 from ffp.models.adapter import Adapter
@@ -13,6 +12,7 @@ from ffp.models.families import FAMILIES, family_of
 from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.types import ConfigError
+from tests.contracts.families import CONFIGS, tiny, tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -19,7 +19,9 @@ def problems(draw, max_blocks=6):
     units = []
     for block in range(blocks):
         groups, channels = draw(st.integers(1, 12)), draw(st.integers(2, 300))
-        units.append(LayerBudget(f"block{block:02d}.attention", groups, draw(st.integers(20, 900)), draw(st.integers(0, 9))))
+        units.append(
+            LayerBudget(f"block{block:02d}.attention", groups, draw(st.integers(20, 900)), draw(st.integers(0, 9)))
+        )
         units.append(LayerBudget(f"block{block:02d}.ffn", channels, ffn_cost, draw(st.integers(0, 9))))
     base = PruningProblem(tuple(units), 0.0)
     return base.at(draw(st.floats(0.0, 0.999)) * budget.feasible_limit(base))
@@ -76,7 +78,8 @@ def test_only_differences_of_logits_count(problem, seed):
 def test_infeasible_target_names_the_largest_feasible_one():
     problem = PruningProblem((LayerBudget("a", 4, 10), LayerBudget("b", 100, 1)), 0.95)
     limit = budget.feasible_limit(problem)
-    with pytest.raises(BudgetError, match=re.escape(f"sparsity 0.95 cannot be met: with these min_keep at most {limit:.4f}")):
+    line = f"sparsity 0.95 cannot be met: with these min_keep at most {limit:.4f}"
+    with pytest.raises(BudgetError, match=re.escape(line)):
         budget.project(problem, np.zeros(2))
     budget.project(problem.at(limit), np.zeros(2)).check(problem.at(limit))
 
@@ -86,14 +89,13 @@ def test_zero_sparsity_keeps_everything():
     assert budget.project(problem, np.array([-5.0, 5.0])) == budget.dense(problem)
 
 
-def test_uniform_shares_stay_uniform_up_to_one_unit():
-    problem = PruningProblem(
-        tuple(LayerBudget(f"{kind}{i}", n, g) for i in range(30) for kind, n, g in (("a", 3, 294912), ("f", 1536, 1728))), 0.2
-    )
+def test_coarse_units_are_rounded_each_by_itself_and_channels_absorb_the_rest():
+    kinds = (("a", 3, 294912), ("f", 1536, 1728))
+    problem = PruningProblem(tuple(LayerBudget(f"{k}{i}", n, g) for i in range(30) for k, n, g in kinds), 0.2)
     keep = np.array(budget.project_shares(problem, np.full(60, 0.8)).keep)
-    assert set(keep[0::2]) == {2, 3}
-    assert keep[0::2].sum() == 72  # 0.8 of 90 KV groups
+    assert set(keep[0::2]) == {2}  # the nearest to 2.4
     assert np.ptp(keep[1::2]) <= 1
+    assert keep[1] / 1536 == pytest.approx((0.8 * problem.total_params - 60 * 294912) / (30 * 1536 * 1728), abs=1e-3)
 
 
 def test_non_finite_logits_and_wrong_shapes_are_our_own_mistakes():
@@ -108,7 +110,7 @@ def test_check_refuses_what_did_not_pass_the_budget():
     problem = PruningProblem((LayerBudget("a", 4, 10), LayerBudget("b", 100, 1)), 0.5)
     with pytest.raises(BudgetError, match="less than the target"):
         Allocation(problem.problem_id, (4, 100)).check(problem)
-    with pytest.raises(BudgetError, match="outside 1..4"):
+    with pytest.raises(BudgetError, match=re.escape("outside 1..4")):
         Allocation(problem.problem_id, (0, 50)).check(problem)
     with pytest.raises(BudgetError, match="does not answer problem"):
         Allocation("another", (4, 100)).check(problem)

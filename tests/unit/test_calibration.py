@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from contracts.families import tiny, tokens
 
 from ffp.calibration import Calibration, collect, from_arrays, to_arrays
 from ffp.models.adapter import Adapter
 from ffp.types import ArtifactError
+from tests.contracts.families import tiny, tokens
 
 
 def stored_inputs(model, path, windows):
     kept = []
-    hook = model.get_submodule(path).register_forward_pre_hook(lambda m, a: kept.append(a[0].reshape(-1, a[0].shape[-1])))
+    hook = model.get_submodule(path).register_forward_pre_hook(
+        lambda m, a: kept.append(a[0].reshape(-1, a[0].shape[-1]))
+    )
     with torch.no_grad():
         for window in windows:
             model(window[None])

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from contracts.families import CONFIGS, tiny, tokens
 
 from ffp import budget
 from ffp.models.adapter import Adapter
 from ffp.models.sliced import cut
 from ffp.models.stream import BlockStream
 from ffp.pruning.compensate import compensate, load_updates, ridge_weight
+from tests.contracts.families import CONFIGS, tiny, tokens
 
 
 def random_kept(adapter, seed=0, target=0.4):

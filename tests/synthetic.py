@@ -1,0 +1,107 @@
+"""A model that is three formulas: problems, statistics and a reward for tests of the searches, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ffp.types import Allocation, FloatArray, LayerBudget, LinearStats, PruningProblem
+
+
+def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
+    """Blocks of 3 KV groups and 96 channels, a KV group worth 41.6 channels; output biases on the FFN."""
+    units = []
+    for block in range(blocks):
+        units.append(LayerBudget(f"block{block:02d}.attention", 3, 2080))
+        units.append(LayerBudget(f"block{block:02d}.ffn", 96, 50, fixed_params=16))
+    return PruningProblem(tuple(units), target)
+
+
+def unstructured_problem(target: float = 0.5, blocks: int = 4) -> PruningProblem:
+    """Blocks of 600 attention weights and 1,500 FFN weights, each a unit."""
+    units = []
+    for block in range(blocks):
+        units.append(LayerBudget(f"block{block:02d}.attention", 600, 1, min_keep=6))
+        units.append(LayerBudget(f"block{block:02d}.ffn", 1500, 1, min_keep=15))
+    return PruningProblem(tuple(units), target, "unstructured")
+
+
+PROBLEMS = {"structured": structured_problem, "unstructured": unstructured_problem}
+
+
+class SyntheticReward:
+    """exp(-damage), damage = mean over windows of sum_i c_iw * (share removed of decision i)^2.
+
+    c_iw is a sensitivity per decision, log-normal with spread `spread`, times a factor near 1 per decision and
+    window: convex and separable, so that the best allocation is far from uniform and known to exist.
+    """
+
+    def __init__(self, problem: PruningProblem, *, n_windows: int = 8, window_tokens: int = 10, spread: float = 1.2):
+        rng = np.random.default_rng(int(hashlib.sha256(repr(problem.units).encode()).hexdigest()[:8], 16))
+        n_units = len(problem.units)
+        sensitivity = np.exp(spread * rng.standard_normal(n_units))
+        sensitivity *= 12 / sensitivity.sum()
+        self.damage = sensitivity * np.exp(0.3 * rng.standard_normal((n_windows, n_units)))
+        self.held_out = sensitivity * np.exp(0.3 * rng.standard_normal((4, n_units)))
+        self.units = problem.units
+        self.n_windows, self.window_tokens = n_windows, window_tokens
+        self.spent_tokens = self.evaluations = self.selections = 0
+        self._memo: set[tuple[tuple[int, ...], int]] = set()
+
+    def loss(self, keep: Sequence[int], damage: FloatArray) -> float:
+        """Mean excess loss over the rows of `damage`."""
+        removed = [(unit.n_groups - k) / unit.n_groups for unit, k in zip(self.units, keep, strict=True)]
+        return float((damage @ np.square(removed)).mean())
+
+    def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
+        fresh = [window for window in windows if (allocation.keep, window) not in self._memo]
+        self._memo.update((allocation.keep, window) for window in fresh)
+        self.spent_tokens += len(fresh) * self.window_tokens
+        self.evaluations += bool(fresh)
+        return float(np.exp(-self.loss(allocation.keep, self.damage[list(windows)])))
+
+    def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
+        """By dropping and by adding a unit of each decision in turn; a forward and a backward are charged.
+
+        The forward's losses are remembered, so that the reward on the same windows is free afterwards.
+        """
+        self.spent_tokens += 3 * len(windows) * self.window_tokens
+        self.evaluations += 1
+        self._memo.update((allocation.keep, window) for window in windows)
+        damage, keep = self.damage[list(windows)], list(allocation.keep)
+        utility = np.full((len(keep), 2), np.nan)
+        for i, unit in enumerate(self.units):
+            less, more = ([k + step * (j == i) for j, k in enumerate(keep)] for step in (-1, 1))
+            if keep[i] > 0:
+                utility[i, 0] = (self.loss(less, damage) - self.loss(keep, damage)) / unit.group_params
+            if keep[i] < unit.n_groups:
+                utility[i, 1] = (self.loss(keep, damage) - self.loss(more, damage)) / unit.group_params
+        return utility
+
+    def select(self, allocation: Allocation) -> float:
+        self.selections += 1
+        return float(np.exp(-self.loss(allocation.keep, self.held_out)))
+
+
+class SyntheticStats:
+    """Random weights and inputs, heavier-tailed from block to block; two linears a decision."""
+
+    def __init__(self, problem: PruningProblem, *, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        names = [unit.name for unit in problem.units]
+        self._blocks: list[list[LinearStats]] = [[] for _ in range(len(names) // 2)]
+        for i, unit in enumerate(names):
+            for part in ("in", "out"):
+                weight = rng.standard_t(2 + i, size=(12, 20)).astype(np.float32)
+                square = rng.gamma(1.0, size=20)
+                linear = LinearStats(f"{unit}.{part}", unit, weight, square, 0.9 * square, n_tokens=100)
+                self._blocks[i // 2].append(linear)
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self._blocks)
+
+    def linears(self, block: int) -> Iterator[LinearStats]:
+        return iter(self._blocks[block])
