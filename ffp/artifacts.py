@@ -98,7 +98,7 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], dict[str, Any
 
     def load() -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
 
     tensors, header = _guarded(path, load)
     if header.get("schema") != schema:

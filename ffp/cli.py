@@ -55,20 +55,23 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--model", required=True, metavar="NAME", help="a model of the grid")
     _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="folder to fill")
 
-    step = _command(commands, "allocate", _allocate, "decide how much of each module to keep: " + ", ".join(registry.METHODS))
+    step = _command(commands, "allocate", _allocate, "how much of each module to keep: " + ", ".join(registry.METHODS))
     _cell(step)
-    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder", out="folder of the cell")
+    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
+    _paths(step, out="folder of the cell")
 
     step = _command(commands, "apply", _apply, "turn an allocation into the indices of the kept units")
     _cell(step)
     _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
     _paths(step, allocation="allocation.json", out="folder of the cell")
 
-    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell; without --cut the dense model")
+    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell")
     _cell(step)
     _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="scores.json to write")
     step.add_argument("--tasks-dir", type=Path, metavar="DIR", help="fetched tasks; none without it")
-    step.add_argument("--cut", type=Path, metavar="DIR", help="folder with the cell's masks and updates")
+    step.add_argument(
+        "--cut", type=Path, metavar="DIR", help="without it the dense model; folder with the cell's masks and updates"
+    )
 
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
@@ -87,7 +90,7 @@ def _paths(command: argparse.ArgumentParser, **helps: str) -> None:
 
 
 def _cell(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cell", required=True, metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN of the grid")
+    command.add_argument("--cell", required=True, metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN")
 
 
 def _asset(options: argparse.Namespace) -> None:
@@ -104,7 +107,8 @@ def _asset(options: argparse.Namespace) -> None:
 def _calibrate(options: argparse.Namespace) -> None:
     project = Project(options.config)
     if options.model not in project.models:
-        raise ConfigError(f"{project.file} has no model {options.model!r}: {registry.near(options.model, project.models)}")
+        near = registry.near(options.model, project.models)
+        raise ConfigError(f"{project.file} has no model {options.model!r}: {near}")
     _start_torch(project, options.model)
     from ffp import steps
 
@@ -129,9 +133,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     project, cell = _open(options)
     from ffp import steps
 
-    steps.evaluate(
-        project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out
-    )
+    steps.evaluate(project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -151,7 +153,8 @@ def _start_torch(project: Project, model: str) -> None:
     """Fix the number of threads, on which the last bits of every sum depend, and keep libraries off the network."""
     import os
 
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     from transformers.utils import logging as transformers_logging
 

@@ -113,7 +113,8 @@ class TextConfig(Strict):
     @field_validator("shares")
     @classmethod
     def _sum_to_one(cls, shares: Mapping[str, float]) -> Mapping[str, float]:
-        if len(shares) != 4 or any(not 0 < share < 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        inside = all(0 < share < 1 for share in shares.values())
+        if len(shares) != 4 or not inside or abs(sum(shares.values()) - 1) > 1e-9:
             raise ValueError("name calibration, search, selection and test, each in (0, 1), with sum 1")
         return shares
 
@@ -201,7 +202,7 @@ class EvaluationConfig(Strict):
 
 
 class MethodConfig(BaseModel):
-    """A named variant: `use` is the registered method, `compensate` what follows the cut; the rest are its parameters."""
+    """A named variant. use: the registered method; compensate: what follows the cut; the rest are parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str | None = None
@@ -319,7 +320,6 @@ class Project:
                             for seed in grid.seeds if method.is_search else grid.seeds[:1]:
                                 yield Cell(model, granularity, f"{sparsity:.2f}", name, seed)
 
-
     def cell(self, path: str) -> Cell:
         """The cell of that path, e.g. "smollm2-135m/structured/s0.20/owl/seed0"; ConfigError if the grid lacks it."""
         cells = {cell.path: cell for cell in self.cells()}
@@ -387,7 +387,7 @@ def _load(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"config file {path} cannot be read: {reason}. Give an existing YAML file.") from error
     if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(f"config file {path} has {len(text)} characters, more than {MAX_YAML_BYTES}. Make it smaller.")
+        raise ConfigError(f"config file {path} has {len(text)} characters, over {MAX_YAML_BYTES}. Make it smaller.")
     try:
         body = yaml.load(text, _UniqueLoader)
     except (yaml.YAMLError, RecursionError) as error:

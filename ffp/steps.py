@@ -132,7 +132,13 @@ def apply(
 
 
 def evaluate(
-    project: Project, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, cut_dir: Path | None, out: Path
+    project: Project,
+    cell: Cell,
+    model_dir: Path,
+    text_dir: Path,
+    tasks_dir: Path | None,
+    cut_dir: Path | None,
+    out: Path,
 ) -> None:
     """Score a cell's model in memory, physically cut, and write scores.json: perplexity on test text, lm-eval tasks.
 

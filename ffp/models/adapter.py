@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -60,12 +60,13 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     if not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(choose_device(config.device)).eval().requires_grad_(False)
+    loaded: PreTrainedModel = model.to(choose_device(config.device)).eval().requires_grad_(False)
+    return loaded
 
 
 def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
@@ -75,7 +76,10 @@ def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
     if not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder, local_files_only=True)
+        )
+    return skeleton
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -154,7 +158,8 @@ class Adapter:
         for segment in segments:
             linear = self.linear(segment.linear)
             biased = linear.bias is not None and segment.axis == 0
-            group_params += segment.width * ((linear.in_features if segment.axis == 0 else linear.out_features) + biased)
+            across = linear.in_features if segment.axis == 0 else linear.out_features
+            group_params += segment.width * (across + biased)
         output = segments[-1].linear
         bias = self.linear(output).bias
         budget = LayerBudget(
@@ -167,5 +172,3 @@ def rows(order: torch.Tensor, segment: Segment) -> torch.Tensor:
     """Indices along the segment's axis of the given units, in the given order: int64, (len(order) * width,)."""
     within = torch.arange(segment.width, device=order.device)
     return (segment.start + order[:, None] * segment.width + within).reshape(-1)
-
-

@@ -34,7 +34,7 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
 
 
 def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: torch.nn.Module = model.get_output_embeddings()
     logits = head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.types import Allocation
+
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
@@ -149,7 +151,7 @@ def set_heads(adapter: Adapter, unit: Unit, groups: int) -> None:
     family = adapter.family
     if not family.head_counts:
         return
-    attention = adapter.model.get_submodule(f"{family.blocks}.{unit.block}.{family.attention}")
+    attention: Any = adapter.model.get_submodule(f"{family.blocks}.{unit.block}.{family.attention}")
     per_group = adapter.config.num_attention_heads // unit.budget.n_groups
     for name, role in family.head_counts.items():
         owner, _, attribute = name.rpartition(".")

@@ -40,7 +40,8 @@ def ridge_weight(
     alpha = ridge * gram.diagonal().mean()
     left = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     right = cross @ weight.T + alpha * weight[:, columns].T
-    return torch.linalg.solve(left, right, left=True).T
+    solved: torch.Tensor = torch.linalg.solve(left, right)
+    return solved.T
 
 
 @torch.no_grad()

@@ -146,9 +146,9 @@ def commands(project: Project, record: Record) -> list[str]:
     lines = []
     if cell.method != "dense":
         lines.append(_command("allocate", {**common, **calibration, "out": folder}))
-        apply = {**common, **calibration, "allocation": folder / "allocation.json", "out": folder / "masks.safetensors"}
+        apply = {**common, **calibration, "allocation": folder / "allocation.json", "out": folder}
         lines.append(_command("apply", apply))
-        evaluate["masks"] = folder / "masks.safetensors"
+        evaluate["cut"] = folder
     return [*lines, _command("evaluate", {**evaluate, "out": folder / "scores.json"})]
 
 

@@ -1,0 +1,56 @@
+# make demo     install the locked packages into .venv, run the embedded benchmark, write results/report/
+# make test     all tests                make check    linters, types, import order, dry run
+# make install  only the packages        make clean    remove caches, logs and the report; cells and data stay
+
+PYTHON ?= python3
+VENV ?= .venv
+GRID ?= config/demo.yaml
+PROFILE ?= $(or $(SNAKEMAKE_PROFILE),profiles/local)
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install demo test check clean
+.DEFAULT_GOAL := demo
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11, which ffp needs. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "Installing the packages of constraints.txt into $(VENV) (once; a few minutes, 2 GB and more with CUDA) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+	@echo "Installed."
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the linters into $(VENV) ..."
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+# The dry run costs two seconds and lets a second `make demo` say in one line that there was nothing to do.
+demo: install
+	@if $(SNAKEMAKE) --dry-run 2>&1 | grep -q '^Nothing to be done'; then \
+	  echo "Nothing to do: results/report/index.html is up to date."; \
+	else \
+	  $(SNAKEMAKE); \
+	fi
+
+test: install
+	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) snakefmt --check Snakefile workflow
+	$(RUN) lint-imports
+	$(RUN) snakemake --lint
+	$(SNAKEMAKE) --dry-run --quiet all
+
+# Cells, models and calibration are kept: they are what costs time.
+clean:
+	rm -rf results/report logs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,224 @@
+"""The workflow plans the right jobs, runs each once, and runs again exactly what a change touches."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ffp.cli import _parser
+from ffp.config import Project
+from tests.workflow.site import NOTHING, ROOT, Site, make
+
+ALL_CELLS = 9  # one dense, two sparsities x four methods
+EVERYTHING = {"allocate_cheap": 4, "allocate_search": 4, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A site whose grid has run to the end."""
+    site = make(tmp_path_factory.mktemp("site"))
+    done = site.snakemake()
+    assert done.returncode == 0, done.stdout
+    return site
+
+
+@pytest.fixture
+def site(finished: Site) -> Iterator[Site]:
+    """The finished site; its configuration is put back afterwards."""
+    kept = {path: path.read_bytes() for path in (finished.folder / "config").rglob("*.yaml")}
+    yield finished
+    for path, body in kept.items():
+        path.write_bytes(body)
+
+
+def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    shutil.copytree(ROOT / "config", tmp_path / "config", dirs_exist_ok=True)
+    shutil.copy(ROOT / "config/demo.yaml", site.grid)
+    project = Project(ROOT / "config/demo.yaml")
+    pruned = list(project.cells(dense=False))
+    searches = sum(project.method(cell.method).is_search for cell in pruned)
+    assert site.planned() == {
+        "asset_model": len(project.models),
+        "asset_text": 1,
+        "asset_tasks": 1,
+        "calibrate": len(project.models),
+        "allocate_cheap": len(pruned) - searches,
+        "allocate_search": searches,
+        "apply": len(pruned),
+        "evaluate": len(list(project.cells())),
+        "report": 1,
+    }
+
+
+def test_each_command_ran_once_and_the_command_line_accepts_it(finished: Site) -> None:
+    commands = finished.commands()
+    assert len(commands) == len({tuple(words) for words in commands}) == 3 + 1 + 8 + 8 + ALL_CELLS + 1
+    for words in commands:
+        _parser().parse_args(words)
+
+
+def test_only_the_dense_cell_is_evaluated_uncut(finished: Site) -> None:
+    evaluated = [words for words in finished.commands() if words[0] == "evaluate"]
+    without = [words[words.index("--cell") + 1] for words in evaluated if "--cut" not in words]
+    assert without == ["tiny/structured/s0.00/dense/seed0"]
+    assert all("--tasks-dir" in words for words in evaluated)
+
+
+def test_a_second_run_does_nothing(site: Site) -> None:
+    before = len(site.commands())
+    done = site.snakemake()
+    assert done.returncode == 0
+    assert NOTHING in done.stdout
+    assert len(site.commands()) == before
+
+
+def _grid(**changes: object) -> Callable[[Site], None]:
+    return lambda site: site.write("grid.yaml", {**site.read("grid.yaml"), **changes})
+
+
+def _part(name: str, **changes: object) -> Callable[[Site], None]:
+    return lambda site: site.write(name, {**site.read(name), **changes})
+
+
+CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
+    "a parameter of a search": (
+        _grid(variants={"fastforward": {"episodes": 7}}),
+        {"allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
+    ),
+    "a parameter of a cheap method": (
+        _grid(variants={"owl": {"strength": 0.1}}),
+        {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1},
+    ),
+    "the budget of every search": (
+        _grid(search={"evaluations": 7}),
+        {"allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},
+    ),
+    "another sparsity": (
+        _grid(sparsities=[0.2, 0.3, 0.4]),
+        {"allocate_cheap": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
+    ),
+    "another seed: of the searches only": (
+        _grid(seeds=[0, 1]),
+        {"allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},
+    ),
+    "how cells are scored": (_grid(evaluation={"windows": 3}), {"evaluate": ALL_CELLS, "report": 1}),
+    "the texts of the calibration": (_grid(calibration={"windows": 3}), {"calibrate": 1, **EVERYTHING, "evaluate": 8}),
+    "the tasks": (_part("tasks/one.yaml", version="2"), {"asset_tasks": 1, "evaluate": ALL_CELLS, "report": 1}),
+    "the source of the text": (
+        _part("texts/here.yaml", shares={"calibration": 0.1, "search": 0.2, "selection": 0.3, "test": 0.4}),
+        {"asset_text": 1, "calibrate": 1, **EVERYTHING},
+    ),
+    "a title": (_grid(title="Another"), {"report": 1}),
+    "what a job may ask for": (_part("models/tiny.yaml", title="Tiny", resources={"mem_mb": 200}), {}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_runs_again_exactly_what_it_touches(site: Site, change: str) -> None:
+    apply, expected = CHANGES[change]
+    apply(site)
+    assert site.planned() == expected
+
+
+def test_a_raised_version_of_a_method_runs_its_cells_again(site: Site, tmp_path: Path) -> None:
+    for name in ("ffp", "workflow"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    registry = tmp_path / "ffp/registry.py"
+    old = 'Method("owl", "ffp.search.owl:Owl", "'
+    assert old in registry.read_text()
+    registry.write_text(registry.read_text().replace(old, old + "9."))
+    planned = Site(site.folder, code=tmp_path).planned()
+    assert planned == {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1}
+
+
+def test_an_edited_local_text_and_a_deleted_cell_are_noticed(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    assert site.snakemake().returncode == 0
+    scores = tmp_path / "results/cells/tiny/structured/s0.20/owl/seed0/scores.json"
+    scores.unlink()
+    assert site.planned() == {"evaluate": 1, "report": 1}
+    (tmp_path / "corpus.txt").write_text("Another document.")
+    assert site.planned() == {"asset_text": 1, "calibrate": 1, **EVERYTHING}
+
+
+def test_assets_fetched_again_and_lost_logs_run_nothing(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    assert site.snakemake().returncode == 0
+    for name in ("data/models", "data/text", "data/tasks", "logs"):
+        shutil.rmtree(tmp_path / name)
+    assert site.planned() == {}
+    assert site.snakemake("assets").returncode == 0
+    _grid(sparsities=[0.2, 0.3, 0.4])(site)
+    assert site.planned() == {"allocate_cheap": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
+
+
+def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    done = site.snakemake(fail="s0.20/owl/seed0")
+    assert done.returncode != 0
+    assert "ffp: the stand-in was told to fail" in done.stdout
+    assert "finished cells are kept: run the same command again" in done.stdout
+    log = tmp_path / "logs/allocate/tiny/structured/s0.20/owl/seed0.log"
+    assert log.read_text() == "ffp: the stand-in was told to fail\n"
+    assert site.planned() == {"allocate_cheap": 1, "apply": 1, "evaluate": 1, "report": 1}
+
+
+def test_a_fault_of_the_grid_is_named(site: Site) -> None:
+    _grid(methods=["unifrom"])(site)
+    done = site.snakemake("--dry-run")
+    assert done.returncode != 0
+    assert "unknown method 'unifrom': did you mean uniform?" in done.stdout
+
+
+def test_a_grid_without_tasks_fetches_none(site: Site) -> None:
+    grid = site.read("grid.yaml")
+    del grid["tasks"]
+    site.write("grid.yaml", grid)
+    shown = site.snakemake("--dry-run", "--printshellcmds", "--forceall", "--quiet", "host").stdout
+    assert "ffp evaluate" in shown
+    assert "ffp asset tasks" not in shown
+    assert "--tasks-dir" not in shown
+
+
+def test_dvc_stores_every_file_of_the_report(finished: Site) -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["grid"]
+    entries: dict[str, dict[str, bool]] = {}
+    for entry in stage["outs"] + stage["metrics"] + stage["plots"]:
+        entries.update(entry)
+    report = {str(path.relative_to(finished.folder)) for path in (finished.folder / "results/report").iterdir()}
+    assert {path for path in entries if path.startswith("results/report/")} == report
+    assert {"results/cells", "data/calibration", ".snakemake/metadata"} <= set(entries)
+    assert all(options["persist"] for options in entries.values()), (
+        "DVC deletes the others before Snakemake could keep them"
+    )
+
+
+def test_lint_finds_nothing(site: Site) -> None:
+    done = site.snakemake("--lint")
+    assert done.returncode == 0, done.stdout
+
+
+def test_format_is_clean() -> None:
+    command = [str(Path(sys.executable).with_name("snakefmt")), "--check", "Snakefile", "workflow"]
+    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_snakefile_is_short_and_parsing_it_imports_no_torch() -> None:
+    assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
+    code = (
+        "import sys, ffp.config; ffp.config.Project('config/demo.yaml');"
+        "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

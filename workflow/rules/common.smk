@@ -1,0 +1,104 @@
+# What the rules look up: paths, settings and resources, all from the grid file. No rule is defined here.
+import functools
+import json
+import os
+import re
+from pathlib import Path
+
+from ffp.config import STEP_VERSIONS, Cell, Project
+
+as_json = functools.partial(json.dumps, sort_keys=True)
+
+PROJECT = Project(config.get("grid", "config/demo.yaml"))
+GRID = PROJECT.grid
+
+# Paths; {{...}} are wildcards. A cell is one point of the grid, the dense model included.
+CONFIG = PROJECT.root
+MODEL = f"{GRID.data}/models/{{model}}/asset.json"
+TEXT = f"{GRID.data}/text/{{text}}/asset.json"
+TASKS = f"{GRID.data}/tasks/{{tasks}}/asset.json"
+CALIBRATION = f"{GRID.data}/calibration/{{model}}"
+CELL = "{model}/{granularity}/s{sparsity}/{method}/seed{seed}"
+CELLS = f"{GRID.results}/cells"
+REPORT = f"{GRID.results}/report"
+INDEX = f"{REPORT}/index.html"
+ENV = "../../environment.yml"  # the software of every rule, which is that of Snakemake itself
+
+TEXT_ASSET = TEXT.format(text=GRID.text)
+TASKS_ASSET = [TASKS.format(tasks=GRID.tasks)] if GRID.tasks else []
+
+SEARCHES = [name for name in GRID.methods if PROJECT.method(name).is_search]
+CHEAP = [name for name in GRID.methods if name not in SEARCHES]
+ALL_CELLS = [cell.path for cell in PROJECT.cells()]
+PRUNED_CELLS = [cell.path for cell in PROJECT.cells(dense=False)]
+SEARCH_FILES = ["allocation.json", "trace.parquet", "search.cost.json"]
+CELL_FILES = [
+    *expand(f"{CELLS}/{{cell}}/scores.json", cell=ALL_CELLS),
+    *expand(f"{CELLS}/{{cell}}/{{file}}", cell=PRUNED_CELLS, file=SEARCH_FILES),
+]
+
+
+def one_of(names):
+    """A pattern for exactly these names; it matches nothing where there are none."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
+
+
+def local_files(parts):
+    """The files of this machine that an asset is made of, so that an edit is noticed."""
+    paths = [Path(part.source.path).expanduser() for part in parts if part.source.kind == "local"]
+    return [file for path in paths for file in (sorted(path.glob("[!.]*.*")) if path.is_dir() else [path])]
+
+
+wildcard_constraints:
+    model=one_of(GRID.models),
+    text=one_of([GRID.text]),
+    tasks=one_of([GRID.tasks] if GRID.tasks else []),
+    granularity=one_of(GRID.granularities),
+    sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.sparsities)]),
+    method=one_of(["dense", *GRID.methods]),
+    seed=one_of([0, *GRID.seeds]),
+
+
+def settings(step):
+    """All of the configuration that can change a step's numbers, as JSON: when it changes, the job runs again."""
+
+    def of(wildcards):
+        parts = {name: wildcards.get(name, "") for name in ("model", "granularity", "sparsity", "method", "seed")}
+        return as_json(PROJECT.settings(step, Cell(**parts)))
+
+    return of
+
+
+def asset_settings(part, **fields):
+    """The same for an asset: not its title, nor what a model's jobs ask for."""
+    return as_json({"step_version": STEP_VERSIONS["asset"], **part.model_dump(mode="json", **fields)})
+
+
+def report_settings():
+    """The same for the report: the grid and the names that its tables print."""
+    parts = {**PROJECT.models, "text": PROJECT.text, "tasks": PROJECT.tasks}
+    titles = {name: part.title for name, part in parts.items() if part}
+    return as_json({"step_version": STEP_VERSIONS["report"], "titles": titles, "grid": GRID.model_dump(mode="json")})
+
+
+def ask(resource):
+    """What a job of this model asks of the machine, from config/models/."""
+    return lambda wildcards: getattr(PROJECT.models[wildcards.model].resources, resource)
+
+
+def cut_files(wildcards):
+    """What makes the dense model a cell's: nothing for the dense cell."""
+    if wildcards.method == "dense":
+        return []
+    return [f"{CELLS}/{CELL}/{file}".format(**wildcards) for file in ("masks.safetensors", "updates.safetensors")]
+
+
+def folder_flag(name, key):
+    """A params function: ["--name", folder of the input `key`], or [] where the job has no such input."""
+
+    def of(wildcards, input):
+        files = input.get(key)
+        first = files if isinstance(files, str) else next(iter(files), "")
+        return [f"--{name}", os.path.dirname(first)] if first else []
+
+    return of

@@ -1,0 +1,34 @@
+# Tables and plots of the whole grid, and one page that shows them.
+
+
+rule report:
+    input:
+        expand(f"{GRID.data}/calibration/{{model}}/calibrate.cost.json", model=GRID.models),
+        CELL_FILES,
+    output:
+        index=report(INDEX, caption="../report/index.rst", category="Results"),
+        csv=report(f"{REPORT}/comparison.csv", caption="../report/comparison.rst", category="Results"),
+        tables=multiext(f"{REPORT}/comparison", ".md", ".tex", ".parquet"),
+        metrics=f"{REPORT}/metrics.json",
+        quality_cost=report(f"{REPORT}/quality_cost.svg", caption="../report/quality_cost.rst", category="Plots"),
+        anytime=report(f"{REPORT}/anytime.svg", caption="../report/anytime.rst", category="Plots"),
+        allocation=report(f"{REPORT}/allocation.svg", caption="../report/allocation.rst", category="Plots"),
+        bitmaps=multiext(f"{REPORT}/", "quality_cost.png", "anytime.png", "allocation.png"),
+    log:
+        "logs/report.log",
+    benchmark:
+        "logs/report.benchmark.tsv"
+    localrule: True
+    conda:
+        ENV
+    params:
+        grid=PROJECT.file,
+        out=subpath(output.index, parent=True),
+        settings=report_settings(),
+    shell:
+        """
+        ffp report \
+            --config {params.grid:q} \
+            --out {params.out:q} \
+            2>&1 | tee {log:q}
+        """
