@@ -222,11 +222,14 @@ class SearchResult:
 
     trace: one row per evaluation, plain values only, in the order they happened; see search/base.py for columns.
     policy: arrays of a learned policy, empty for methods that learn none.
+    answers: (tokens spent, kept units) whenever the allocation that the search would have given changed: what an
+    anytime comparison needs.
     """
 
     allocation: Allocation
     trace: tuple[Mapping[str, Any], ...] = ()
     policy: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    answers: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class Allocator(Protocol):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ffp.artifacts import digest, provenance, read_json, sha256, write_json
+from ffp.artifacts import digest, read_json, sha256, write_json
 from ffp.types import ArtifactError, AssetError
 
 LOG = logging.getLogger("ffp")
@@ -117,7 +117,7 @@ def _seal(partial: Path, kind: str, source: Mapping[str, Any]) -> None:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         files[path.name] = sha256(path)
-    facts = {"kind": kind, "source": source, "files": files, "digest": digest(files), "provenance": provenance()}
+    facts = {"kind": kind, "source": source, "files": files, "digest": digest(files)}
     write_json(partial / "asset.json", SCHEMA, facts)
 
 

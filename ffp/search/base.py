@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ffp.budget import kept_budget
-from ffp.types import Allocation, ConfigError, FfpError, FloatArray, PruningProblem, Reward, SearchBudget
+from ffp.types import Allocation, ConfigError, FfpError, FloatArray, PruningProblem, Reward, SearchBudget, SearchResult
 
 log = logging.getLogger("ffp")
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Tracker:
         self.reward = reward
         self.budget = budget
         self.rows: list[Mapping[str, Any]] = []
+        self.answers: list[tuple[int, tuple[int, ...]]] = []
         self.max_rounds = 4 * budget.evaluations
         self._memory: dict[tuple[tuple[int, ...], Windows], float] = {}
         self._spent_before = reward.spent_tokens
@@ -143,6 +144,17 @@ class Tracker:
         row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, list(candidate.keep))
         self.rows.append(dict(zip(COLUMNS, row, strict=True)))
         self._progress.step(len(self.rows), self.spent, self._best)
+
+    def answer(self, allocation: Allocation) -> None:
+        """Note what the search would answer if its budget ended now: the anytime curve is made of these."""
+        if not self.answers or self.answers[-1][1] != allocation.keep:
+            self.answers.append((self.spent, allocation.keep))
+
+    def result(self, contenders: Sequence[Allocation], policy: Mapping[str, Any] | None = None) -> SearchResult:
+        """The end of a search: the winner among its contenders (see finish) and all that led to it."""
+        winner = self.finish(contenders)
+        self.answer(winner)
+        return SearchResult(winner, tuple(self.rows), policy or {}, tuple(self.answers))
 
     def finish(self, contenders: Sequence[Allocation]) -> Allocation:
         """The winner: the first `budget.finalists` distinct contenders, re-scored together on the selection text.

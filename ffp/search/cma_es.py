@@ -59,4 +59,5 @@ class CmaEs:
                 break
             optimiser.tell([(action, -score) for action, score in zip(actions, scores, strict=True)])
             winners.insert(0, candidates[best_first(scores)[0]])
-        return SearchResult(tracker.finish([project(problem, optimiser.mean), *winners]), tuple(tracker.rows))
+            tracker.answer(project(problem, optimiser.mean))
+        return tracker.result([project(problem, optimiser.mean), *winners])

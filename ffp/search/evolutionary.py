@@ -70,6 +70,7 @@ class Evolutionary:
         rng = np.random.default_rng(seed)
         step = self.step or default_step(problem)
         lineage = [starting_allocation(problem, self.start)]  # the parents, latest first: each beat the one after it
+        tracker.answer(lineage[0])
         wanted = self.offspring or offspring_for(budget)
         idle = 0
         for _ in range(tracker.max_rounds):
@@ -84,7 +85,8 @@ class Evolutionary:
                 break
             if winner != lineage[0]:
                 lineage.insert(0, winner)
-        return SearchResult(tracker.finish(lineage), tuple(tracker.rows))
+                tracker.answer(winner)
+        return tracker.result(lineage)
 
 
 def stage_windows(windows: int) -> list[int]:

@@ -100,12 +100,11 @@ class FastForward:
             best = run_batch(problem, tracker, agent, batch, tracker.draw(rng, batch.windows))
             if batch.sparsity == problem.target:
                 winners.insert(0, best)
+            tracker.answer(project(problem, agent.mean(problem.target)))
         contenders = [project(problem, agent.mean(problem.target)), *winners]
         contenders = list(dict.fromkeys(contenders))[: n_contenders(budget)]
         scores = tracker.score(contenders, tracker.draw(rng, budget.windows), stage="contenders")
-        return SearchResult(
-            tracker.finish([contenders[i] for i in best_first(scores)]), tuple(tracker.rows), agent.arrays()
-        )
+        return tracker.result([contenders[i] for i in best_first(scores)], agent.arrays())
 
     def _ppo(self) -> PpoSettings:
         return PpoSettings(

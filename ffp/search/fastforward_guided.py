@@ -81,10 +81,10 @@ class FastForwardGuided:
             velocity = self.momentum * velocity + (1 - self.momentum) * kkt_scores(values.at(allocation))
             logits = logits + self.step * (1 + math.cos(math.pi * t / steps)) / 2 * velocity
             iterates.append(logits)
+            tracker.answer(self.averages(problem, iterates)[0])
         candidates = self.averages(problem, iterates)[: max(1, tracker.windows_left // budget.windows)]
         scores = tracker.score(candidates, tracker.draw(rng, budget.windows), stage="contenders")
-        winner = tracker.finish([candidates[i] for i in best_first(scores)])
-        return SearchResult(winner, tuple(tracker.rows), {"logits": logits})
+        return tracker.result([candidates[i] for i in best_first(scores)], {"logits": logits})
 
     def averages(self, problem: PruningProblem, iterates: list[FloatArray]) -> list[Allocation]:
         """Distinct allocations of averaged iterates, the widest first: over the latest share `average`, half of that,

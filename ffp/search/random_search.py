@@ -53,5 +53,6 @@ class RandomSearch:
             except Exhausted:
                 break
             seen.append(candidate)
+            tracker.answer(seen[best_first(scores)[0]])
             candidate = project(problem, centre + self.spread * rng.normal(size=len(centre)))
-        return SearchResult(tracker.finish([seen[i] for i in best_first(scores)]), tuple(tracker.rows))
+        return tracker.result([seen[i] for i in best_first(scores)])
