@@ -32,6 +32,10 @@ rule assets:
     localrule: True
 
 
+onstart:
+    runlock.hold()
+
+
 onsuccess:
     if os.path.exists(INDEX):
         print(f"Done. The report is at {INDEX}")

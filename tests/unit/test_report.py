@@ -284,7 +284,7 @@ def test_page_escapes_labels_and_loads_nothing(built):
     assert parsed.loads and all(value.startswith("data:") for value in parsed.loads)
     assert not re.search(r"https?://|@import|url\(", source)
     assert "default-src 'none'" in source
-    assert "ffp evaluate --config" in parsed.text and "--masks" in parsed.text
+    assert "ffp evaluate --config" in parsed.text and "--cut" in parsed.text
 
 
 def test_commands_quote_their_paths_and_are_three_for_a_pruned_cell(tmp_path):
@@ -293,7 +293,7 @@ def test_commands_quote_their_paths_and_are_three_for_a_pruned_cell(tmp_path):
     assert [line.split()[1] for line in page.commands(project, pruned)] == ["allocate", "apply", "evaluate"]
     assert page.commands(project, pruned)[0].endswith("--out 'a b/cells/tiny/structured/s0.20/uniform/seed0'")
     (line,) = page.commands(project, dense)
-    assert line.startswith("ffp evaluate ") and "--masks" not in line and "--tasks-dir data/tasks/two" in line
+    assert line.startswith("ffp evaluate ") and "--cut" not in line and "--tasks-dir data/tasks/two" in line
 
 
 def test_latex_and_markdown_escape_labels(tmp_path):

@@ -5,7 +5,11 @@ import os
 import re
 from pathlib import Path
 
+from ffp import runlock
 from ffp.config import STEP_VERSIONS, Cell, Project
+
+if workflow.is_main_process:
+    runlock.clear_stale()  # what kill -9 left behind; see ffp/runlock.py
 
 as_json = functools.partial(json.dumps, sort_keys=True)
 

@@ -1,0 +1,139 @@
+"""The whole pipeline on a tiny real grid: runs, does nothing again, survives kill -9, and says what is wrong."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ffp import budget, steps
+from ffp.artifacts import read_json, read_tensors
+from ffp.types import LayerBudget, PruningProblem
+from tests.workflow import tiny
+
+METHODS = ("owl", "fastforward", "fastforward-guided")
+
+
+def cell(method):
+    return f"tiny/structured/s0.30/{method}/seed0"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.build(folder)
+    done = tiny.snakemake(folder)
+    assert done.returncode == 0, done.output
+    return folder
+
+
+def test_every_cell_is_scored_and_reported(finished):
+    table = pd.read_csv(finished / "results/report/comparison.csv")
+    assert sorted(table["method"]) == sorted(("dense", *METHODS))
+    assert set(table["status"]) == {"done"}
+    assert np.isfinite(table["ppl"]).all()
+    assert (finished / "results/report/index.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_meet_the_budget_exactly(finished, method):
+    folder = finished / "results/cells" / cell(method)
+    facts = read_json(folder / "allocation.json", steps.ALLOCATION)["problem"]
+    problem = PruningProblem(tuple(LayerBudget(*unit) for unit in facts["units"]), facts["target"])
+    kept, _ = read_tensors(folder / "masks.safetensors", steps.MASKS)
+    keep = [len(kept[unit.name]) for unit in problem.units]
+    addable = [u.group_params for u, k in zip(problem.units, keep, strict=True) if k < u.n_groups]
+    assert 0 <= budget.kept_budget(problem) - np.dot(keep, problem.group_params) < min(addable)
+    scores = read_json(folder / "scores.json", steps.SCORES)
+    assert scores["block_sparsity"] == problem.sparsity_of(keep) >= 0.3
+    removed = np.dot(problem.n_groups - keep, problem.group_params)
+    assert scores["params"]["dense"] - scores["params"]["kept"] == removed
+
+
+def test_only_the_compensated_method_has_updates(finished):
+    for method in METHODS:
+        updates, _ = read_tensors(finished / "results/cells" / cell(method) / "updates.safetensors", steps.UPDATES)
+        assert len(updates) == (6 if method == "owl" else 0)
+
+
+def test_a_second_run_does_nothing(finished):
+    again = tiny.snakemake(finished)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.output
+
+
+def allocate(folder, method, **options):
+    words = ["--config", "config/grid.yaml", "--cell", cell(method), "--model-dir", "data/models/tiny"]
+    words += ["--calibration", "data/calibration/tiny", "--out", f"again/{method}"]
+    return tiny.run(folder, "ffp.cli", "allocate", *words, **options)
+
+
+@pytest.mark.parametrize("method", ["fastforward", "fastforward-guided"])
+def test_a_killed_search_ends_like_an_undisturbed_one(finished, method):
+    """kill -9 after a few measurements; the second attempt ends with the same bytes."""
+    journal = finished / f"again/{method}/journal.txt"
+    search = allocate(finished, method, start_only=True)
+    while search.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 6):
+        time.sleep(0.01)
+    assert search.poll() is None, "the search ended before it could be killed"
+    os.killpg(search.pid, signal.SIGKILL)
+    search.wait()
+    assert not (finished / f"again/{method}/allocation.json").exists()
+    assert (last := allocate(finished, method)).returncode == 0, last.output
+    assert "resuming:" in last.output
+    straight, again = finished / "results/cells" / cell(method), finished / "again" / method
+    assert (again / "allocation.json").read_bytes() == (straight / "allocation.json").read_bytes()
+    assert (again / "trace.parquet").read_bytes() == (straight / "trace.parquet").read_bytes()
+    costs = [read_json(folder / "search.cost.json", steps.COST) for folder in (straight, again)]
+    counted = [[cost[key] for key in ("evaluations", "n_tokens")] for cost in costs]
+    assert counted[0] == counted[1]
+    assert not journal.exists()
+
+
+def test_a_killed_workflow_completes_with_the_same_results(finished, tmp_path):
+    """kill -9 of Snakemake and all its jobs in the middle of the grid; the next run completes unattended."""
+    tiny.build(tmp_path)
+    first = tiny.snakemake(tmp_path, start_only=True)
+    while first.poll() is None and not list(tmp_path.glob("results/cells/tiny/*/*/*/*/journal.txt")):
+        time.sleep(0.02)
+    assert first.poll() is None, first.communicate()[0]
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = tiny.snakemake(tmp_path)
+    assert second.returncode == 0, second.output
+    for method in METHODS:
+        for name in ("allocation.json", "masks.safetensors"):
+            killed, whole = (folder / "results/cells" / cell(method) / name for folder in (tmp_path, finished))
+            assert _without_source(killed) == _without_source(whole)
+    costs = ["search_s", "search_peak_mem_bytes", "evaluation_s", "evaluation_peak_mem_bytes"]
+    tables = [pd.read_csv(folder / "results/report/comparison.csv") for folder in (tmp_path, finished)]
+    pd.testing.assert_frame_equal(*(table.drop(columns=costs) for table in tables))
+
+
+def _without_source(path: Path) -> object:
+    """An artifact without the digests of its inputs, which name this run's own folder."""
+    if path.suffix == ".json":
+        body = json.loads(path.read_text())
+        return {key: value for key, value in body.items() if key != "provenance"}
+    return {name: array.tolist() for name, array in read_tensors(path, steps.MASKS)[0].items()}
+
+
+def test_bad_requests_exit_2_and_damaged_files_3_with_one_line(finished):
+    words = ["allocate", "--config", "config/grid.yaml", "--model-dir", "data/models/tiny", "--out", "x"]
+    calibration = ["--calibration", "data/calibration/tiny"]
+    unknown = tiny.run(finished, "ffp.cli", *words, "--cell", cell("olw"), *calibration)
+    assert unknown.returncode == 2
+    assert f"has no cell '{cell('olw')}': did you mean {cell('owl')}" in unknown.output
+    damaged = finished / "damaged"
+    damaged.mkdir()
+    for name in ("tokens.safetensors", "stats.safetensors"):
+        damaged.joinpath(name).write_bytes((finished / "data/calibration/tiny" / name).read_bytes()[:-7])
+    broken = tiny.run(finished, "ffp.cli", *words, "--cell", cell("owl"), "--calibration", "damaged")
+    assert broken.returncode == 3
+    assert "damaged/stats.safetensors cannot be read" in broken.output
+    assert "Traceback" not in unknown.output + broken.output
+    assert not (finished / "x").exists()

@@ -1,0 +1,101 @@
+"""A tiny real grid: a random LLaMA on real English (the standard library's docstrings), nothing but local files."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MODULES = ("argparse", "collections", "concurrent.futures", "csv", "datetime", "decimal", "difflib", "email.message",
+           "fractions", "functools", "heapq", "inspect", "itertools", "json", "logging", "pathlib", "random", "re",
+           "shutil", "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "typing",
+           "unittest.mock", "urllib.request", "zipfile")  # fmt: skip
+
+
+def documents() -> list[dict[str, str]]:
+    """One document a module: the docstrings of its public classes and functions."""
+    found = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        members = [module, *(m for _, m in inspect.getmembers(module) if inspect.isclass(m) or inspect.isroutine(m))]
+        text = "\n\n".join(dict.fromkeys(filter(None, map(inspect.getdoc, members))))
+        found.append({"id": name, "text": text})
+    return found
+
+
+def build(folder: Path) -> Path:
+    """Write model, text and configuration below `folder`; the grid's file."""
+    _model(folder / "source")
+    (folder / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents()))
+    source = {"kind": "local", "path": str(folder / "source")}
+    parts = {
+        "models/tiny": {"title": "Tiny", "source": source, "device": "cpu", "batch_tokens": 256},
+        "texts/docs": {
+            "title": "Docstrings",
+            "sources": [{"name": "docs", "source": {"kind": "local", "path": str(folder / "docs.jsonl")}}],
+            "shares": {"calibration": 0.3, "search": 0.3, "selection": 0.2, "test": 0.2},
+        },
+        "grid": {
+            "title": "Tiny grid",
+            "models": ["tiny"],
+            "text": "docs",
+            "sparsities": [0.3],
+            "methods": ["owl", "fastforward", "fastforward-guided"],
+            "variants": {"owl": {"compensate": "ridge"}},
+            "calibration": {"windows": 4, "context": 64},
+            "search": {"context": 64, "windows": 8, "selection_windows": 4, "evaluations": 40,
+                       "windows_per_evaluation": 2, "finalists": 2},
+            "evaluation": {"context": 64, "windows": 6},
+        },
+    }  # fmt: skip
+    for name, body in parts.items():
+        path = folder / "config" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(body))
+    return folder / "config" / "grid.yaml"
+
+
+def _model(folder: Path) -> None:
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet)
+    core.train_from_iterator([document["text"] for document in documents()], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def run(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
+    """Start a command of this environment in `folder`; wait for its end unless told otherwise."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    if not start_only:
+        process.output = process.communicate()[0]  # type: ignore[attr-defined]
+    return process
+
+
+def snakemake(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
+    """Snakemake on the tiny grid, on two cores."""
+    common = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--profile", str(ROOT / "profiles/local")]
+    return run(folder, "snakemake", *words, *common, "--config", "grid=config/grid.yaml", start_only=start_only)
