@@ -85,12 +85,12 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
         model=_asset_digest(model_dir),
         calibration=_calibration_digest(calibration_dir),
     )
-    stats = _calibration(adapter, calibration_dir) if method.needs else None
+    stats = open_calibration(adapter, calibration_dir) if method.needs else None
     journal, reward = out / "journal.txt", None
     if method.is_search and stats is not None:
         identity = [settings, cell.path, problem.problem_id, origin["model"], origin["calibration"]]
         orders = stats.orders(project.grid.calibration.score)
-        reward = _reward(adapter, orders, calibration_dir, config.batch_tokens, Journal(journal, identity))
+        reward = open_reward(adapter, orders, calibration_dir, config.batch_tokens, Journal(journal, identity))
     with CostMeter() as cost:
         result = allocator.allocate(
             problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed
@@ -114,7 +114,7 @@ def apply(
     config, score = project.models[cell.model], project.grid.calibration.score
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep)
     problem, allocation = read_allocation(allocation_file, adapter)
-    kept = kept_units(problem, allocation, _calibration(adapter, calibration_dir).orders(score))
+    kept = kept_units(problem, allocation, open_calibration(adapter, calibration_dir).orders(score))
     origin = artifacts.provenance(
         model=_asset_digest(model_dir),
         calibration=_calibration_digest(calibration_dir),
@@ -248,14 +248,16 @@ def _cell_body(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _calibration(adapter: Adapter, folder: Path) -> Calibration:
+def open_calibration(adapter: Adapter, folder: Path) -> Calibration:
+    """The statistics of a calibration folder, checked against the model."""
     arrays, meta = artifacts.read_tensors(folder / "stats.safetensors", STATS)
     return Calibration(adapter, from_arrays(adapter, arrays, folder / "stats.safetensors"), meta["n_tokens"])
 
 
-def _reward(
+def open_reward(
     adapter: Adapter, orders: dict[str, Any], folder: Path, batch_tokens: int, journal: Journal
 ) -> SlicedReward:
+    """The evaluator over a calibration folder's search and selection texts; permutes the model by `orders`."""
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     search, selection = (
         Text(name, _windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
