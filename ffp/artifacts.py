@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,33 @@ def whole(path: Path) -> Iterator[Path]:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success flush its files to disk and rename it into place.
+
+    Raises FfpError where `path` exists, and as whole() does.
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise FfpError(f"{path} exists and is not overwritten. Give another --out, or delete it.")
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        yield partial
+        for file in (file for file in partial.rglob("*") if file.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.chmod(0o666 & ~_umask())
+        partial.chmod(0o777 & ~_umask())
+        partial.rename(path)
+    except OSError as error:
+        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @functools.cache

@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cut", type=Path, metavar="DIR", help="without it the dense model; folder with the cell's masks and updates"
     )
 
+    step = _command(commands, "export", _export, "write a cell's model as a checkpoint: smaller, or with zeros")
+    _cell(step)
+    _paths(step, config="grid file", out="folder to make")
+    step.add_argument("--model-dir", type=Path, metavar="PATH", help="fetched model; that of the grid without it")
+    step.add_argument("--cut", type=Path, metavar="DIR", help="folder with the cell's masks and updates; as above")
+    step.add_argument("--dense-shape", action="store_true", help="the parent's shapes, zeros for what was removed")
+
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
     return parser
@@ -134,6 +141,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ffp import steps
 
     steps.evaluate(project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out)
+
+
+def _export(options: argparse.Namespace) -> None:
+    project, cell = _open(options)
+    from ffp import steps
+
+    model_dir = options.model_dir or Path(project.grid.data, "models", cell.model)
+    cut_dir = options.cut or Path(project.grid.results, "cells", cell.path)
+    steps.export(project, cell, model_dir, cut_dir, options.out, dense_shape=options.dense_shape)
+    print(options.out)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -87,13 +87,18 @@ class Resources(Strict):
 
 
 class ModelConfig(Strict):
-    """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step."""
+    """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step.
+
+    license: of the weights, for the cards of checkpoints made of them. align: kept FFN channels are a multiple of it.
+    """
 
     source: Source
     title: str
+    license: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    min_keep: Annotated[int, Field(ge=0)] = 1
+    min_keep: Count = 1
+    align: Literal[1, 8, 16, 32, 64, 128] = 1
     batch_tokens: Count = 4096
     resources: Resources = Resources()
 
@@ -345,6 +350,7 @@ class Project:
             tasks = self.tasks.version if self.tasks else None
             return {**arithmetic, "evaluation": grid.evaluation.model_dump(), "tasks": tasks}
         cut = {"score": grid.calibration.score, "min_keep": model.min_keep}
+        cut |= {"align": model.align} if model.align > 1 else {}
         if step == "apply":
             return {**arithmetic, **cut, "compensate": self.compensation(cell.method)}
         method = self.method(cell.method)

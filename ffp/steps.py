@@ -15,18 +15,20 @@ from ffp.config import Cell, Project
 from ffp.cost import CostMeter
 from ffp.evaluation import perplexity, score_tasks
 from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
+from ffp.models.card import model_card
+from ffp.models.export import SHARD, save_pruned
 from ffp.models.loss import token_losses
-from ffp.models.sliced import SlicedModel, cut
-from ffp.pruning.compensate import compensate, load_updates
+from ffp.models.sliced import SlicedModel, cut, mask
+from ffp.pruning.compensate import compensate, load_updates, spread_updates
 from ffp.pruning.masks import check_kept, kept_units
 from ffp.reward import Journal, SlicedReward, Text
 from ffp.texts import read_documents, token_windows
-from ffp.types import Allocation, ArtifactError, LayerBudget, PruningProblem, SearchResult
+from ffp.types import Allocation, ArtifactError, ConfigError, LayerBudget, PruningProblem, SearchResult
 
 log = logging.getLogger("ffp")
 ASSET, TOKENS, STATS, COST = "ffp/asset/1", "ffp/tokens/1", "ffp/stats/1", "ffp/cost/1"
 ALLOCATION, POLICY, SCORES = "ffp/allocation/1", "ffp/policy/1", "ffp/scores/1"
-MASKS, UPDATES = "ffp/masks/1", "ffp/updates/1"
+MASKS, UPDATES, EXPORT = "ffp/masks/1", "ffp/updates/1", "ffp/export/1"
 TRACE_COLUMNS = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
 
 
@@ -37,7 +39,7 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
     """
     config, grid = project.models[model_name], project.grid
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
-    adapter = Adapter(model, min_keep=config.min_keep)
+    adapter = Adapter(model, min_keep=config.min_keep, align=config.align)
     sizes = {
         "calibration": (grid.calibration.context, grid.calibration.windows),
         "search": (grid.search.context, grid.search.windows),
@@ -76,7 +78,7 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
     method = registry.find(project.method(cell.method).name)
     allocator = registry.create(method.name, project.parameters(cell.method))
     load = load_model if method.needs else load_skeleton
-    adapter = Adapter(load(model_dir, config), min_keep=config.min_keep)
+    adapter = Adapter(load(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem = adapter.problem(float(cell.sparsity))
     settings = project.settings("allocate", cell)
     origin = artifacts.provenance(
@@ -112,7 +114,7 @@ def apply(
     compensation) into the cell's folder `out`.
     """
     config, score = project.models[cell.model], project.grid.calibration.score
-    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep)
+    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem, allocation = read_allocation(allocation_file, adapter)
     kept = kept_units(problem, allocation, open_calibration(adapter, calibration_dir).orders(score))
     origin = artifacts.provenance(
@@ -146,16 +148,8 @@ def evaluate(
     """
     config, settings = project.models[cell.model], project.grid.evaluation
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
-    adapter = Adapter(model, min_keep=config.min_keep)
-    dense_params, sparsity = adapter.model_params(), 0.0
-    if cut_dir is not None:
-        problem = adapter.problem(float(cell.sparsity))
-        kept, _ = artifacts.read_tensors(cut_dir / "masks.safetensors", MASKS)
-        check_kept(problem, kept, cut_dir / "masks.safetensors")
-        sparsity = problem.sparsity_of([len(kept[unit.name]) for unit in problem.units])
-        cut(adapter, kept)
-        load_updates(adapter, artifacts.read_tensors(cut_dir / "updates.safetensors", UPDATES)[0])
-    kept_params = adapter.model_params()
+    adapter = Adapter(model, min_keep=config.min_keep, align=config.align)
+    facts = cut_model(adapter, cell, cut_dir)
     with CostMeter() as cost:
         documents = read_documents(text_dir / "test.jsonl")
         windows = token_windows(
@@ -174,9 +168,7 @@ def evaluate(
         "status": "done",
         "reason": None,
         "cell": _cell_body(cell),
-        "block_sparsity": sparsity,
-        "model_sparsity": 1 - kept_params / dense_params,
-        "params": {"dense": dense_params, "kept": kept_params},
+        **facts,
         "ppl": ppl,
         "tasks": tasks,
         "cost": cost.as_dict(),
@@ -191,6 +183,69 @@ def evaluate(
         ),
     }
     artifacts.write_json(out, SCORES, body)
+
+
+def export(
+    project: Project, cell: Cell, model_dir: Path, cut_dir: Path, out: Path, *, dense_shape: bool = False
+) -> None:
+    """Write a cell's model as a checkpoint folder `out`, whole or not at all: weights, tokenizer, model card.
+
+    cut_dir: folder of the cell's masks and updates; scores.json there, and of the dense cell, go into the card.
+    dense_shape: zeros in the parent's shapes instead of smaller weights. Works on the CPU, in the model's dtype.
+    """
+    config = project.models[cell.model].model_copy(update={"device": "cpu"})
+    if cell.method == "dense":
+        raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
+    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
+    with artifacts.whole_folder(out) as folder:
+        facts = cut_model(adapter, cell, cut_dir, dense_shape=dense_shape)
+        if dense_shape:
+            adapter.model.save_pretrained(folder, max_shard_size=SHARD)
+        else:
+            save_pruned(adapter, folder)
+        load_tokenizer(model_dir).save_pretrained(folder)
+        origin = artifacts.provenance(
+            model=_asset_digest(model_dir),
+            masks=artifacts.sha256(cut_dir / "masks.safetensors"),
+            updates=artifacts.sha256(cut_dir / "updates.safetensors"),
+        )
+        facts["provenance"] = origin
+        dense_dir = Path(project.grid.results, "cells", cell.model, cell.granularity, "s0.00/dense/seed0")
+        files = {"dense": dense_dir / "scores.json", "pruned": cut_dir / "scores.json"}
+        scores = {name: artifacts.read_json(file, SCORES) if file.exists() else None for name, file in files.items()}
+        card = model_card(project, cell, dense_shape=dense_shape, facts=facts, scores=scores)
+        (folder / "README.md").write_text(card)
+        artifacts.write_json(folder / "ffp.json", EXPORT, {"cell": _cell_body(cell), **facts})
+
+
+def cut_model(adapter: Adapter, cell: Cell, cut_dir: Path | None, *, dense_shape: bool = False) -> dict[str, Any]:
+    """Prune a dense model in place by a cell's masks and updates, and say how much that removed.
+
+    cut_dir: None leaves the model dense. dense_shape: zeros instead of smaller weights. Returns block_sparsity (of the
+    units' parameters), model_sparsity, and params {dense, kept}, the added biases of a compensation included.
+    """
+    dense = kept_params = adapter.model_params()
+    sparsity = 0.0
+    if cut_dir is not None:
+        problem = adapter.problem(float(cell.sparsity))
+        kept, _ = artifacts.read_tensors(cut_dir / "masks.safetensors", MASKS)
+        check_kept(problem, kept, cut_dir / "masks.safetensors")
+        updates, _ = artifacts.read_tensors(cut_dir / "updates.safetensors", UPDATES)
+        keep = [len(kept[unit.name]) // unit.size for unit in problem.units]
+        sparsity = problem.sparsity_of(keep)
+        if dense_shape:
+            mask(adapter, kept)
+            load_updates(adapter, spread_updates(adapter, kept, updates))
+            kept_params = dense - int(np.dot(problem.n_groups - keep, problem.group_params))
+        else:
+            cut(adapter, kept)
+            load_updates(adapter, updates)
+            kept_params = adapter.model_params()
+    return {
+        "block_sparsity": sparsity,
+        "model_sparsity": 1 - kept_params / dense,
+        "params": {"dense": dense, "kept": kept_params},
+    }
 
 
 def read_allocation(path: Path, adapter: Adapter) -> tuple[PruningProblem, Allocation]:
@@ -223,7 +278,7 @@ def _write_search(
         artifacts.write_tensors(out / "policy.safetensors", POLICY, result.policy, origin)
     artifacts.write_table(out / "trace.parquet", list(result.trace), TRACE_COLUMNS)
     artifacts.write_json(out / "search.cost.json", COST, {**cost.as_dict(), "provenance": origin})
-    units = [[u.name, u.n_groups, u.group_params, u.fixed_params, u.min_keep] for u in problem.units]
+    units = [unit.facts for unit in problem.units]
     body = {
         "status": "done",
         "reason": None,

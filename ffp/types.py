@@ -42,9 +42,10 @@ class ArtifactError(FfpError):
 class LayerBudget:
     """One decision of an allocation, e.g. "block03.ffn".
 
-    n_groups: removable units (KV groups, FFN channels, or single weights); group_params: parameters that go
-    with one unit, its biases included; fixed_params: parameters of the same linears that no unit takes along
-    (output biases), which count in the denominator; min_keep: units that must stay.
+    n_groups: what is removed or kept as a whole, called units (KV groups, FFN channels or bundles of them, or single
+    weights); group_params: parameters that go with one unit, its biases included; fixed_params: parameters of the same
+    linears that no unit takes along (output biases), which count in the denominator; min_keep: units that must stay.
+    size: heads' groups, channels or weights in one unit; above 1 where kept sizes are aligned.
     """
 
     name: str
@@ -52,11 +53,18 @@ class LayerBudget:
     group_params: int
     fixed_params: int = 0
     min_keep: int = 1
+    size: int = 1
 
     @property
     def params(self) -> int:
         """Parameters of the module's linears, biases included."""
         return self.n_groups * self.group_params + self.fixed_params
+
+    @property
+    def facts(self) -> list[str | int]:
+        """The arguments that make this budget again, for a file or a digest."""
+        facts: list[str | int] = [self.name, self.n_groups, self.group_params, self.fixed_params, self.min_keep]
+        return facts if self.size == 1 else [*facts, self.size]
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class PruningProblem:
     @property
     def problem_id(self) -> str:
         """Digest of the decisions and the target: an allocation names the problem that it answers."""
-        facts = [[u.name, u.n_groups, u.group_params, u.fixed_params, u.min_keep] for u in self.units]
+        facts = [unit.facts for unit in self.units]
         text = json.dumps([facts, round(self.target, 12), self.granularity])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

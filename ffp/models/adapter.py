@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ffp.config import ModelConfig
@@ -17,10 +18,12 @@ from ffp.types import ArtifactError, ConfigError, LayerBudget, PruningProblem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows (axis 0) or columns (axis 1) of one linear that belong to a decision's units: `width` each, from `start`."""
+    """Rows (axis 0) or columns (axis 1) of one linear behind a decision's indices: `width` each, from `start`."""
 
     linear: str
     axis: int
@@ -40,8 +43,13 @@ class Unit:
 
     @property
     def output_width(self) -> int:
-        """Columns of the output linear behind one unit: a group's query heads times their width, or 1."""
+        """Columns of the output linear behind one index: a KV group's query heads times their width, or 1."""
         return self.segments[-1].width
+
+    @property
+    def n_indices(self) -> int:
+        """KV groups or channels, whatever the size of the budget's units."""
+        return self.budget.n_groups * self.budget.size
 
 
 def choose_device(name: str) -> torch.device:
@@ -63,7 +71,7 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LOAD_ERRORS as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     loaded: PreTrainedModel = model.to(choose_device(config.device)).eval().requires_grad_(False)
     return loaded
@@ -95,14 +103,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 class Adapter:
     """The units of a model, in forward order: attention and FFN of block 0, of block 1, ..."""
 
-    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1):
-        """Read sizes from the modules themselves. Raises ConfigError for an unknown family."""
+    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1):
+        """Read sizes from the modules themselves. Raises ConfigError for an unknown family.
+
+        min_keep: units that stay of every decision. align: FFN channels that are kept or removed together, so that all
+        kept sizes are its multiples. Which ones is not fixed: they are bundled in the order of their scores.
+        """
         self.model = model
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: Sequence[nn.Module] = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
         self.units = tuple(
-            unit for i in range(len(self.blocks)) for unit in (self._attention(i, min_keep), self._ffn(i, min_keep))
+            unit
+            for i in range(len(self.blocks))
+            for unit in (self._attention(i, min_keep), self._ffn(i, min_keep, align))
         )
 
     def problem(self, target: float) -> PruningProblem:
@@ -141,19 +155,23 @@ class Adapter:
                 segments.append(Segment(self._path(block, name), 0, start, width[role]))
                 start += groups * width[role]
         segments.append(Segment(output, 1, 0, width["q"]))
-        return self._unit(block, "attention", groups, segments, min_keep)
+        return self._unit(block, "attention", groups, segments, min_keep, 1)
 
-    def _ffn(self, block: int, min_keep: int) -> Unit:
+    def _ffn(self, block: int, min_keep: int, align: int) -> Unit:
         output = self._path(block, self.family.ffn_output)
         channels = self.linear(output).in_features
+        if channels % align:
+            raise ConfigError(
+                f"align {align} does not divide the {channels} FFN channels of {output}. Lower it in the model's YAML."
+            )
         segments = [
             Segment(self._path(block, name), 0, part * channels, 1)
             for name, parts in self.family.ffn_inputs
             for part in range(parts)
         ]
-        return self._unit(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], min_keep)
+        return self._unit(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], min_keep, align)
 
-    def _unit(self, block: int, kind: str, n: int, segments: list[Segment], min_keep: int) -> Unit:
+    def _unit(self, block: int, kind: str, n: int, segments: list[Segment], min_keep: int, size: int) -> Unit:
         group_params = 0
         for segment in segments:
             linear = self.linear(segment.linear)
@@ -163,7 +181,12 @@ class Adapter:
         output = segments[-1].linear
         bias = self.linear(output).bias
         budget = LayerBudget(
-            f"block{block:02d}.{kind}", n, group_params, 0 if bias is None else bias.numel(), min(min_keep, n)
+            f"block{block:02d}.{kind}",
+            n // size,
+            size * group_params,
+            0 if bias is None else bias.numel(),
+            min(-(-min_keep // size), n // size),
+            size,
         )
         return Unit(budget, block, kind, tuple(segments), output)
 

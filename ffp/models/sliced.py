@@ -8,17 +8,16 @@ exception: its prefixes are gathered when the allocation changes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
+from ffp.models.modeling_pruned import set_count
 from ffp.types import Allocation
 
 
@@ -28,7 +27,7 @@ class SlicedModel:
     def __init__(self, adapter: Adapter, order: Mapping[str, Sequence[int]]):
         """Permute the model's weights in place.
 
-        order: for each decision, by name, its units from the one kept longest to the one removed first.
+        order: for each decision, by name, its indices from the one kept longest to the one removed first.
         """
         self.adapter = adapter
         self.model = adapter.model
@@ -69,7 +68,7 @@ class SlicedModel:
         gates = [(torch.arange(r, device=self.model.device) < k).float() for r, k in zip(reach, keep, strict=True)]
         with ExitStack() as undo:
             for unit, gate in zip(self.adapter.units, gates, strict=True):
-                hook = _Gate(gate.requires_grad_(), unit.output_width)
+                hook = _Gate(gate.requires_grad_(), unit.output_width * unit.budget.size)
                 undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(hook).remove)
             for block in self.adapter.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -82,7 +81,7 @@ class SlicedModel:
             by_linear.setdefault(segment.linear, []).append(segment)
         for path, segments in by_linear.items():
             weight, bias = self._full[path]
-            spans = [slice(s.start, s.start + keep * s.width) for s in segments]
+            spans = [slice(s.start, s.start + keep * unit.budget.size * s.width) for s in segments]
             linear = self.adapter.linear(path)
             if segments[0].axis == 1:
                 linear.weight.data = weight[:, spans[0]]
@@ -134,7 +133,7 @@ def cut_unit(adapter: Adapter, unit: Unit, index: torch.Tensor) -> None:
 def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
     """Zero, in place, all parameters of the units that are not in `kept`: the dense shape, the pruned function."""
     for unit in adapter.units:
-        gone = sorted(set(range(unit.budget.n_groups)) - set(kept[unit.budget.name]))
+        gone = sorted(set(range(unit.n_indices)) - set(kept[unit.budget.name]))
         index = torch.as_tensor(gone, device=adapter.model.device, dtype=torch.int64)
         for segment in unit.segments:
             linear, where = adapter.linear(segment.linear), rows(index, segment)
@@ -144,20 +143,12 @@ def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
 
 
 def set_heads(adapter: Adapter, unit: Unit, groups: int) -> None:
-    """Tell an attention module how many heads are left, where its class does not see it from the sizes.
-
-    A count that the class reads from the config goes into a copy of the config that belongs to this module alone.
-    """
-    family = adapter.family
-    if not family.head_counts:
-        return
-    attention: Any = adapter.model.get_submodule(f"{family.blocks}.{unit.block}.{family.attention}")
+    """Tell an attention module how many heads are left, where its class does not see it from the sizes."""
+    family, block = adapter.family, adapter.blocks[unit.block]
     per_group = adapter.config.num_attention_heads // unit.budget.n_groups
     for name, role in family.head_counts.items():
-        owner, _, attribute = name.rpartition(".")
-        if owner == "config" and attention.config is adapter.config:
-            attention.config = copy.copy(adapter.config)
-        setattr(attention.config if owner else attention, attribute, groups * (per_group if role == "q" else 1))
+        count = groups * (per_group if role == "q" else 1)
+        set_count(adapter.model, block, f"{family.attention}.{name}", count)
 
 
 def _permute(adapter: Adapter, unit: Unit, order: torch.Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.models.sliced import cut_unit
 from ffp.models.stream import BlockStream, Inputs
+from ffp.types import ConfigError
 
 log = logging.getLogger("ffp")
 RIDGE = 0.01
@@ -141,3 +142,26 @@ def load_updates(adapter: Adapter, updates: Mapping[str, npt.NDArray[np.float32]
         linear = adapter.linear(path)
         tensor = torch.from_numpy(value).to(linear.weight)
         setattr(linear, kind, nn.Parameter(tensor, requires_grad=False))
+
+
+def spread_updates(
+    adapter: Adapter, kept: Mapping[str, npt.NDArray[np.int32]], updates: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Compensated parameters in the dense model's shapes: the kept columns in their places among zeros.
+
+    Raises ConfigError where a linear of the family has no bias to take a compensated one.
+    """
+    spread = dict(updates)
+    for unit in adapter.units:
+        linear = adapter.linear(unit.output)
+        if (name := f"{unit.output}.weight") in updates:
+            index = torch.from_numpy(np.asarray(kept[unit.budget.name], dtype=np.int64))
+            columns = rows(index, Segment(unit.output, 1, 0, unit.output_width)).numpy()
+            spread[name] = np.zeros((linear.out_features, linear.in_features), dtype=updates[name].dtype)
+            spread[name][:, columns] = updates[name]
+        if (name := f"{unit.output}.bias") in updates and linear.bias is None:
+            raise ConfigError(
+                f"{name} of the compensation has no place in {adapter.config.model_type}'s own shapes. "
+                "Export without --dense-shape, or compensate by ridge."
+            )
+    return spread

@@ -13,10 +13,10 @@ from ffp.types import Allocation, ArtifactError, PruningProblem
 def kept_units(
     problem: PruningProblem, allocation: Allocation, order: Mapping[str, npt.NDArray[np.int64]]
 ) -> dict[str, npt.NDArray[np.int32]]:
-    """For each decision the ascending indices of its best `keep` units; order: units from best to worst."""
+    """For each decision the ascending indices of its best `keep` units; order: indices from best to worst."""
     allocation.check(problem)
     return {
-        unit.name: np.sort(order[unit.name][:keep]).astype(np.int32)
+        unit.name: np.sort(order[unit.name][: keep * unit.size]).astype(np.int32)
         for unit, keep in zip(problem.units, allocation.keep, strict=True)
     }
 
@@ -29,9 +29,12 @@ def check_kept(problem: PruningProblem, kept: Mapping[str, npt.NDArray[np.int32]
         raise ArtifactError(f"{source} does not fit the model: decision {odd!r} is in only one of them. Apply again.")
     for unit in problem.units:
         index = kept[unit.name]
-        if len(index) < unit.min_keep or (np.diff(index) <= 0).any() or index.min(initial=0) < 0:
-            raise ArtifactError(f"{source} is damaged at {unit.name}: indices must ascend. Delete it and apply again.")
-        if index.max(initial=0) >= unit.n_groups:
+        if len(index) % unit.size or len(index) < unit.min_keep * unit.size:
             raise ArtifactError(
-                f"{source} keeps unit {index.max()} of {unit.name}, which has {unit.n_groups}. Apply again."
+                f"{source} keeps {len(index)} indices of {unit.name}, outside the multiples of {unit.size} from "
+                f"{unit.min_keep * unit.size}. Apply again."
             )
+        if (np.diff(index) <= 0).any() or index.min(initial=0) < 0:
+            raise ArtifactError(f"{source} is damaged at {unit.name}: indices must ascend. Delete it and apply again.")
+        if index.max(initial=0) >= (n := unit.n_groups * unit.size):
+            raise ArtifactError(f"{source} keeps index {index.max()} of {unit.name}, which has {n}. Apply again.")

@@ -1,16 +1,23 @@
 """What every family in the table must do: permute without changing the function, slice what a mask would zero."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers import AutoModelForCausalLM
 
+import ffp
 from ffp import budget
 from ffp.models.adapter import Adapter
+from ffp.models.export import save_pruned
 from ffp.models.families import FAMILIES, family_of
 from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel, cut, mask
+from ffp.pruning.compensate import compensate, load_updates, spread_updates
+from ffp.pruning.masks import kept_units
 from ffp.types import ConfigError
 from tests.contracts.families import CONFIGS, tiny, tokens
 
@@ -65,6 +72,74 @@ def test_sliced_equals_masked_equals_cut(family):
     assert not torch.allclose(expected, logits(tiny(family)), atol=1e-3)
     torch.testing.assert_close(logits(sliced), expected, **EXACT)
     torch.testing.assert_close(logits(removed), expected, **EXACT)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
+    masked, sliced = tiny(family), tiny(family)
+    adapter = Adapter(sliced, align=8)
+    problem = adapter.problem(0.4)
+    orders = {unit.budget.name: np.random.default_rng(0).permutation(unit.n_indices) for unit in adapter.units}
+    allocation = budget.project(problem, np.random.default_rng(1).normal(size=len(problem.units)) * 2)
+    kept = kept_units(problem, allocation, orders)
+    channels = [len(kept[unit.budget.name]) for unit in adapter.units if unit.kind == "ffn"]
+    assert all(count % 8 == 0 for count in channels) and len(set(channels)) > 1
+    dense = Adapter(masked)
+    mask(dense, kept)
+    view = SlicedModel(adapter, orders)
+    view.set_allocation(allocation)
+    torch.testing.assert_close(logits(sliced), logits(masked), **EXACT)
+    removed = dense.problem(0.4).sparsity_of([len(kept[unit.budget.name]) for unit in dense.units])
+    assert removed == problem.sparsity_of(allocation.keep) >= 0.4
+
+
+def test_an_align_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower it"):
+        Adapter(tiny("llama"), align=16)
+
+
+@pytest.fixture
+def hub_modules(monkeypatch, tmp_path):
+    """Keep the modelling files that transformers copies and imports out of the user's cache."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("compensation", ["bias", "ridge"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_exported_checkpoints_reload_to_equal_logits(family, compensation, tmp_path, hub_modules):
+    """With their own code and without it; what the first saves again reloads too."""
+    model = tiny(family)
+    adapter = Adapter(model)
+    kept = prefix_units(adapter, random_orders(adapter), random_keep(adapter))
+    compensate(adapter, kept, tokens(6), kind=compensation, batch_tokens=40)
+    save_pruned(adapter, tmp_path / "a")
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "a", trust_remote_code=True, dtype="auto")
+    remote.save_pretrained(tmp_path / "b")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "b", trust_remote_code=True, dtype="auto")
+    expected = logits(model)
+    for loaded in (ffp.load_pruned(tmp_path / "a", device="cpu"), remote, again):
+        torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
+        assert Adapter(model).model_params() == sum(p.numel() for p in set(loaded.parameters()))
+    words = {"max_new_tokens": 6, "do_sample": False}
+    assert remote.generate(tokens(1), **words).tolist() == model.generate(tokens(1), **words).tolist()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_dense_shaped_checkpoints_reload_by_stock_classes(family, tmp_path):
+    pruned, dense = tiny(family), tiny(family)
+    kept = prefix_units(Adapter(pruned), random_orders(Adapter(pruned)), random_keep(Adapter(pruned)))
+    new = compensate(Adapter(pruned), kept, tokens(6), kind="ridge", batch_tokens=40)
+    mask(Adapter(dense), kept)
+    updates = {name: tensor.numpy() for name, tensor in new.items()}
+    load_updates(Adapter(dense), spread_updates(Adapter(dense), kept, updates))
+    dense.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert type(stock).__module__.startswith("transformers.models")
+    torch.testing.assert_close(logits(stock), logits(pruned), **EXACT)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
