@@ -71,18 +71,30 @@ def collect(adapter: Adapter, windows: torch.Tensor, *, batch_tokens: int) -> di
 class Calibration:
     """CalibrationStats over a model and its moments; weights are handed out one linear at a time, as float32."""
 
-    def __init__(self, adapter: Adapter, moments: Mapping[str, InputMoments], n_tokens: int):
+    def __init__(
+        self,
+        adapter: Adapter,
+        moments: Mapping[str, InputMoments],
+        n_tokens: int,
+        *,
+        granularity: str = "structured",
+    ):
         self.adapter, self.moments, self.n_tokens = adapter, moments, n_tokens
+        self._decisions = adapter.decisions(granularity)
+        self._outputs = {unit.output for unit in adapter.units}
 
     @property
     def n_blocks(self) -> int:
         return len(self.adapter.blocks)
 
     def linears(self, block: int) -> Iterator[LinearStats]:
-        for path, unit in self.adapter.linears(block):
+        for path, module in self.adapter.linears(block):
             moments = self.moments[path]
             weight = self.adapter.linear(path).weight.detach().float().cpu().numpy()
-            yield LinearStats(path, unit, weight, moments.sq_mean, moments.variance, self.n_tokens)
+            yield LinearStats(
+                path, self._decisions[path], weight, moments.sq_mean, moments.variance, self.n_tokens,
+                module=module.rpartition(".")[2], output=path in self._outputs,
+            )  # fmt: skip
 
     def orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
         """For each decision its units from best to worst by a named score of the dense model."""

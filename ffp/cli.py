@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import ffp
 from ffp import registry
-from ffp.config import Cell, ModelConfig, Project, TasksConfig, TextConfig, read_part
+from ffp.config import Cell, LocalSource, ModelConfig, Project, TasksConfig, TextConfig, read_part
 from ffp.types import ConfigError, FfpError
 
 EXAMPLES = """examples:
@@ -80,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--cut", type=Path, metavar="DIR", help="folder with the cell's masks and updates; as above")
     step.add_argument("--dense-shape", action="store_true", help="the parent's shapes, zeros for what was removed")
 
+    step = _command(
+        commands, "parity", _parity, "a reference's own result on a model and tokens, compared with its file"
+    )
+    _parity_options(step)
+
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
     return parser
@@ -94,6 +100,24 @@ def _command(commands: argparse._SubParsersAction, name: str, run: object, text:
 def _paths(command: argparse.ArgumentParser, **helps: str) -> None:
     for name, text in helps.items():
         command.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="PATH", help=text)
+
+
+def _parity_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", required=True, choices=("magnitude", "wanda", "sparsegpt", "owl", "flap"))
+    command.add_argument("--sparsity", required=True, type=float, help="share to remove, in (0, 1)")
+    _paths(command, model_dir="folder of save_pretrained", tokens="ids, (windows, context): .npy or .safetensors")
+    _paths(command, out="folder to fill: parity.json, masks.npz")
+    command.add_argument("--reference", type=Path, metavar="PATH", help="packed masks (.npz) or kept units (.json)")
+    command.add_argument("--tensor", default="calibration", metavar="NAME", help="of a .safetensors; %(default)s")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    command.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
+    command.add_argument("--outlier-multiple", type=float, default=5.0, metavar="M", help="of OWL; %(default)s")
+    command.add_argument("--strength", type=float, default=0.08, metavar="LAMBDA", help="of OWL; %(default)s")
+    command.add_argument("--structure", default="AL-AM", help="of FLAP: AL-AM, AL-MM, UL-MM or UL-UM; %(default)s")
+    command.add_argument("--metric", default="WIFV", help="of FLAP: WIFV, IFV or WIFN; %(default)s")
+    command.add_argument("--remove-heads", type=int, default=8, metavar="N", help="of FLAP's *-MM; %(default)s")
+    command.add_argument("--prune-n", type=int, default=0, metavar="N", help="remove N of every M; 0 for none")
+    command.add_argument("--prune-m", type=int, default=0, metavar="M", help="see --prune-n")
 
 
 def _cell(command: argparse.ArgumentParser) -> None:
@@ -153,6 +177,23 @@ def _export(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def _parity(options: argparse.Namespace) -> None:
+    source = LocalSource(kind="local", path=str(options.model_dir))
+    config = ModelConfig(source=source, title="", dtype=options.dtype, device=options.device)
+    _quiet_libraries()
+    from ffp import parity
+    from ffp.models.adapter import Adapter, load_model
+
+    settings = parity.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(parity.Settings)})
+    tokens = parity.read_tokens(options.tokens, options.tensor)
+    result = parity.run(Adapter(load_model(options.model_dir, config)), tokens, settings)
+    parity.write(options.out, result, settings, None)
+    if options.reference is not None:
+        comparison = parity.check(result, options.reference, settings)
+        parity.write(options.out, result, settings, comparison)
+        print(", ".join(f"{key}: {value}" for key, value in comparison.items()))
+
+
 def _report(options: argparse.Namespace) -> None:
     from ffp import report
 
@@ -167,15 +208,21 @@ def _open(options: argparse.Namespace) -> tuple[Project, Cell]:
 
 
 def _start_torch(project: Project, model: str) -> None:
-    """Fix the number of threads, on which the last bits of every sum depend, and keep libraries off the network."""
+    """Fix the number of threads, on which the last bits of every sum depend."""
+    _quiet_libraries()
+    import torch
+
+    torch.set_num_threads(project.models[model].resources.threads)
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries off the network and off the terminal."""
     import os
 
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(project.models[model].resources.threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+# structured: KV groups and FFN channels, two decisions a block. unstructured: single weights, one decision a linear;
+# biases are neither removed nor counted. n-of-M: of every M adjacent weights of a row N stay, one decision a block.
+GRANULARITIES = ("structured", "unstructured", "n-of-4", "n-of-8")
 
 
 class FfpError(Exception):
@@ -40,12 +43,13 @@ class ArtifactError(FfpError):
 
 @dataclass(frozen=True)
 class LayerBudget:
-    """One decision of an allocation, e.g. "block03.ffn".
+    """One decision of an allocation: a module ("block03.ffn"), one of its linears ("block03.ffn.up_proj") or a block.
 
-    n_groups: what is removed or kept as a whole, called units (KV groups, FFN channels or bundles of them, or single
-    weights); group_params: parameters that go with one unit, its biases included; fixed_params: parameters of the same
-    linears that no unit takes along (output biases), which count in the denominator; min_keep: units that must stay.
-    size: heads' groups, channels or weights in one unit; above 1 where kept sizes are aligned.
+    n_groups: what is removed or kept as a whole, called units (KV groups, FFN channels or bundles of them, single
+    weights, or one weight of every M); group_params: parameters that go with one unit, its biases included;
+    fixed_params: parameters of the same linears that no unit takes along (output biases), which count in the
+    denominator; min_keep: units that must stay. size: heads' groups, channels or weights in one unit; above 1 where
+    kept sizes are aligned.
     """
 
     name: str
@@ -66,13 +70,22 @@ class LayerBudget:
         facts: list[str | int] = [self.name, self.n_groups, self.group_params, self.fixed_params, self.min_keep]
         return facts if self.size == 1 else [*facts, self.size]
 
+    def block(self) -> str:
+        """The block that the decision belongs to, e.g. "block03"."""
+        return self.name.partition(".")[0]
+
+    @property
+    def module(self) -> str:
+        """ "attention" or "ffn"; empty where a decision spans the block."""
+        return (*self.name.split("."), "")[1]
+
 
 @dataclass(frozen=True)
 class PruningProblem:
     """What an allocator receives: the decisions in forward order and the share of their parameters to remove.
 
     target: sparsity, removed parameters / parameters of the units, 0 <= target < 1.
-    granularity: "structured" (KV groups and FFN channels) or "unstructured" (single weights).
+    granularity: one of GRANULARITIES.
     """
 
     units: tuple[LayerBudget, ...]
@@ -146,6 +159,8 @@ class LinearStats:
 
     weight: (out, in) float32. input_sq_mean: (in,), mean over tokens of x_j^2. input_var: (in,), variance of x_j
     over tokens. n_tokens: tokens behind them. unit: name of the LayerBudget that the layer belongs to.
+    module: "attention" or "ffn". output: whether it feeds the residual stream, so that its columns are the module's
+    units (o_proj, down_proj).
     """
 
     name: str
@@ -154,6 +169,8 @@ class LinearStats:
     input_sq_mean: FloatArray
     input_var: FloatArray
     n_tokens: int
+    module: str = ""
+    output: bool = False
 
 
 class CalibrationStats(Protocol):

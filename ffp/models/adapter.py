@@ -110,6 +110,7 @@ class Adapter:
         kept sizes are its multiples. Which ones is not fixed: they are bundled in the order of their scores.
         """
         self.model = model
+        self.min_keep = min_keep
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: Sequence[nn.Module] = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
@@ -119,9 +120,37 @@ class Adapter:
             for unit in (self._attention(i, min_keep), self._ffn(i, min_keep, align))
         )
 
-    def problem(self, target: float) -> PruningProblem:
-        """The structured problem at a sparsity."""
-        return PruningProblem(tuple(unit.budget for unit in self.units), target)
+    def problem(self, target: float, granularity: str = "structured") -> PruningProblem:
+        """The problem at a sparsity; ConfigError where the model's linears do not divide into groups of M."""
+        if granularity == "structured":
+            return PruningProblem(tuple(unit.budget for unit in self.units), target)
+        sizes: dict[str, int] = {}
+        for path, name in self.decisions(granularity).items():
+            sizes[name] = sizes.get(name, 0) + self.linear(path).weight.numel()
+        if granularity == "unstructured":
+            budgets = [LayerBudget(name, n, 1, min_keep=min(self.min_keep, n)) for name, n in sizes.items()]
+            return PruningProblem(tuple(budgets), target, granularity)
+        m = group_size(granularity)
+        self._check_groups(m)
+        budgets = [LayerBudget(name, m, n // m, min_keep=min(self.min_keep, m)) for name, n in sizes.items()]
+        return PruningProblem(tuple(budgets), target, granularity)
+
+    def decisions(self, granularity: str) -> dict[str, str]:
+        """The decision that each block linear belongs to, by path, in forward order."""
+        found = {}
+        for block in range(len(self.blocks)):
+            for path, module in self.linears(block):
+                name = {"structured": module, "unstructured": f"{module}.{path.rpartition('.')[2]}"}
+                found[path] = name.get(granularity, module.partition(".")[0])
+        return found
+
+    def _check_groups(self, m: int) -> None:
+        for path in self.decisions("unstructured"):
+            if (width := self.linear(path).in_features) % m:
+                raise ConfigError(
+                    f"{path} has {width} inputs, which do not divide into groups of {m}. "
+                    "Remove that granularity from the grid, or this model."
+                )
 
     def linear(self, path: str) -> nn.Linear:
         """The linear at a full path."""
@@ -189,6 +218,11 @@ class Adapter:
             size,
         )
         return Unit(budget, block, kind, tuple(segments), output)
+
+
+def group_size(granularity: str) -> int:
+    """M of "n-of-M", 0 for the other granularities."""
+    return int(granularity.removeprefix("n-of-")) if granularity.startswith("n-of-") else 0
 
 
 def rows(order: torch.Tensor, segment: Segment) -> torch.Tensor:

@@ -18,7 +18,7 @@ STARTS = ("uniform", "ffn-only")
 
 def ffn_only_allocation(problem: PruningProblem) -> Allocation:
     """Kept share 1 of every attention, and of every FFN what the budget leaves."""
-    attention = np.array([unit.name.endswith(".attention") for unit in problem.units])
+    attention = np.array([unit.module == "attention" for unit in problem.units])
     params = problem.n_groups * problem.group_params
     given = problem.target * problem.total_params / max(int(params[~attention].sum()), 1)
     return project_shares(problem, np.where(attention, 1.0, 1.0 - given))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ffp.budget import project_shares
-from ffp.search.base import check_number, needed
+from ffp.search.base import check_number, check_switch, needed
 from ffp.types import (
     ArtifactError,
     CalibrationStats,
@@ -43,17 +43,20 @@ class Owl:
     """One pass over the statistics; nothing is evaluated or drawn.
 
     outlier_multiple: M, an outlier exceeds M times its block's mean. strength: lambda, half the width of the range
-    of the blocks' sparsities.
+    of the blocks' sparsities. parity: wish for the ratios of the authors' code (see published_sparsities) instead of
+    those that meet the budget; the projection then mends what they miss. `ffp parity owl` shows them unmended.
     """
 
     outlier_multiple: float = 5.0
     strength: float = 0.08
+    parity: bool = False
     name: str = field(default="owl", init=False)
     version: str = field(default="1", init=False)
 
     def __post_init__(self) -> None:
         check_number(self.name, "outlier_multiple", self.outlier_multiple, 0, math.inf)
         check_number(self.name, "strength", self.strength, 0, 0.5)
+        check_switch(self.name, "parity", self.parity)
 
     def allocate(
         self,
@@ -77,6 +80,8 @@ class Owl:
         blocks = np.array([block_of[unit.name] for unit in problem.units])
         params = np.bincount(blocks, [float(unit.params) for unit in problem.units], known.n_blocks).astype(np.float64)
         keep = 1 - problem.target + owl_keep_scores(shares, self.strength, params)
+        if self.parity:
+            keep = 1 - np.array(published_sparsities(shares, self.strength, problem.target))
         return SearchResult(project_shares(problem, np.clip(keep, 0, 1)[blocks]))
 
 
@@ -92,6 +97,18 @@ def owl_keep_scores(outlier_share: FloatArray, strength: float, params: FloatArr
     scores = (outlier_share - outlier_share.min()) / spread * 2 * strength
     centred: FloatArray = scores - np.average(scores, weights=params)
     return centred
+
+
+def published_sparsities(outlier_share: FloatArray, strength: float, target: float) -> list[float]:
+    """Each block's sparsity as the authors' code has it: a plain mean over blocks, and 0.01 for what is not positive.
+
+    Undefined (0 / 0 there) where all blocks tie; then the target. Misses the budget for unequal blocks.
+    """
+    percent = outlier_share * 100
+    spread = float(np.ptp(percent))
+    ratios = (percent - percent.min()) * (1 / spread * strength * 2) if spread else np.zeros(len(percent))
+    density = ratios - np.mean(ratios) + (1 - target)
+    return [float(1 - d) if 1 - d > 0 else 0.01 for d in density]
 
 
 def outlier_share(linears: Sequence[LinearStats], multiple: float) -> float:

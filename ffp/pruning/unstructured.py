@@ -1,0 +1,148 @@
+"""Pruning single weights of a whole model, block by block, each on what the pruned ones before it let through."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ffp.models.adapter import Adapter
+from ffp.models.stream import BlockStream, Inputs
+from ffp.pruning.weights import grouped, saliency, smallest, sparsegpt
+from ffp.types import Allocation, ArtifactError, PruningProblem
+
+log = logging.getLogger("ffp")
+Removals = Mapping[str, int]
+
+
+def removals(adapter: Adapter, problem: PruningProblem, allocation: Allocation, m: int) -> dict[str, int]:
+    """How many weights each linear loses, by path. m: of n-of-M, 0 where a decision is one linear."""
+    kept = {unit.name: keep for unit, keep in zip(problem.units, allocation.keep, strict=True)}
+    sizes = {path: adapter.linear(path).weight.numel() for path in adapter.decisions(problem.granularity)}
+    names = adapter.decisions(problem.granularity)
+    return {
+        path: (m - kept[names[path]]) * size // m if m else size - kept[names[path]] for path, size in sizes.items()
+    }
+
+
+@torch.no_grad()
+def prune(
+    adapter: Adapter, remove: Removals, *, pruner: str, m: int = 0, windows: torch.Tensor | None = None,
+    batch_tokens: int = 0, sq_means: Mapping[str, npt.NDArray[np.float64]] | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Zero that many weights of each linear, in place; the keep masks, boolean (out, in), by path.
+
+    pruner: "magnitude"; "wanda-dense", on the dense model's moments `sq_means`; or "wanda" and "sparsegpt", which
+    push the calibration `windows`, (n, context), through the model: a block's statistics are taken with its own
+    weights still whole on the stream of the pruned blocks before it, as in the references. Memory of the latter two:
+    hidden states of the windows, one block, and for sparsegpt one Gram matrix for each distinct input of a block.
+    """
+    masks: dict[str, torch.Tensor] = {}
+    if pruner in ("magnitude", "wanda-dense"):
+        for path, count in remove.items():
+            known = None if pruner == "magnitude" or sq_means is None else torch.from_numpy(sq_means[path])
+            masks[path] = _zero(adapter.linear(path), known, count, pruner, m)
+        return masks
+    assert windows is not None
+    stream = BlockStream(adapter, windows, batch_tokens=batch_tokens)
+    blocks = len(adapter.blocks)
+    for block in range(blocks):
+        paths = [path for path, _ in adapter.linears(block)]
+        seen = observe(adapter, stream, block, paths, full=pruner == "sparsegpt")
+        for path in paths:
+            linear, moments = adapter.linear(path), seen[path]
+            if pruner == "sparsegpt":
+                new, gone = sparsegpt(linear.weight.data, moments.gram, remove[path], m, name=path)
+                linear.weight.data.copy_(new)
+                masks[path] = ~gone
+            else:
+                masks[path] = _zero(linear, moments.sq_mean, remove[path], pruner, m)
+        del seen
+        if block + 1 < blocks:
+            stream.advance(block)
+        log.info("prune: block %d/%d", block + 1, blocks)
+    return masks
+
+
+def _zero(linear: nn.Linear, sq_mean: torch.Tensor | None, remove: int, pruner: str, m: int) -> torch.Tensor:
+    """Zero the `remove` least salient weights; the mask of those that stay."""
+    weight = linear.weight.data
+    score = grouped(saliency(weight, None if sq_mean is None else sq_mean.to(weight.device)), pruner, m)
+    gone = smallest(score, remove).view(weight.shape)
+    weight.masked_fill_(gone, 0)
+    return ~gone
+
+
+class Seen:
+    """Running sums over one linear's inputs: mean square, or the Gram matrix; float32 in a batch, float64 across."""
+
+    def __init__(self, *, full: bool):
+        self.full, self.tokens = full, 0
+        self.sums: torch.Tensor | float = 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        x = x.float()
+        self.tokens += len(x)
+        self.sums = self.sums + (x.T @ x if self.full else x.square().sum(0)).double()
+
+    @property
+    def sq_mean(self) -> torch.Tensor:
+        assert isinstance(self.sums, torch.Tensor)
+        return self.sums / self.tokens
+
+    gram = sq_mean
+
+
+def observe(adapter: Adapter, stream: BlockStream, block: int, paths: Iterable[str], *, full: bool) -> dict[str, Seen]:
+    """Run a block on the stream and note the inputs of its linears; those that share an input share the sums."""
+    seen: dict[str, Seen] = {}
+    with ExitStack() as hooks:
+        for unit in (unit for unit in adapter.units if unit.block == block):
+            inside, outside = Seen(full=full), Seen(full=full)
+            entries = dict.fromkeys(s.linear for s in unit.segments if s.linear != unit.output)
+            for number, path in enumerate(entries):
+                seen[path] = inside
+                if number == 0:
+                    hooks.enter_context(Inputs(adapter.linear(path), inside.add))
+            seen[unit.output] = outside
+            hooks.enter_context(Inputs(adapter.linear(unit.output), outside.add))
+            last = unit.output
+        hooks.enter_context(_idle(adapter.linear(last)))
+        stream.run(block)
+    return {path: seen[path] for path in paths}
+
+
+@contextmanager
+def _idle(linear: nn.Linear) -> Iterator[None]:
+    """Let a linear answer zeros: of a block's last one only the input is wanted, and its product is the dearest."""
+
+    def zeros(input: torch.Tensor) -> torch.Tensor:
+        return input.new_zeros(1).expand(*input.shape[:-1], linear.out_features)
+
+    linear.forward = zeros  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del linear.forward
+
+
+def pack(masks: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Keep masks as bits: numpy.packbits of the row-major mask, by parameter name."""
+    return {f"{path}.weight": np.packbits(mask.cpu().numpy().reshape(-1)) for path, mask in masks.items()}
+
+
+def unpack(adapter: Adapter, packed: Mapping[str, npt.NDArray[np.uint8]], source: object) -> dict[str, torch.Tensor]:
+    """The masks of every block linear; ArtifactError if they belong to another model."""
+    masks = {}
+    for path in adapter.decisions("unstructured"):
+        shape = adapter.linear(path).weight.shape
+        bits = packed.get(f"{path}.weight")
+        if bits is None or bits.dtype != np.uint8 or bits.size != (shape.numel() + 7) // 8:
+            raise ArtifactError(f"{source} has no mask of {path} with {shape.numel()} weights. Apply again.")
+        masks[path] = torch.from_numpy(np.unpackbits(bits, count=shape.numel()).astype(bool)).view(shape)
+    return masks
