@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), local_files_only=True, use_safetensors=True
+            folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **LOCAL
         )
     except LOAD_ERRORS as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -84,9 +85,7 @@ def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
     if not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
     with torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True)
-        )
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **LOCAL))
     return skeleton
 
 
@@ -95,7 +94,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **LOCAL)
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 

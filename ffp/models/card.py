@@ -14,12 +14,14 @@ from ffp.config import Cell, HubSource, Project
 SMALLER = """Heads and FFN channels are physically removed; every block has its own sizes (`pruned` in config.json).
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
 ```
 
-or, without running the modelling file of this folder, `ffp.load_pruned(PATH)` of the package ffp."""
+or, without running the modelling file of this folder, `ffp.load_pruned(PATH)` of the package ffp, and
+`trust_remote_code=False` for the tokenizer."""
 ZEROS = """The removed heads and FFN channels are zeros in weights of the parent's shapes: whatever runs the parent runs
 this checkpoint, which is neither smaller nor faster."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ffp.models import modeling_pruned
-from ffp.models.adapter import LOAD_ERRORS, Adapter, choose_device
+from ffp.models.adapter import LOAD_ERRORS, LOCAL, Adapter, choose_device
 from ffp.types import ArtifactError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto"
     try:
         model, report = model_class.from_pretrained(
             folder, config=config_class.from_dict(body), dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            local_files_only=True, use_safetensors=True, output_loading_info=True,
+            use_safetensors=True, output_loading_info=True, **LOCAL,
         )  # fmt: skip
     except LOAD_ERRORS as error:
         raise ArtifactError(f"checkpoint {folder} cannot be loaded: {str(error).splitlines()[0]}") from error

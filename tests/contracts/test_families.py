@@ -1,12 +1,10 @@
 """What every family in the table must do: permute without changing the function, slice what a mask would zero."""
 
 import copy
-import sys
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
 import ffp
@@ -96,16 +94,6 @@ def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
 def test_an_align_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower it"):
         Adapter(tiny("llama"), align=16)
-
-
-@pytest.fixture
-def hub_modules(monkeypatch, tmp_path):
-    """Keep the modelling files that transformers copies and imports out of the user's cache."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    yield
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("compensation", ["bias", "ridge"])

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,9 +31,12 @@ def documents() -> list[dict[str, str]]:
     return found
 
 
-def build(folder: Path) -> Path:
-    """Write model, text and configuration below `folder`; the grid's file."""
-    _model(folder / "source")
+def build(folder: Path, family: str = "Llama", **sizes: Any) -> Path:
+    """Write model, text and configuration below `folder`; the grid's file.
+
+    family, sizes: of transformers' configuration class, over those that all classes share.
+    """
+    _model(folder / "source", family, sizes or {"intermediate_size": 64, "num_key_value_heads": 2})
     (folder / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents()))
     source = {"kind": "local", "path": str(folder / "source")}
     parts = {
@@ -62,7 +66,7 @@ def build(folder: Path) -> Path:
     return folder / "config" / "grid.yaml"
 
 
-def _model(folder: Path) -> None:
+def _model(folder: Path, family: str, sizes: dict[str, Any]) -> None:
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -75,11 +79,10 @@ def _model(folder: Path) -> None:
     core.train_from_iterator([document["text"] for document in documents()], trainer)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.3,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    common = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "max_position_embeddings": 128, "tie_word_embeddings": True}  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**common, **{"initializer_range": 0.3, **sizes})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
