@@ -1,4 +1,8 @@
-"""Files: written whole or not at all, read only when schema and digest are right."""
+"""Files: written whole or not at all, read only when schema and checksum are right.
+
+Every JSON and safetensors artifact carries a checksum of its content, parquet one of each page, so that a flipped bit
+or an edited figure is found by whoever reads the file. One without a checksum is taken as it is, except by verify.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,20 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 import ffp
 from ffp.types import ArtifactError, FfpError
 
 T = TypeVar("T")
+CHECKSUM = "checksum"
 _PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "safetensors", "tokenizers")
 
 
@@ -86,9 +94,12 @@ def _umask() -> int:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Hex digest of a file's bytes; ArtifactError if it is missing."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing. Run the rule that makes it again.") from error
 
 
 def digest(value: Any) -> str:
@@ -96,19 +107,50 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def checksum(content: Any, tensors: Mapping[str, Any] | None = None) -> str:
+    """Of plain JSON data, floats exact, and of numpy arrays with their names, types and shapes. 128 bits, in hex."""
+    state = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
+    for name, array in sorted((tensors or {}).items()):
+        state.update(f"{name} {array.dtype} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
+
+
+def crc32(path: Path) -> int:
+    """Of a file's bytes; ten times as fast as sha256, for what every job reads again."""
+    crc = 0
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _compare(path: Path, expected: str | None, found: str, sealed: bool) -> None:
+    if expected != found and (sealed or expected is not None):
+        raise ArtifactError(
+            f"{path} is damaged or was edited: its checksum is {found}, expected {expected or 'one inside it'}. "
+            "Delete it and run the rule again."
+        )
+
+
 def write_json(path: Path, schema: str, body: Mapping[str, Any]) -> None:
     """Write `body` with its schema tag as indented JSON, keys in the order given, floats exact."""
-    text = json.dumps({"schema": schema, **body}, indent=1, allow_nan=False) + "\n"
+    content = {"schema": schema, **body}
+    text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=1, allow_nan=False) + "\n"
     with whole(path) as partial:
         partial.write_text(text)
 
 
-def read_json(path: Path, schema: str) -> dict[str, Any]:
-    """Read a JSON artifact; ArtifactError if it is missing, damaged or of another schema."""
+def read_json(path: Path, schema: str, *, sealed: bool = False) -> dict[str, Any]:
+    """Read a JSON artifact; ArtifactError if it is missing, damaged or of another schema.
+
+    sealed: refuse one without a checksum too.
+    """
     body = _guarded(path, lambda: json.loads(Path(path).read_text()))
     found = body.get("schema") if isinstance(body, dict) else None
     if found != schema:
         raise ArtifactError(f"{path} has schema {found!r}, expected {schema!r}. Delete it and run the rule again.")
+    _compare(path, body.pop(CHECKSUM, None), checksum(body), sealed)
     return dict(body)
 
 
@@ -116,11 +158,12 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Map
     """Write numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
     from safetensors.numpy import save_file
 
+    header = {"schema": schema, "meta": json.dumps(meta, sort_keys=True)}
     with whole(path) as partial:
-        save_file(dict(tensors), partial, {"schema": schema, "meta": json.dumps(meta, sort_keys=True)})
+        save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
 
 
-def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_tensors(path: Path, schema: str, *, sealed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (arrays, meta) of a safetensors artifact; ArtifactError as in read_json."""
     from safetensors import safe_open
 
@@ -133,6 +176,7 @@ def read_tensors(path: Path, schema: str) -> tuple[dict[str, Any], dict[str, Any
         raise ArtifactError(
             f"{path} has schema {header.get('schema')!r}, expected {schema!r}. Delete it and run the rule again."
         )
+    _compare(path, header.pop(CHECKSUM, None), checksum(header, tensors), sealed)
     return tensors, json.loads(header["meta"])
 
 
@@ -141,14 +185,14 @@ def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -
     import pandas as pd
 
     with whole(path) as partial:
-        pd.DataFrame(rows, columns=columns).to_parquet(partial, index=False)
+        pd.DataFrame(rows, columns=columns).to_parquet(partial, index=False, write_page_checksum=True)
 
 
 def read_table(path: Path) -> Any:
     """Read a parquet table as a DataFrame; ArtifactError if it is missing or damaged."""
     import pandas as pd
 
-    return _guarded(path, lambda: pd.read_parquet(path))
+    return _guarded(path, lambda: pd.read_parquet(path, page_checksum_verification=True))
 
 
 def _guarded(path: Path, load: Callable[[], T]) -> T:

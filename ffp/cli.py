@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
 
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
+
+    step = _command(commands, "verify", _verify, "check every digest, budget, text and figure behind a report again")
+    step.add_argument("results", type=Path, nargs="?", metavar="DIR", help="results folder; the grid's own without it")
+    step.add_argument("--config", type=Path, default=Path("config/demo.yaml"), metavar="PATH", help="grid file (demo)")
     return parser
 
 
@@ -198,6 +202,12 @@ def _report(options: argparse.Namespace) -> None:
     from ffp import report
 
     print(report.build(Project(options.config), options.out))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from ffp.verify import verify
+
+    print(verify(Project(options.config).at(results=options.results)))
 
 
 def _open(options: argparse.Namespace) -> tuple[Project, Cell]:

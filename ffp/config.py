@@ -5,6 +5,7 @@ Torch-free and quick to import, because the Snakefile of every cluster job reads
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -290,6 +291,14 @@ class Project:
                     f"{self.file}: method {name!r} serves {sorted(method.granularities)}, none of granularities "
                     f"{list(self.grid.granularities)}. Remove it or add one of its granularities."
                 )
+
+    def at(self, *, results: Path | None) -> Project:
+        """The same project with its results in another folder; itself for None."""
+        if results is None:
+            return self
+        other = copy.copy(self)
+        other.grid = self.grid.model_copy(update={"results": str(results)})
+        return other
 
     def _part(self, kind: str, name: str, shape: type[S]) -> S:
         path = self.root / kind / f"{name}.yaml"

@@ -38,6 +38,7 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
     Writes tokens.safetensors, stats.safetensors and calibrate.cost.json into `out`: once per model, for every cell.
     """
     config, grid = project.models[model_name], project.grid
+    inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "text": _asset_digest(text_dir)}
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
     adapter = Adapter(model, min_keep=config.min_keep, align=config.align)
     sizes = {
@@ -60,8 +61,7 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
         cost.n_tokens = sum(ids.numel() for ids in windows.values())
     origin = artifacts.provenance(
         device=str(model.device),
-        model=_asset_digest(model_dir),
-        text=_asset_digest(text_dir),
+        **inputs,
         settings=project.settings("calibrate", Cell(model_name, "structured", "0.00", "dense", 0)),
     )
     artifacts.write_tensors(out / "tokens.safetensors", TOKENS, arrays, origin)
@@ -77,6 +77,7 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
     config = project.models[cell.model]
     method = registry.find(project.method(cell.method).name)
     allocator = registry.create(method.name, project.parameters(cell.method))
+    inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "calibration": _calibration_digest(calibration_dir)}
     load = load_model if method.needs else load_skeleton
     adapter = Adapter(load(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem = adapter.problem(float(cell.sparsity))
@@ -84,8 +85,7 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
     origin = artifacts.provenance(
         seed=cell.seed,
         device=str(adapter.model.device) if method.is_search else "cpu",
-        model=_asset_digest(model_dir),
-        calibration=_calibration_digest(calibration_dir),
+        **inputs,
     )
     stats = open_calibration(adapter, calibration_dir) if method.needs else None
     journal, reward = out / "journal.txt", None
@@ -114,12 +114,12 @@ def apply(
     compensation) into the cell's folder `out`.
     """
     config, score = project.models[cell.model], project.grid.calibration.score
+    inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "calibration": _calibration_digest(calibration_dir)}
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem, allocation = read_allocation(allocation_file, adapter)
     kept = kept_units(problem, allocation, open_calibration(adapter, calibration_dir).orders(score))
     origin = artifacts.provenance(
-        model=_asset_digest(model_dir),
-        calibration=_calibration_digest(calibration_dir),
+        **inputs,
         allocation=artifacts.sha256(allocation_file),
         settings=project.settings("apply", cell),
     )
@@ -147,6 +147,11 @@ def evaluate(
     cut_dir: folder of masks.safetensors and updates.safetensors; None for the dense model.
     """
     config, settings = project.models[cell.model], project.grid.evaluation
+    inputs: dict[str, Any] = {
+        "model": _asset_digest(model_dir),
+        "text": _asset_digest(text_dir),
+        "tasks": _asset_digest(tasks_dir) if tasks_dir else None,
+    }
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
     adapter = Adapter(model, min_keep=config.min_keep, align=config.align)
     facts = cut_model(adapter, cell, cut_dir)
@@ -175,9 +180,7 @@ def evaluate(
         "settings": project.settings("evaluate", cell),
         "provenance": artifacts.provenance(
             device=str(model.device),
-            model=_asset_digest(model_dir),
-            text=_asset_digest(text_dir),
-            tasks=_asset_digest(tasks_dir) if tasks_dir else None,
+            **inputs,
             masks=artifacts.sha256(cut_dir / "masks.safetensors") if cut_dir else None,
             updates=artifacts.sha256(cut_dir / "updates.safetensors") if cut_dir else None,
         ),
@@ -279,6 +282,7 @@ def _write_search(
     artifacts.write_table(out / "trace.parquet", list(result.trace), TRACE_COLUMNS)
     artifacts.write_json(out / "search.cost.json", COST, {**cost.as_dict(), "provenance": origin})
     units = [unit.facts for unit in problem.units]
+    files = ["trace.parquet", *(["policy.safetensors"] if result.policy else [])]
     body = {
         "status": "done",
         "reason": None,
@@ -287,6 +291,7 @@ def _write_search(
         "problem_id": problem.problem_id,
         "keep": list(result.allocation.keep),
         "block_sparsity": problem.sparsity_of(result.allocation.keep),
+        "files": {name: artifacts.sha256(out / name) for name in files},
         "settings": settings,
         "provenance": origin,
     }
@@ -338,7 +343,15 @@ def _dense_losses(model: Any, windows: torch.Tensor, batch_tokens: int) -> Any:
 
 
 def _asset_digest(folder: Path) -> str:
-    return str(artifacts.read_json(folder / "asset.json", ASSET)["digest"])
+    """The digest of a fetched model, text or set of tasks; ArtifactError if one of its files was harmed since."""
+    facts = artifacts.read_json(folder / "asset.json", ASSET)
+    for name, crc in facts.get("crc32", {}).items():
+        if not (folder / name).is_file() or artifacts.crc32(folder / name) != crc:
+            raise ArtifactError(
+                f"{folder / name} is missing, damaged or was edited since it was fetched. Delete "
+                f"{folder / 'asset.json'} and run again: it is fetched anew."
+            )
+    return str(facts["digest"])
 
 
 def _calibration_digest(folder: Path) -> str:

@@ -4,6 +4,18 @@ import sys
 
 import pytest
 
+from tests.workflow import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_grid(tmp_path_factory):
+    """A folder in which the tiny real grid has run to its end; add to it, but leave its files as they are."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.build(folder)
+    done = tiny.snakemake(folder)
+    assert done.returncode == 0, done.output
+    return folder
+
 
 @pytest.fixture
 def hub_modules(monkeypatch, tmp_path):

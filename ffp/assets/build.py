@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ffp.artifacts import digest, read_json, sha256, write_json
+from ffp.artifacts import crc32, digest, read_json, sha256, write_json
 from ffp.types import ArtifactError, AssetError
 
 LOG = logging.getLogger("ffp")
@@ -112,12 +112,12 @@ def _refuse_foreign(out: Path) -> None:
 
 def _seal(partial: Path, kind: str, source: Mapping[str, Any]) -> None:
     """Flush every file to disk, then write asset.json, the last file."""
-    files = {}
+    files, crcs = {}, {}
     for path in sorted(partial.iterdir()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        files[path.name] = sha256(path)
-    facts = {"kind": kind, "source": source, "files": files, "digest": digest(files)}
+        files[path.name], crcs[path.name] = sha256(path), crc32(path)
+    facts = {"kind": kind, "source": source, "files": files, "crc32": crcs, "digest": digest(files)}
     write_json(partial / "asset.json", SCHEMA, facts)
 
 

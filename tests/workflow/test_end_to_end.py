@@ -23,12 +23,8 @@ def cell(method):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.build(folder)
-    done = tiny.snakemake(folder)
-    assert done.returncode == 0, done.output
-    return folder
+def finished(tiny_grid):
+    return tiny_grid
 
 
 def test_every_cell_is_scored_and_reported(finished):
