@@ -187,7 +187,7 @@ class Verifier:
         kept, meta = self._tensors(folder / "masks.safetensors")
         updates, other = self._tensors(folder / "updates.safetensors")
         check_kept(problem, kept, folder / "masks.safetensors")
-        counts = [len(kept[unit.name]) for unit in problem.units]
+        counts = [len(kept[unit.name]) // unit.size for unit in problem.units]
         yield from _equal(f"{folder / 'masks.safetensors'}: units kept", counts, body["keep"])
         yield from _equal(f"{folder / 'masks.safetensors'}: problem_id", meta["problem_id"], problem.problem_id)
         for name, origin in (("masks", meta["provenance"]), ("updates", other["provenance"])):
