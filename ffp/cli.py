@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "fontTools"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         options.run(options)
     except FfpError as error:

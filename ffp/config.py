@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from ffp import registry
 from ffp.registry import near
@@ -33,7 +33,7 @@ STEP_VERSIONS = {
     "reward": "1",
     "apply": "1",
     "evaluate": "1",
-    "report": "1",
+    "report": "2",
 }
 
 
@@ -207,6 +207,44 @@ class EvaluationConfig(Strict):
     seed: int = 0
 
 
+class PublishedSet(Strict):
+    """Perplexities that others reported, measured alike. values: by model, method and sparsity ("0.00" for dense).
+
+    text: the name in config/texts/ whose whole test text they are of; context: tokens a window; calibration: the text
+    that the methods saw; status: how sure the transcription is, e.g. "secondary source".
+    """
+
+    source: str
+    status: str
+    granularity: Granularity
+    text: Name
+    context: Count
+    calibration: str
+    values: Mapping[Name, Mapping[str, Mapping[str, Annotated[float, Field(gt=0)]]]]
+
+    @field_validator("values")
+    @classmethod
+    def _two_decimals(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        for sparsity in {s for methods in values.values() for by_sparsity in methods.values() for s in by_sparsity}:
+            if not re.fullmatch(r"0\.\d\d", sparsity):
+                raise ValueError(f"sparsity {sparsity!r} is not a quoted share with two decimals, such as '0.20'")
+        return values
+
+
+class PublishedConfig(Strict):
+    """config/published.yaml. models: the hub repositories that hold a model named in the sets."""
+
+    models: Mapping[Name, tuple[str, ...]]
+    sets: tuple[PublishedSet, ...]
+
+    @model_validator(mode="after")
+    def _models_are_known(self) -> PublishedConfig:
+        for name in {name for part in self.sets for name in part.values}:
+            if name not in self.models:
+                raise ValueError(f"model {name!r} has no entry under models: {near(name, self.models)}")
+        return self
+
+
 class MethodConfig(BaseModel):
     """A named variant. use: the registered method; compensate: what follows the cut; the rest are parameters."""
 
@@ -284,6 +322,10 @@ class Project:
         self.models = {name: self._part("models", name, ModelConfig) for name in self.grid.models}
         self.text = self._part("texts", self.grid.text, TextConfig)
         self.tasks = self._part("tasks", self.grid.tasks, TasksConfig) if self.grid.tasks else None
+        published = self.root / "published.yaml"
+        self.published = (
+            read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
+        )
         for name in self.grid.methods:
             method = self.method(name)
             if not set(self.grid.granularities) & method.granularities:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ffp.config import Project
 from ffp.report.collect import Record, task_metric
-from ffp.report.tables import TIE_STDERRS
+from ffp.report.groups import TIE_STDERRS
 
 USUAL_CONTEXT = 2048
 
@@ -19,9 +19,17 @@ def counts(records: Iterable[Record]) -> dict[str, int]:
     return {status: found[status] for status in ("done", "skipped", "failed", "missing") if found[status]}
 
 
-def table(project: Project, records: list[Record]) -> str:
-    """The caption under the comparison: how to read it, and what was not controlled."""
-    return "\n".join([*reading(project, records), *uncontrolled(project, records)])
+def tables(project: Project, records: list[Record]) -> dict[str, list[str]]:
+    """The caption under each table: how to read it, and for the comparison what was not controlled."""
+    read = list(reading(project, records))
+    return {
+        "comparison": [*read, *uncontrolled(project, records)],
+        "tasks": read,
+        "ablation": [
+            "Δ PPL: variant minus base, ± standard error of the difference over the same windows and over seeds.",
+            f"Tie: within {TIE_STDERRS:g} of these standard errors.",
+        ],
+    }
 
 
 def reading(project: Project, records: list[Record]) -> Iterable[str]:
@@ -35,16 +43,18 @@ def reading(project: Project, records: list[Record]) -> Iterable[str]:
     )
     contexts = sorted({(r.row["ppl_windows"], r.row["ppl_context"]) for r in done})
     shape = " or ".join(f"{windows} windows of {context} tokens" for windows, context in contexts)
-    yield (
-        f"PPL: perplexity on the test part of {project.text.title}, {shape or 'not measured yet'}, "
-        "± standard error over windows."
-    )
+    yield f"PPL: perplexity on the test part of {project.text.title}, {shape or 'not measured yet'}."
+    if len(project.grid.seeds) > 1:
+        yield "Mean ± standard deviation over seeds; methods that draw nothing have one cell and its standard error."
+    else:
+        yield "PPL ± standard error over windows."
     chosen: dict[str, dict[str, Any]] = {}
     for record in done:
         chosen.update({name: result for name, result in record.tasks.items() if name not in chosen})
     if chosen:
         parts = [f"{name} {task_metric(t)} on {_documents(t)}" for name, t in chosen.items()]
-        yield f"Tasks, zero-shot, ± standard error over documents: {'; '.join(parts)}."
+        error = "" if len(project.grid.seeds) > 1 else ", ± standard error over documents"
+        yield f"Tasks, zero-shot{error}: {'; '.join(parts)}."
         yield "Mean: of acc_norm where a task has it, otherwise of acc."
     paired = all((r.scores or {}).get("ppl", {}).get("loss_by_window") for r in done)
     how = "window by window" if paired else "from both errors"
@@ -53,6 +63,24 @@ def reading(project: Project, records: list[Record]) -> Iterable[str]:
         f"{TIE_STDERRS:g} standard errors of the difference (PPL: {how})."
     )
     yield "Search: evaluations and tokens forwarded, finalists included; seconds without model loading and calibration."
+
+
+def figure(project: Project, name: str) -> str:
+    """The caption under a figure."""
+    seeds, budget = len(project.grid.seeds), project.grid.search
+    several = seeds > 1
+    spread = f"standard deviation over {seeds} seeds, the small points" if several else "standard error over windows"
+    quality = (
+        f"Bars: {spread}. Points of equal cost stand side by side. Dotted: methods that forward no search text. "
+        "Dashed: the dense model. A point opens its cell."
+    )
+    anytime = (
+        f"Reward on the search text, not on the test text. {'Line: mean, band: all seeds. ' if several else ''}"
+        f"Budget, the same for every method: {budget.evaluations} evaluations of "
+        f"{budget.windows_per_evaluation} x {budget.context} tokens."
+    )
+    allocation = f"Share of the units kept in each block{f', mean of {seeds} seeds' if several else ''}."
+    return {"quality_cost": quality, "quality_time": quality, "anytime": anytime, "allocation": allocation}[name]
 
 
 def _documents(result: dict[str, Any]) -> str:

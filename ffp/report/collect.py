@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,17 @@ TRAILING = (
     "search_selection_tokens", "evaluation_s", "evaluation_peak_mem_bytes", "reason",
 )  # fmt: skip
 METRICS = ("acc_norm", "acc")
+LOGS = Path("logs")  # where the rules write, below the folder that Snakemake runs in
+STEPS = ("allocate", "apply", "evaluate")
+LOG_CHARACTERS = 4000
 
 
 @dataclass
 class Record:
-    """A cell and what its folder holds. row: the table's figures by column, absent where there is none."""
+    """A cell and what its folder holds. row: the table's figures by column, absent where there is none.
+
+    logs: the end of each step's log, by step.
+    """
 
     cell: Cell
     row: dict[str, Any]
@@ -35,6 +42,7 @@ class Record:
     scores: dict[str, Any] | None = None
     trace: Any = None
     notes: list[str] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -110,7 +118,7 @@ def _identity(cell: Cell) -> dict[str, Any]:
 
 def _read(project: Project, cell: Cell, folder: Path) -> Record:
     """A cell's record. A damaged artifact makes it failed, an absent one missing; neither stops the report."""
-    record = Record(cell, {**_identity(cell), "status": "missing", "reason": None})
+    record = Record(cell, {**_identity(cell), "status": "missing", "reason": None}, logs=read_logs(cell))
     row = record.row
     try:
         if cell.method != "dense":
@@ -153,11 +161,32 @@ def _status(record: Record) -> tuple[str, str | None]:
     for body in (record.allocation, record.scores):
         if body and body.get("status", "done") != "done":
             return body["status"], body.get("reason")
-    if record.cell.method != "dense" and record.allocation is None:
-        return "missing", "allocation.json is not there yet"
-    if record.scores is None:
-        return "missing", "scores.json is not there yet"
-    return "done", None
+    absent = "allocation.json" if record.cell.method != "dense" and record.allocation is None else "scores.json"
+    if absent == "scores.json" and record.scores is not None:
+        return "done", None
+    if fault := next(filter(None, map(_fault, reversed(record.logs.values()))), None):
+        return "failed", fault
+    return "missing", f"{absent} is not there yet"
+
+
+def read_logs(cell: Cell) -> dict[str, str]:
+    """The last LOG_CHARACTERS of each log that the cell's steps left, by step; progress bars shown as they ended."""
+    found = {}
+    for step in STEPS:
+        path = LOGS / step / f"{cell.path}.log"
+        if path.is_file():
+            text = path.read_bytes()[-4 * LOG_CHARACTERS :].decode(errors="replace")
+            lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
+            found[step] = "\n".join(lines)[-LOG_CHARACTERS:].strip()
+    return found
+
+
+def _fault(log: str) -> str | None:
+    """The error that a log ends with: ffp's own line, or the last line of a traceback; None if it ends otherwise."""
+    last = log.rpartition("\n")[2]
+    if re.match(r"ffp \w+: ", last) and "interrupted" not in last:
+        return last
+    return last if "Traceback (most recent call last)" in log and re.match(r"[\w.]+(Error|Exception)\b", last) else None
 
 
 def _allocation_figures(allocation: Mapping[str, Any] | None) -> dict[str, Any]:

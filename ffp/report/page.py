@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
-import shlex
+import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from ffp import artifacts
 from ffp.config import Project
 from ffp.report import captions, plots, tables
 from ffp.report.collect import Record, collect
+from ffp.report.details import calibration_cost, command, details, inputs
+from ffp.report.groups import Group, by_block, group
 
 TITLES = {
-    "quality_cost": "Quality against search cost",
+    "quality_cost": "Quality against search tokens",
+    "quality_time": "Quality against search seconds",
     "anytime": "Progress of the searches",
     "allocation": "Where the parameters were kept",
 }
+CELL_COLUMNS = (
+    "model",
+    "granularity",
+    "sparsity (%)",
+    "method",
+    "seed",
+    "status",
+    "PPL",
+    "search tokens",
+    "search (s)",
+)
+CELL_FIGURES = (("ppl", 2), ("search_tokens", 0), ("search_s", 1))
 
 
 def build(project: Project, out: Path) -> Path:
@@ -30,13 +48,20 @@ def build(project: Project, out: Path) -> Path:
     """
     out = Path(out)
     records = collect(project)
-    table = tables.write(project, records, captions.table(project, records), out)
-    svgs = plots.draw(project, records, out)
+    groups = group(records)
+    texts = {
+        "comparison": tables.comparison(project, groups),
+        "tasks": tables.tasks(project, groups),
+        "ablation": tables.ablation(project, groups),
+    }
+    tables.write_figures(records, groups, out)
+    tables.write_texts(texts, captions.tables(project, records), out)
+    plots.draw(project, groups, out)
     with artifacts.whole(out / "metrics.json") as partial:
         partial.write_text(json.dumps(metrics(records), indent=1, allow_nan=False) + "\n")
     page = out / "index.html"
     with artifacts.whole(page) as partial:
-        partial.write_text(render(project, records, table, svgs), encoding="utf-8")
+        partial.write_text(render(project, records, groups, texts), encoding="utf-8")
     return page
 
 
@@ -50,107 +75,108 @@ def metrics(records: list[Record]) -> dict[str, float]:
     return found
 
 
-def render(project: Project, records: list[Record], table: tables.Table, svgs: dict[str, bytes]) -> str:
-    """The page; every label is escaped by the template engine."""
+def render(project: Project, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
+    """The page; every label is escaped by the template engine, or before it goes into a cell's data."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    source = resources.files("ffp.report").joinpath("template.html").read_text(encoding="utf-8")
-    template = environment.from_string(source)
-    figures = [
-        {"name": name, "title": TITLES[name], "caption": _figure_caption(project, name), "alt": _alt(name, records),
-         "data": base64.b64encode(svg).decode()}
-        for name, svg in svgs.items()
-    ]  # fmt: skip
+    here, datatables = resources.files("ffp.report"), resources.files("itables").joinpath("html")
+    template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
+    grid = project.grid
     return template.render(
-        title=project.grid.title,
+        title=grid.title,
         counts=captions.counts(records),
-        table=table,
-        caption=list(captions.reading(project, records)),
+        filters={
+            "model": {name: model.title for name, model in project.models.items()},
+            "granularity": {name: name for name in grid.granularities},
+            "sparsity": {f"{sparsity:.2f}": f"{sparsity:.0%}" for sparsity in grid.sparsities},
+        },
+        tables=texts,
+        captions=captions.tables(project, []) | {"comparison": list(captions.reading(project, records))},
         uncontrolled=captions.uncontrolled(project, records),
-        figures=figures,
-        cells=[_cell(project, record) for record in records],
-        command=_command("report", {"config": project.file, "out": f"{project.grid.results}/report"}),
+        figures=_figures(project, groups),
+        shared=[_shared(project, model) for model in grid.models],
+        cell_columns=CELL_COLUMNS,
+        cells=_script_json([_cell_line(project, record) for record in records]),
+        details=_packed({record.cell.path: details(project, record) for record in records}),
+        command=command("report", config=project.file, out=f"{grid.results}/report"),
+        style=Markup(
+            datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
+        ),
+        script=Markup(here.joinpath("page.js").read_text(encoding="utf-8")),
+        datatables=base64.b64encode(datatables.joinpath("dt_bundle.js").read_bytes()).decode(),
     )
 
 
-def _figure_caption(project: Project, name: str) -> str:
-    seeds = len(project.grid.seeds)
-    drawn = "one seed" if seeds == 1 else f"{seeds} seeds, each drawn"
-    budget = project.grid.search
+def _figures(project: Project, groups: list[Group]) -> Iterable[dict[str, Any]]:
+    """Each figure with one panel a block of the grid, so that the page can show those that a reader asks for."""
+    dense = {members[0].block[:2]: members for members in by_block(g for g in groups if g.method == "dense").values()}
+    blocks = by_block(g for g in groups if g.method != "dense" and g.row["status"] != "skipped")
+    labels = {r.cell.path: f"{r.cell.path}: PPL {r.row['ppl']:.2f}" for g in groups for r in g.done}
+    for name, title in TITLES.items():
+        panels = [
+            {"block": block, "alt": _alt(name, members),
+             "svg": _linked(plots.inline(project, [*dense.get(block[:2], []), *members], name, f"{name}-{i}"), labels)}
+            for i, (block, members) in enumerate(blocks.items())
+        ]  # fmt: skip
+        yield {"name": name, "title": title, "caption": captions.figure(project, name), "panels": panels}
+
+
+def _linked(svg: str, labels: dict[str, str]) -> Markup:
+    """The SVG with a name on each point that links to a cell, for hovering and for screen readers."""
+    named = re.sub(
+        r'<a xlink:href="#([^"]+)"[^>]*>',
+        lambda match: f'<a href="#{match[1]}"><title>{escape(labels[match[1]])}</title>', svg,
+    )  # fmt: skip
+    return Markup(named)
+
+
+def _alt(name: str, groups: list[Group]) -> str:
+    """A panel in words: what it shows, and the figures of the finished cells."""
+    model, granularity, sparsity = groups[0].block
+    where = f"{model}, {granularity}, {float(sparsity):.0%} sparsity"
+    if name.startswith("quality"):
+        unit = {"quality_cost": "tokens forwarded", "quality_time": "seconds of search"}[name]
+        parts = [f"{g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
+        return f"{where}: perplexity against {unit}. {'; '.join(parts) or 'No cell is finished yet'}."
+    what = "best reward so far against tokens forwarded" if name == "anytime" else "kept share of each block"
+    return f"{where}: {what}, for {', '.join(g.method for g in groups)}."
+
+
+def _shared(project: Project, model: str) -> dict[str, Any]:
+    """What all cells of a model share: the commands that fetch and calibrate, and what calibration cost."""
+    cost = calibration_cost(project, model) or {}
     return {
-        "quality_cost": f"Error bars: standard error over windows; {drawn}. Points of equal cost stand side by side. "
-                        "Dotted: methods that forward no search text. Dashed: the dense model.",
-        "anytime": f"Reward on the search text, not on the test text; {drawn}. Budget, the same for every method: "
-                   f"{budget.evaluations} evaluations of {budget.windows_per_evaluation} x {budget.context} tokens.",
-        "allocation": f"Share of KV groups (attention) and channels (FFN) kept in each block; {drawn}.",
-    }[name]  # fmt: skip
-
-
-def _alt(name: str, records: list[Record]) -> str:
-    """A figure in words: what it shows, and the figures of the finished cells."""
-    if name != "quality_cost":
-        shown = [r for r in records if (r.trace is not None and len(r.trace) if name == "anytime" else r.allocation)]
-        methods = ", ".join(dict.fromkeys(record.cell.method for record in shown))
-        what = "Best reward so far against tokens forwarded" if name == "anytime" else "Kept share of each block"
-        return f"{what}, for {methods or 'no method yet'}."
-    parts = [f"{r.cell.method} at {float(r.cell.sparsity):.0%}: PPL {r.row['ppl']:.2f}" for r in records if r.done]
-    return f"Perplexity against tokens forwarded. {'; '.join(parts) or 'No cell is finished yet'}."
-
-
-def _cell(project: Project, record: Record) -> dict[str, Any]:
-    """What the page tells of one cell: where its figures come from, and how to make them again."""
-    body = record.allocation or {}
-    provenance = {
-        "search": (record.cost or {}).get("provenance") or body.get("provenance"),
-        "evaluation": (record.scores or {}).get("provenance"),
-    }
-    facts = {
-        "figures": {key: value for key, value in record.row.items() if value is not None},
-        "settings of the search": body.get("settings"),
-        "settings of the evaluation": (record.scores or {}).get("settings"),
-        "tasks": {k: {"version": t["version"], "hash": t["hash"], "n": t["n"]} for k, t in record.tasks.items()},
-        "search cost": {k: v for k, v in (record.cost or {}).items() if k not in ("schema", "provenance")},
-        **{f"provenance of the {step}": facts for step, facts in provenance.items()},
-    }
-    return {
-        "path": record.cell.path,
-        "status": record.row["status"],
-        "reason": record.row.get("reason"),
-        "notes": record.notes,
-        "facts": {name: _flat(value) for name, value in facts.items() if value},
-        "commands": [] if record.row["status"] == "skipped" else commands(project, record),
+        "title": project.models[model].title,
+        "commands": inputs(project, model),
+        "cost": {key: cost[key] for key in ("wall_s", "n_tokens", "peak_mem_bytes") if key in cost},
     }
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested plain data as (dotted key, value) pairs."""
-    pairs = []
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            pairs += _flat(item, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", item if isinstance(item, str) else json.dumps(item)))
-    return pairs
+def _cell_line(project: Project, record: Record) -> list[Any]:
+    """A cell's row in the list of all cells: names to filter by, then (HTML, number to sort by) a column."""
+    cell, row = record.cell, record.row
+    state = tables.status(row)
+    figures = [
+        [tables.DASH, None] if row.get(key) is None else [f"{row[key]:,.{digits}f}", row[key]]
+        for key, digits in CELL_FIGURES
+    ]
+    link = escape(cell.path)
+    shown = [
+        [escape(project.models[cell.model].title), cell.model], [cell.granularity, cell.granularity],
+        [f"{float(cell.sparsity):.0%}", float(cell.sparsity)],
+        [f'<a href="#{link}">{escape(cell.method)}</a>', cell.method], [str(cell.seed), cell.seed],
+        [f'<span class="{row["status"]}">{escape(state)}</span>', state], *figures,
+    ]  # fmt: skip
+    return [list(record.block), shown]
 
 
-def commands(project: Project, record: Record) -> list[str]:
-    """The command lines that make this cell alone again, from the repository root."""
-    grid, cell = project.grid, record.cell
-    folder = Path(grid.results) / "cells" / cell.path
-    common = {"config": project.file, "cell": cell.path, "model-dir": Path(grid.data) / "models" / cell.model}
-    calibration = {"calibration": Path(grid.data) / "calibration" / cell.model}
-    evaluate: dict[str, Any] = {**common, "text-dir": Path(grid.data) / "text" / grid.text}
-    if grid.tasks:
-        evaluate["tasks-dir"] = Path(grid.data) / "tasks" / grid.tasks
-    lines = []
-    if cell.method != "dense":
-        lines.append(_command("allocate", {**common, **calibration, "out": folder}))
-        apply = {**common, **calibration, "allocation": folder / "allocation.json", "out": folder}
-        lines.append(_command("apply", apply))
-        evaluate["cut"] = folder
-    return [*lines, _command("evaluate", {**evaluate, "out": folder / "scores.json"})]
+def _script_json(value: Any) -> Markup:
+    """JSON that may stand in a script element."""
+    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
-def _command(step: str, options: dict[str, Any]) -> str:
-    return " ".join(["ffp", step, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
+def _packed(value: Any) -> str:
+    """JSON, gzipped, in base64: cells repeat each other's provenance, so that 2,000 of them take little room."""
+    text = json.dumps(value, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

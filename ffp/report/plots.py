@@ -1,6 +1,7 @@
 """The figures: quality against cost, progress of the searches, and where the parameters were kept.
 
-One panel for each model, granularity and sparsity; one colour and marker per method in all of them.
+One panel for each model, granularity and sparsity; one colour and marker per method in all of them. Seeds of a method
+are drawn as their mean with their spread.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,112 +28,162 @@ from matplotlib.transforms import offset_copy
 from ffp import artifacts, registry
 from ffp.config import Project
 from ffp.report.collect import Record
+from ffp.report.groups import Block, Group, by_block
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the markers keep them apart in grey.
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
 MARKERS = ("s", "^", "o", "D", "v", "P", "X", "*")
-DENSE = "#000000"
 DASHES = (0, (5, 3))
+LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+# The colours of text and grid: no method has them, so that the page can put those of its theme in their place.
+INK, GRID, PAPER = "#1B1B1B", "#DDDDDD", "#FEFEFE"
 STYLE: Any = {
     "svg.hashsalt": "ffp",
-    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#DDDDDD",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "text.usetex": False,
     "text.parse_math": False,
 }
-Block = tuple[str, str, str]
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 160},
+}
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn everywhere."""
+    """How a method is drawn everywhere. line: a matplotlib line style."""
 
     colour: str
     marker: str
+    line: Any
 
 
 def looks(project: Project) -> dict[str, Look]:
-    """Colour and marker by method: registered methods always have the same, variants take the free ones in order."""
-    names = list(registry.METHODS)
+    """Look by method of the grid: a registered method keeps its colour unless another one of the grid has taken it."""
+    names = [name for name in registry.METHODS if name in project.grid.methods]
     names += [name for name in project.grid.methods if name not in registry.METHODS]
-    pairs = zip(names, itertools.cycle(PALETTE), _markers())
-    return {name: Look(colour, marker) for name, colour, marker in pairs}
+    places = {name: place for place, name in enumerate(registry.METHODS)}
+    taken: dict[str, int] = {}
+    for name in names:
+        wanted = places.get(name, len(places) + len(taken))
+        used = Counter(taken.values())
+        taken[name] = min(((wanted + step) % len(PALETTE) for step in range(len(PALETTE))), key=lambda p: used[p])
+    turns = {name: list(taken.values())[:i].count(taken[name]) for i, name in enumerate(names)}
+    return {
+        name: Look(PALETTE[place], MARKERS[(place + turns[name]) % len(MARKERS)], LINES[turns[name] % len(LINES)])
+        for name, place in taken.items()
+    }
 
 
-def _markers() -> Iterable[str]:
-    """Markers that shift by one each time the palette starts again, so that no two methods look the same."""
-    for turn in itertools.count():
-        yield from MARKERS[turn % len(MARKERS) :] + MARKERS[: turn % len(MARKERS)]
-
-
-def draw(project: Project, records: list[Record], out: Path) -> dict[str, bytes]:
-    """Write each figure as SVG and PNG, the same bytes for the same records; return the SVGs by name."""
-    figures: dict[str, Callable[[Project, list[Record]], Figure]] = {
-        "quality_cost": quality_cost, "anytime": anytime, "allocation": allocation,
-    }  # fmt: skip
-    svgs = {}
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        for name, make in figures.items():
-            figure = make(project, records)
-            for kind in ("svg", "png"):
+def draw(project: Project, groups: list[Group], out: Path) -> None:
+    """Write each figure as SVG, PDF and PNG, the same bytes for the same cells."""
+    for name, make in FIGURES.items():
+        with _style({"svg.fonttype": "path"}):
+            figure = make(project, groups)
+            for kind, options in KINDS.items():
                 buffer = io.BytesIO()
-                metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-                figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+                figure.savefig(buffer, format=kind, **options)
                 with artifacts.whole(out / f"{name}.{kind}") as partial:
                     partial.write_bytes(buffer.getvalue())
-                if kind == "svg":
-                    svgs[name] = buffer.getvalue()
-    return svgs
 
 
-def quality_cost(project: Project, records: list[Record]) -> Figure:
+def inline(project: Project, groups: list[Group], name: str, identifier: str) -> str:
+    """A figure of these groups as an SVG element for a page, in the colours of the page's theme.
+
+    identifier: what all ids in it begin with, so that several fit in one page. Points link to "#<cell's path>".
+    """
+    with _style({"svg.fonttype": "none"}):
+        buffer = io.BytesIO()
+        FIGURES[name](project, groups).savefig(buffer, format="svg", transparent=True, **KINDS["svg"])
+    svg = buffer.getvalue().decode()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg ") :], flags=re.DOTALL)
+    ids = set(re.findall(r'\bid="([^"]+)"', svg))
+    svg = re.sub(r'(\bid="|url\(#|href="#)([^")]+)', lambda m: m[1] + (f"{identifier}-" * (m[2] in ids)) + m[2], svg)
+    for colour, variable in ((INK, "--fg"), (GRID, "--line"), (PAPER, "--bg")):
+        svg = svg.replace(colour.lower(), f"var({variable})")
+    return svg
+
+
+@contextmanager
+def _style(extra: Any) -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, **extra})
+        yield
+
+
+def quality_cost(project: Project, groups: list[Group]) -> Figure:
     """Perplexity against search tokens; methods that forward nothing stand at zero, their level drawn across."""
-    blocks = _blocks(r for r in records if r.done and r.cell.method != "dense")
+    return _quality(project, groups, "search_tokens", "search cost (tokens forwarded)")
+
+
+def quality_time(project: Project, groups: list[Group]) -> Figure:
+    """Perplexity against the seconds of the search, without loading and calibration."""
+    return _quality(project, groups, "search_s", "search cost (seconds)")
+
+
+def _quality(project: Project, groups: list[Group], cost: str, label: str) -> Figure:
+    blocks = by_block(g for g in groups if g.done and g.method != "dense")
     if not blocks:
         return _empty("No cell is finished yet.")
     figure, axes = _panels(project, blocks)
     style = looks(project)
     for block, axis in zip(blocks, axes, strict=True):
-        dense = next((r for r in records if r.done and r.cell.method == "dense" and r.block[:2] == block[:2]), None)
-        _quality_panel(figure, axis, blocks[block], style, dense.row["ppl"] if dense else None)
-        axis.set_xlabel("search cost (tokens forwarded)")
+        dense = next((g for g in groups if g.done and g.method == "dense" and g.block[:2] == block[:2]), None)
+        _quality_panel(figure, axis, blocks[block], style, cost, dense.row["ppl"] if dense else None)
+        axis.set_xlabel(label)
         axis.set_ylabel("test perplexity (lower is better)")
-    extra = [Line2D([], [], color="#444444", linewidth=1, label="Pareto front"),
-             Line2D([], [], color=DENSE, linestyle=DASHES, label="dense model")]  # fmt: skip
-    _legend(figure, style, records, extra, lines=False)
+    extra = [Line2D([], [], color=INK, linewidth=1, label="Pareto front"),
+             Line2D([], [], color=INK, linestyle=DASHES, label="dense model")]  # fmt: skip
+    _legend(figure, style, [g for members in blocks.values() for g in members], extra, lines=False)
     return figure
 
 
 def _quality_panel(
-    figure: Figure, axis: Axes, records: list[Record], style: Mapping[str, Look], dense: float | None
+    figure: Figure, axis: Axes, groups: list[Group], style: Mapping[str, Look], cost: str, dense: float | None
 ) -> None:
     """Points of equal cost stand side by side, so that none hides another; the front and the levels are exact."""
-    points = [(float(record.row.get("search_tokens") or 0), float(record.row["ppl"])) for record in records]
-    for record, (tokens, ppl), shift in zip(records, points, _shifts(points), strict=True):
-        look = style[record.cell.method]
+    points = [(_cost(group.row, cost), float(group.row["ppl"])) for group in groups]
+    errors = [float(group.row.get("ppl_sd", group.row.get("ppl_stderr") or 0.0)) for group in groups]
+    for group, (x, ppl), error, shift in zip(groups, points, errors, _shifts(points), strict=True):
+        look = style[group.method]
         beside = offset_copy(axis.transData, fig=figure, x=shift, units="points")
-        axis.errorbar(tokens, ppl, yerr=record.row["ppl_stderr"], color=look.colour, marker=look.marker, markersize=8,
-                      capsize=3, linestyle="none", markeredgecolor="white", markeredgewidth=0.8, zorder=4,
-                      transform=beside)  # fmt: skip
-        if not tokens:
+        drawn = axis.errorbar(x, ppl, yerr=error, color=look.colour, marker=look.marker, markersize=8, capsize=3,
+                              linestyle="none", markeredgecolor=PAPER, markeredgewidth=0.8, zorder=4,
+                              transform=beside)  # fmt: skip
+        drawn.lines[0].set_url(f"#{group.done[0].cell.path}")
+        for record in group.done if len(group.done) > 1 else ():
+            axis.plot(_cost(record.row, cost), record.row["ppl"], color=look.colour, marker=look.marker, markersize=3,
+                      alpha=0.6, zorder=3, transform=beside, url=f"#{record.cell.path}")  # fmt: skip
+        if not x:
             axis.axhline(ppl, color=look.colour, linewidth=1, linestyle=":", zorder=2)
     front = pareto(points)
-    axis.step([x for x, _ in front], [y for _, y in front], where="post", color="#444444", linewidth=1, zorder=3)
+    axis.step([x for x, _ in front], [y for _, y in front], where="post", color=INK, linewidth=1, zorder=3)
     if dense is not None:
-        axis.axhline(dense, color=DENSE, linestyle=DASHES, linewidth=1.2, zorder=2)
-    _cost_axis(axis, sorted({tokens for tokens, _ in points}))
-    errors = [record.row["ppl_stderr"] or 0.0 for record in records]
-    low = min([ppl - error for (_, ppl), error in zip(points, errors, strict=True)] + ([dense] if dense else []))
-    high = max(ppl + error for (_, ppl), error in zip(points, errors, strict=True))
-    _ppl_axis(axis, low, high)
+        axis.axhline(dense, color=INK, linestyle=DASHES, linewidth=1.2, zorder=2)
+    _cost_axis(axis, sorted({x for x, _ in points}))
+    seeds = [float(record.row["ppl"]) for group in groups for record in group.done]
+    low = min([ppl - error for (_, ppl), error in zip(points, errors, strict=True)] + seeds)
+    high = max([ppl + error for (_, ppl), error in zip(points, errors, strict=True)] + seeds)
+    _ppl_axis(axis, min(low, dense or low), max(high, dense or high))
+
+
+def _cost(row: Mapping[str, Any], key: str) -> float:
+    """A search's cost; zero for methods that forward nothing, whose seconds are no search."""
+    return float(row.get(key) or 0) if row.get("search_tokens") else 0.0
 
 
 def _shifts(points: list[tuple[float, float]]) -> list[float]:
@@ -154,7 +208,7 @@ def _cost_axis(axis: Axes, costs: list[float]) -> None:
     else:
         axis.set_xlim(-0.15 * searched[-1], 1.15 * searched[-1])
         axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(FuncFormatter(_tokens))
+    axis.xaxis.set_major_formatter(FuncFormatter(_metric_prefix))
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -179,39 +233,57 @@ def _ppl_axis(axis: Axes, low: float, high: float) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def anytime(project: Project, records: list[Record]) -> Figure:
-    """Best reward at the target so far against tokens forwarded, one line per search."""
-    traced = [r for r in records if r.trace is not None and len(r.trace) and r.trace["best"].notna().any()]
-    blocks = _blocks(traced)
+def anytime(project: Project, groups: list[Group]) -> Figure:
+    """Best reward at the target so far against tokens forwarded: mean over seeds, and the band that holds all seeds."""
+    blocks = by_block(g for g in groups if any(_traced(record) for record in g.records))
     if not blocks:
         return _empty("No search has been traced yet.")
     figure, axes = _panels(project, blocks)
     style = looks(project)
     for block, axis in zip(blocks, axes, strict=True):
-        for record in blocks[block]:
-            known = record.trace[record.trace["best"].notna()]
-            look = style[record.cell.method]
-            axis.step(known["tokens"], known["best"], where="post", color=look.colour, linewidth=1.6,
-                      marker=look.marker, markevery=[-1], markersize=7, markeredgecolor="white")  # fmt: skip
+        for group in blocks[block]:
+            look = style[group.method]
+            tokens, curves = progress([record for record in group.records if _traced(record)])
+            axis.step(tokens, curves.mean(0), where="post", color=look.colour, linewidth=1.6, linestyle=look.line,
+                      marker=look.marker, markevery=[-1], markersize=7, markeredgecolor=PAPER)  # fmt: skip
+            if len(curves) > 1:
+                axis.fill_between(tokens, curves.min(0), curves.max(0), step="post", color=look.colour, alpha=0.2,
+                                  linewidth=0)  # fmt: skip
         axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.xaxis.set_major_formatter(FuncFormatter(_tokens))
+        axis.xaxis.set_major_formatter(FuncFormatter(_metric_prefix))
         axis.set_xlabel("search cost (tokens forwarded)")
         axis.set_ylabel("best reward so far\n(dense PPL / pruned PPL)")
-    _legend(figure, style, traced, [])
+    _legend(figure, style, [g for members in blocks.values() for g in members], [])
     return figure
 
 
-def allocation(project: Project, records: list[Record]) -> Figure:
-    """Share kept by each block: a line of tiles per method, one row of panels per model, granularity and sparsity."""
-    allocated = [
-        r for r in records if r.allocation and r.allocation.get("status") == "done" and r.row["status"] != "failed"
-    ]
-    blocks = _blocks(allocated)
+def _traced(record: Record) -> bool:
+    return record.trace is not None and bool(record.trace["best"].notna().any())
+
+
+def progress(records: list[Record]) -> tuple[Any, Any]:
+    """(tokens, (n_seeds, n_tokens) best rewards): where any seed improves, from where all have a reward to the end."""
+    traces = []
+    for record in records:
+        known = record.trace[record.trace["best"].notna()]
+        tokens, best = known["tokens"].to_numpy(float), known["best"].to_numpy(float)
+        steps = np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)
+        traces.append((tokens[steps], best[steps], tokens[-1]))
+    start, end = max(trace[0][0] for trace in traces), max(trace[2] for trace in traces)
+    inside = np.unique(np.concatenate([trace[0] for trace in traces]))
+    grid = np.unique(np.array([start, *inside[(inside > start) & (inside < end)], end]))
+    return grid, np.array([best[np.searchsorted(tokens, grid, side="right") - 1] for tokens, best, _ in traces])
+
+
+def allocation(project: Project, groups: list[Group]) -> Figure:
+    """Share kept by each block, mean over seeds: a line of tiles per method, a row of panels per block of the grid."""
+    allocated = [group for group in groups if any(_allocated(record) for record in group.records)]
+    blocks = by_block(allocated)
     if not blocks:
         return _empty("No allocation is finished yet.")
-    kinds = list(dict.fromkeys(kind for record in allocated for kind in kept_shares(record)))
-    tallest = max(len(records) for records in blocks.values())
+    kinds = list(dict.fromkeys(kind for group in allocated for kind in mean_shares(group)))
+    tallest = max(len(members) for members in blocks.values())
     figure, axes = _panels(project, blocks, repeat=len(kinds), width=5.2, height=1.3 + 0.24 * tallest)
     style = looks(project)
     for (block, kind), axis in zip(itertools.product(blocks, kinds), axes, strict=True):
@@ -221,48 +293,57 @@ def allocation(project: Project, records: list[Record]) -> Figure:
     return figure
 
 
-def _tiles(axis: Axes, records: list[Record], kind: str, style: Mapping[str, Look]) -> Any:
-    """A panel: methods down, blocks across; a block that a record lacks stays empty."""
-    shares = [kept_shares(record).get(kind, {}) for record in records]
+def _allocated(record: Record) -> bool:
+    return bool(record.allocation and record.allocation.get("status") == "done" and record.row["status"] != "failed")
+
+
+def _tiles(axis: Axes, groups: list[Group], kind: str, style: Mapping[str, Look]) -> Any:
+    """A panel: methods down, blocks across; a block that a method lacks stays empty."""
+    shares = [mean_shares(group).get(kind, {}) for group in groups]
     count = 1 + max((max(share, default=0) for share in shares), default=0)
     values = [[100 * share.get(block, math.nan) for block in range(count)] for share in shares]
     tiles = axis.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="none")
-    seeds = len({record.cell.seed for record in records}) > 1
-    names = [record.cell.method + (f", seed {record.cell.seed}" if seeds else "") for record in records]
-    axis.set_yticks(range(len(names)), names)
-    for label, record in zip(axis.get_yticklabels(), records, strict=True):
-        label.set_color(style[record.cell.method].colour)
+    axis.set_yticks(range(len(groups)), [group.method for group in groups])
+    for label, group in zip(axis.get_yticklabels(), groups, strict=True):
+        label.set_color(style[group.method].colour)
         label.set_fontweight("bold")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(visible=False)
-    axis.set_yticks([row - 0.5 for row in range(1, len(names))], minor=True)
-    axis.grid(visible=True, which="minor", axis="y", color="white", linewidth=2)
+    axis.set_yticks([row - 0.5 for row in range(1, len(groups))], minor=True)
+    axis.grid(visible=True, which="minor", axis="y", color=PAPER, linewidth=2)
     axis.tick_params(which="both", length=0)
     axis.set_xlabel("block")
     return tiles
 
 
+def mean_shares(group: Group) -> dict[str, dict[int, float]]:
+    """kept_shares, mean over the seeds that have an allocation."""
+    shares = [kept_shares(record) for record in group.records if _allocated(record)]
+    return {
+        kind: {block: float(np.mean([share[kind][block] for share in shares])) for block in shares[0][kind]}
+        for kind in shares[0]
+    }
+
+
 def kept_shares(record: Record) -> dict[str, dict[int, float]]:
-    """Kept units / units by kind of module ("ffn") and block number, from names such as "block03.ffn"."""
+    """Kept units / units by kind of module ("ffn") and block number, from names such as "block03.ffn".
+
+    Several decisions of one kind in one block (single matrices) count by their parameters.
+    """
     body = record.allocation or {}
-    shares: dict[str, dict[int, float]] = {}
-    for (name, n_groups, *_), keep in zip(body["problem"]["units"], body["keep"], strict=True):
+    sums: dict[str, dict[int, tuple[float, float]]] = {}
+    for (name, n_groups, group_params, *_), keep in zip(body["problem"]["units"], body["keep"], strict=True):
         number, _, kind = str(name).partition(".")
         digits = re.search(r"\d+", number)
         if digits:
-            shares.setdefault(kind, {})[int(digits[0])] = keep / n_groups
-    return shares
+            by_number = sums.setdefault(kind.partition(".")[0], {})
+            kept, whole = by_number.get(int(digits[0]), (0.0, 0.0))
+            by_number[int(digits[0])] = (kept + keep * group_params, whole + n_groups * group_params)
+    return {kind: {block: kept / whole for block, (kept, whole) in part.items()} for kind, part in sums.items()}
 
 
 def _kind_title(kind: str) -> str:
     return {"attn": "attention", "attention": "attention", "ffn": "FFN", "mlp": "FFN"}.get(kind, kind)
-
-
-def _blocks(records: Iterable[Record]) -> dict[Block, list[Record]]:
-    blocks: dict[Block, list[Record]] = {}
-    for record in records:
-        blocks.setdefault(record.block, []).append(record)
-    return blocks
 
 
 def _panels(
@@ -282,20 +363,19 @@ def _panels(
 
 
 def _legend(
-    figure: Figure, style: Mapping[str, Look], records: list[Record], extra: list[Line2D], *, lines: bool = True
+    figure: Figure, style: Mapping[str, Look], groups: list[Group], extra: list[Line2D], *, lines: bool = True
 ) -> None:
-    """One legend above the panels, with the methods that were drawn."""
-    drawn = {
-        record.cell.method for record in records if record.cell.method in style and record.row["status"] != "skipped"
-    }
+    """One legend above the panels, with the methods that were drawn; as many columns as the figure is wide."""
+    drawn = {group.method for group in groups}
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor="white", label=name,
-               linestyle="-" if lines else "none")
+        Line2D([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor=PAPER, label=name,
+               linestyle=look.line if lines else "none")
         for name, look in style.items() if name in drawn
     ]  # fmt: skip
-    figure.legend(
-        handles=[*handles, *extra], loc="outside upper center", ncols=min(6, len(handles) + len(extra)), frameon=False
-    )
+    handles += extra
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() * 72 / (6 * longest + 50)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)), frameon=False)
 
 
 def _empty(text: str) -> Figure:
@@ -304,9 +384,17 @@ def _empty(text: str) -> Figure:
     return figure
 
 
-def _tokens(value: float, _: Any) -> str:
-    """Tokens with a metric prefix: 250k, 1.5M."""
+def _metric_prefix(value: float, _: Any) -> str:
+    """A number with a metric prefix: 250k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
+
+
+FIGURES: Mapping[str, Callable[[Project, list[Group]], Figure]] = {
+    "quality_cost": quality_cost,
+    "quality_time": quality_time,
+    "anytime": anytime,
+    "allocation": allocation,
+}

@@ -1,10 +1,8 @@
-"""The comparison as rows and columns of text: one table, written as Markdown, LaTeX and HTML; figures as CSV."""
+"""What a paper prints: comparison, tasks and ablation, in Markdown and LaTeX; their figures as CSV and parquet."""
 
 from __future__ import annotations
 
 import csv
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,22 @@ from typing import Any
 from ffp import artifacts
 from ffp.config import Project
 from ffp.report.collect import Record, columns, task_metric
+from ffp.report.groups import TIE_STDERRS, Block, Group, best_and_ties, by_block, difference_stderr
+from ffp.report.published import LABEL, Reference, references
 
-TIE_STDERRS = 2.0
 DASH = "\N{EN DASH}"
+TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict"}
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "±": r"$\pm$", DASH: "--",
+    "|": r"\textbar{}", "±": r"$\pm$", "Δ": r"$\Delta$", "\N{MINUS SIGN}": "$-$", DASH: "--",
 }  # fmt: skip
 _MARKDOWN = "\\`*_{}[]<>|"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the table. mark: "best" of its block, "tie" with the best, or ""; sort: the number behind it."""
+    """One entry of a table. mark: "best" of its block, "tie" with the best, or ""; sort: the number behind it."""
 
     text: str
     mark: str = ""
@@ -34,117 +34,170 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A row. group: the cells behind it, or None for a published reference, whose source `note` tells."""
+
+    block: Block
+    group: Group | None
+    entries: list[Entry]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """headings, and for each cell of the grid its entries; numeric: which columns hold numbers."""
+    """headings, and lines with one entry for each of them."""
 
     headings: list[str]
-    numeric: list[bool]
-    rows: list[tuple[Record, list[Entry]]]
+    lines: list[Line]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        return [heading not in TEXT_COLUMNS for heading in self.headings]
 
 
-def comparison(project: Project, records: list[Record]) -> Table:
-    """The table that a reader sees: rounded, with errors; columns that never vary in this grid are left out."""
-    marks = {key: best_and_ties(records, key) for key in ("ppl", "mean_acc")}
-    tasks = _task_columns(records)
-    varying = [key for key in ("model", "granularity", "seed") if len({record.row[key] for record in records}) > 1]
-    headings = [*varying, "sparsity (%)", "method", "whole model (%)", "PPL"]
-    headings += [f"{task} {metric} (%)" for task, metric in tasks]
-    headings += ["mean (%)"] if tasks else []
-    headings += ["evaluations", "search tokens", "search (s)", "status"]
-    text = {"model", "granularity", "method", "status"}
-    rows = [(r, _entries(project, r, varying, tasks, marks)) for r in records]
-    return Table(headings, [heading not in text for heading in headings], rows)
+def comparison(project: Project, groups: list[Group]) -> Table:
+    """One row a method: rounded, with errors; columns that never vary in this grid are left out."""
+    marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
+    scored = any("mean_acc" in group.row for group in groups)
+    several = len(project.grid.seeds) > 1
+    varying = _varying(groups)
+    headings = [*varying, "sparsity (%)", "method", "whole model (%)", "PPL", *(["mean acc. (%)"] if scored else [])]
+    headings += ["evaluations", "search tokens", "search (s)", *(["seeds"] if several else []), "status"]
+
+    def line(group: Group) -> Line:
+        row = group.row
+        entries = [*_identity(project, group, varying), _number(row, "model_sparsity", 100, 1)]
+        entries.append(_number(row, "ppl", 1, 2, marks["ppl"].get(group.path, "")))
+        entries += [_number(row, "mean_acc", 100, 1, marks["mean_acc"].get(group.path, ""))] if scored else []
+        entries += [_count(row, "search_evaluations"), _count(row, "search_tokens"), _number(row, "search_s", 1, 1)]
+        entries += [_count(row, "seeds")] if several else []
+        return Line(group.block, group, [*entries, Entry(status(row))])
+
+    known = references(project)
+    lines = []
+    for block, members in by_block(groups).items():
+        lines += [line(group) for group in members]
+        lines += [_reference(headings, lines[-1], block, reference) for reference in known.get(block, [])]
+    return Table(headings, lines)
 
 
-def _entries(
-    project: Project, record: Record, varying: list[str], tasks: list[tuple[str, str]], marks: Mapping[str, Any]
-) -> list[Entry]:
-    row, path = record.row, record.cell.path
-    title = {"model": project.models[record.cell.model].title}
-    entries = [Entry(title.get(key, str(row[key])), sort=row[key] if key == "seed" else None) for key in varying]
-    entries += [_number(row, "sparsity", 100, 0), Entry(record.cell.method), _number(row, "model_sparsity", 100, 1)]
-    entries.append(_number(row, "ppl", 1, 2, marks["ppl"].get(path, "")))
-    entries += [_number(row, f"{task}_{metric}", 100, 1) for task, metric in tasks]
-    if tasks:
-        entries.append(_number(row, "mean_acc", 100, 1, marks["mean_acc"].get(path, "")))
-    entries += [
-        _number(row, "search_evaluations", 1, 0),
-        _number(row, "search_tokens", 1, 0),
-        _number(row, "search_s", 1, 1),
+def _reference(headings: list[str], beside: Line, block: Block, reference: Reference) -> Line:
+    """A published row: its perplexity, and dashes for all that was not measured here."""
+    known = {"method": Entry(reference.method), "PPL": Entry(f"{reference.ppl:,.2f}", sort=reference.ppl),
+             "status": Entry(LABEL)}  # fmt: skip
+    shared = {"model", "granularity", "sparsity (%)"}
+    entries = [
+        entry if heading in shared else known.get(heading, Entry(DASH))
+        for heading, entry in zip(headings, beside.entries, strict=True)
     ]
-    return [
-        *entries,
-        Entry(row["status"] if record.done else f"{row['status']}: {row.get('reason') or 'no reason given'}"),
-    ]
+    return Line(block, None, entries, reference.note)
 
 
-def _task_columns(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """(task, metric) for each task scored anywhere."""
-    found: dict[str, str] = {}
-    for record in records:
+def tasks(project: Project, groups: list[Group]) -> Table:
+    """One row a method, one column a task: the metric that stands for it in the mean; empty without tasks."""
+    scored = [group for group in groups if any(record.tasks for record in group.done)]
+    metrics: dict[str, str] = {}
+    for record in (record for group in scored for record in group.done):
         for task, result in record.tasks.items():
-            found.setdefault(task, task_metric(result))
-    return list(found.items())
+            metrics.setdefault(task, task_metric(result))
+    keys = [f"{task}_{metric}" for task, metric in metrics.items()] + ["mean_acc"]
+    marks = {key: best_and_ties(scored, key) for key in keys}
+    varying = _varying(groups)
+    headings = [*varying, "sparsity (%)", "method"]
+    headings += [f"{task} {metric} (%)" for task, metric in metrics.items()] + ["mean (%)"]
+    lines = [
+        Line(group.block, group, _identity(project, group, varying)
+             + [_number(group.row, key, 100, 1, marks[key].get(group.path, "")) for key in keys])
+        for group in scored
+    ]  # fmt: skip
+    return Table(headings, lines)
+
+
+def ablation(project: Project, groups: list[Group]) -> Table:
+    """Entries of the grid that use the same method, each against the one with the fewest settings; empty without any.
+
+    Δ PPL: variant minus base, ± the standard error of this difference (see difference_stderr).
+    """
+    varying = _varying(groups)
+    headings = [*varying, "sparsity (%)", "base", "method", "change", "PPL", "Δ PPL", "verdict"]
+    lines = []
+    for block, members in by_block(g for g in groups if g.method != "dense").items():
+        families: dict[str, list[Group]] = {}
+        for member in members:
+            families.setdefault(project.method(member.method).name, []).append(member)
+        for family in (family for family in families.values() if len(family) > 1):
+            base = min(family, key=lambda g: len(_settings(project, g.method)))
+            for member in (base, *(g for g in family if g is not base)):
+                identity = _identity(project, member, varying)
+                identity.insert(-1, Entry(base.method))
+                change = Entry(DASH if member is base else _change(project, base.method, member.method))
+                entries = [*identity, change, _number(member.row, "ppl", 1, 2), *_difference(member, base)]
+                lines.append(Line(block, member, entries))
+    return Table(headings, lines)
+
+
+def _settings(project: Project, name: str) -> dict[str, Any]:
+    compensation = project.compensation(name)
+    return {**project.parameters(name), **({"compensate": compensation} if compensation != "none" else {})}
+
+
+def _change(project: Project, base: str, variant: str) -> str:
+    """What a variant sets that its base does not, e.g. "compensate: ridge"."""
+    ours, theirs = _settings(project, variant), _settings(project, base)
+    changed = [f"{key}: {value}" for key, value in ours.items() if theirs.get(key) != value]
+    return "; ".join(changed + [f"default {key}" for key in theirs if key not in ours])
+
+
+def _difference(member: Group, base: Group) -> list[Entry]:
+    if member is base or member.row.get("ppl") is None or base.row.get("ppl") is None:
+        return [Entry(DASH), Entry(DASH if member.done else status(member.row))]
+    gap, error = member.row["ppl"] - base.row["ppl"], difference_stderr(member, base, "ppl")
+    verdict = "tie" if abs(gap) <= TIE_STDERRS * error else "better" if gap < 0 else "worse"
+    text = f"{gap:+,.2f} ± {error:,.2f}".replace("-", "\N{MINUS SIGN}")
+    return [Entry(text, sort=gap), Entry(verdict)]
+
+
+def status(row: Mapping[str, Any]) -> str:
+    """A row's state, with the reason where it is not simply done."""
+    if row["status"] == "done":
+        return "done"
+    return f"{row['status']}: {row.get('reason') or 'no reason given'}"
+
+
+def _varying(groups: list[Group]) -> list[str]:
+    return [key for key in ("model", "granularity") if len({group.row[key] for group in groups}) > 1]
+
+
+def _identity(project: Project, group: Group, varying: list[str]) -> list[Entry]:
+    """The varying columns, sparsity and method."""
+    titles = {"model": project.models[group.row["model"]].title, "granularity": group.row["granularity"]}
+    entries = [Entry(titles[key]) for key in varying]
+    return [*entries, _number(group.row, "sparsity", 100, 0), Entry(group.method)]
 
 
 def _number(row: Mapping[str, Any], key: str, scale: float, digits: int, mark: str = "") -> Entry:
-    """A figure with its standard error where it has one; an en dash where there is none."""
-    value, stderr = row.get(key), row.get(f"{key}_stderr")
+    """A figure ± its standard deviation over seeds, of a single cell ± its standard error; a dash without a figure."""
+    value = row.get(key)
     if value is None:
         return Entry(DASH)
-    text = f"{value * scale:,.{digits}f}"
-    if stderr is not None:
-        text += f" ± {stderr * scale:,.{digits}f}"
+    spread = row.get(f"{key}_sd", row.get(f"{key}_stderr") if row.get("seeds") == 1 else None)
+    text = f"{value * scale:,.{digits}f}" + ("" if spread is None else f" ± {spread * scale:,.{digits}f}")
     return Entry(text, mark, float(value))
 
 
-def best_and_ties(records: Iterable[Record], key: str) -> dict[str, str]:
-    """Mark by cell path: "best" of each block of comparable rows, and "tie" where the difference is within the error.
-
-    key: "ppl" (lower is better) or "mean_acc" (higher). Within the error: at most TIE_STDERRS standard errors of
-    the difference. Perplexities of the same windows are compared window by window, which is far sharper than
-    two separate errors; everything else adds errors in quadrature. Blocks with one finished row get no mark.
-    """
-    blocks: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        if record.done and record.row.get(key) is not None:
-            blocks[record.block].append(record)
-    marks = {}
-    for block in blocks.values():
-        if len(block) > 1:
-            best = (min if key == "ppl" else max)(block, key=lambda record: float(record.row[key]))
-            for record in block:
-                if record is best:
-                    marks[record.cell.path] = "best"
-                elif abs(record.row[key] - best.row[key]) <= TIE_STDERRS * difference_stderr(record, best, key):
-                    marks[record.cell.path] = "tie"
-    return marks
-
-
-def difference_stderr(one: Record, other: Record, key: str) -> float:
-    """Standard error of the difference of two figures; paired by window for perplexities where possible.
-
-    Infinite where an error is unknown (a single window or document): such a difference proves nothing.
-    """
-    pair = [((record.scores or {}).get("ppl") or {}).get("loss_by_window") or [] for record in (one, other)]
-    count = len(pair[0])
-    if key == "ppl" and count == len(pair[1]) and count > 1:
-        # The delta method on both sides: d(PPL1 - PPL2) = PPL1 dL1 - PPL2 dL2, window by window.
-        terms = [one.row[key] * a - other.row[key] * b for a, b in zip(*pair, strict=True)]
-        mean = sum(terms) / count
-        return math.sqrt(sum((term - mean) ** 2 for term in terms) / (count - 1) / count)
-    errors = [record.row.get(f"{key}_stderr") for record in (one, other)]
-    return math.hypot(*(math.inf if error is None else error for error in errors))
+def _count(row: Mapping[str, Any], key: str) -> Entry:
+    return Entry(DASH) if row.get(key) is None else Entry(f"{row[key]:,.0f}", sort=float(row[key]))
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table; the best of a block in bold, ties with it marked by a dagger."""
-    lines = ["| " + " | ".join(_escape_markdown(h) for h in table.headings) + " |"]
+    """A GitHub table; the best of a block in bold, ties with it marked by a dagger, published rows in italics."""
+    lines = ["| " + " | ".join(escape_markdown(h) for h in table.headings) + " |"]
     lines.append("|" + "|".join("---:" if numeric else "---" for numeric in table.numeric) + "|")
-    for _, entries in table.rows:
-        lines.append(
-            "| " + " | ".join(_marked(_escape_markdown(e.text), e.mark, "**{}**", "{} †") for e in entries) + " |"
-        )
+    for line in table.lines:
+        style = "{}" if line.group else "*{}*"
+        texts = (_marked(style.format(escape_markdown(e.text)), e.mark, "**{}**", "{} †") for e in line.entries)
+        lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -156,11 +209,14 @@ def latex(table: Table) -> str:
     ]
     lines += ["\\toprule", " & ".join(escape_latex(heading) for heading in table.headings) + " \\\\", "\\midrule"]
     previous = None
-    for record, entries in table.rows:
-        if previous not in (None, record.block):
+    for line in table.lines:
+        if previous not in (None, line.block):
             lines.append("\\midrule")
-        previous = record.block
-        texts = [_marked(escape_latex(e.text), e.mark, "\\textbf{{{}}}", "{}$^\\dagger$") for e in entries]
+        previous = line.block
+        style = ("{}", "\\textit{{{}}}")[line.group is None]
+        texts = (
+            _marked(style.format(escape_latex(e.text)), e.mark, "\\textbf{{{}}}", "{}$^\\dagger$") for e in line.entries
+        )
         lines.append(" & ".join(texts) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
@@ -174,22 +230,34 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text that Markdown prints as it stands, on one line."""
     return "".join("\\" + c if c in _MARKDOWN else c for c in " ".join(text.split()))
 
 
-def write(project: Project, records: list[Record], caption: str, out: Path) -> Table:
-    """Write comparison.{csv,parquet,md,tex}; csv and parquet hold every figure at full precision."""
-    names = columns(records)
-    rows = [{name: record.row.get(name) for name in names} for record in records]
-    with artifacts.whole(out / "comparison.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    artifacts.write_table(out / "comparison.parquet", list(rows), names)
-    table = comparison(project, records)
-    comment = "".join(f"% {line}\n" for line in caption.splitlines())
-    for name, text in (("md", f"{markdown(table)}\n{_escape_markdown(caption)}\n"), ("tex", comment + latex(table))):
-        with artifacts.whole(out / f"comparison.{name}") as partial:
-            partial.write_text(text, encoding="utf-8")
-    return table
+def write_figures(records: list[Record], groups: list[Group], out: Path) -> None:
+    """Every figure at full precision: a row a cell in comparison.{csv,parquet}, a row a method in summary."""
+    by_cell = columns(records)
+    by_method = list(dict.fromkeys(key for group in groups for key in group.row))
+    for name, names, rows in (
+        ("comparison", by_cell, [{key: record.row.get(key) for key in by_cell} for record in records]),
+        ("summary", by_method, [{key: group.row.get(key) for key in by_method} for group in groups]),
+    ):
+        path = out / f"{name}.csv"
+        with artifacts.whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        artifacts.write_table(out / f"{name}.parquet", list(rows), names)
+
+
+def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str]], out: Path) -> None:
+    """Each table with its caption as NAME.md and NAME.tex."""
+    for name, table in tables.items():
+        lines = list(captions[name])
+        notes = list(dict.fromkeys(line.note for line in table.lines if line.note))
+        text = "\n".join(escape_markdown(line) for line in [*lines, *notes])
+        comment = "".join(f"% {line}\n" for line in [*lines, *notes])
+        for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
+            with artifacts.whole(out / f"{name}.{kind}") as partial:
+                partial.write_text(body, encoding="utf-8")

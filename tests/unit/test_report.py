@@ -1,22 +1,26 @@
 """The report on trees of artifacts that the tests write: columns, ties, escaping, gaps, and the same bytes twice."""
 
+import base64
 import csv
+import gzip
 import hashlib
 import html.parser
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ffp import artifacts
 from ffp.config import Project
-from ffp.report import build, captions, collect, page, plots, tables
+from ffp.report import build, captions, collect, details, plots, tables
+from ffp.report.groups import best_and_ties, difference_stderr, group
+from ffp.report.published import references
+from ffp.types import ConfigError
+from tests.cells import TITLE, fill, make_project, write_cell
 
-TITLE = "<b>Tiny</b> & 50%_of $x_1$"
-SOURCE = {"kind": "local", "path": "nowhere"}
-TRACE = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
 CONTRACT = [
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
     "ppl_stderr", "search_evaluations", "search_tokens", "search_s",
@@ -28,100 +32,6 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path)
 
 
-def make_project(folder: Path, **changes) -> Project:
-    corpus = {"name": "a", "source": SOURCE, "reader": "jsonl"}
-    shares = dict.fromkeys(("calibration", "search", "selection", "test"), 0.25)
-    files = {
-        "models/tiny": {"title": TITLE, "source": SOURCE},
-        "models/other": {"title": "Other", "source": SOURCE},
-        "texts/words": {"title": "Words", "sources": [corpus], "shares": shares},
-        "tasks/two": {
-            "title": "Two", "version": "1",
-            "tasks": {name: {"stock": name, "source": SOURCE} for name in ("arc_easy", "winogrande")},
-        },
-        "grid": {
-            "title": "A <i>grid</i>", "models": ["tiny"], "text": "words", "tasks": "two", "sparsities": [0.2, 0.3],
-            "methods": ["uniform", "owl", "evolutionary", "fastforward"], "results": str(folder / "results"), **changes,
-        },
-    }  # fmt: skip
-    for name, body in files.items():
-        path = folder / "config" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(body))
-    return Project(folder / "config" / "grid.yaml")
-
-
-def write_cell(project, path, losses, *, tokens=0, acc=0.5, scores=True, tasks=True):
-    """The artifacts of a finished cell; losses: nats a token of each window."""
-    folder, cell = Path(project.grid.results) / "cells" / path, project.cell(path)
-    origin = artifacts.provenance(seed=cell.seed, model="cafe")
-    identity = {
-        "model": cell.model,
-        "granularity": cell.granularity,
-        "sparsity": float(cell.sparsity),
-        "method": cell.method,
-        "seed": cell.seed,
-    }
-    if cell.method != "dense":
-        units = [[f"block{b:02d}.{kind}", 4, 10, 0, 1] for b in range(3) for kind in ("attention", "ffn")]
-        body = {
-            "status": "done",
-            "reason": None,
-            "cell": identity,
-            "problem": {"granularity": "structured", "target": float(cell.sparsity), "units": units},
-        }
-        body |= {
-            "problem_id": "p",
-            "keep": [3, 2, 3, 4, 3, 4],
-            "block_sparsity": 0.2,
-            "settings": project.settings("allocate", cell),
-            "provenance": origin,
-        }
-        artifacts.write_json(folder / "allocation.json", "ffp/allocation/1", body)
-        cost = {
-            "evaluations": tokens // 100,
-            "n_tokens": tokens,
-            "selection_tokens": 0,
-            "earlier_s": 0.0,
-            "wall_s": 1.5,
-            "peak_mem_bytes": 1000,
-        }
-        artifacts.write_json(folder / "search.cost.json", "ffp/cost/1", {**cost, "provenance": origin})
-        best = [float("nan"), 0.2, 0.3, 0.4] if tokens else []
-        rows = [
-            {"evaluation": i, "tokens": i * 100, "stage": "s", "sparsity": 0.2, "windows": 1, "reward": 0.1, "best": b,
-             "keep": [3] * 6} for i, b in enumerate(best, 1)
-        ]  # fmt: skip
-        artifacts.write_table(folder / "trace.parquet", rows, TRACE)
-    if scores:
-        artifacts.write_json(folder / "scores.json", "ffp/scores/1", score_body(project, cell, losses, acc, tasks))
-
-
-def score_body(project, cell, losses, acc, tasks):
-    series = pd.Series(losses)
-    value = float(2.718281828459045 ** series.mean())
-    figure = {"value": acc, "stderr": 0.1}
-    both = {
-        "arc_easy": {
-            "version": 1.0,
-            "hash": "h1",
-            "n": 32,
-            "n_total": 2376,
-            "metrics": {"acc": {"value": 0.1, "stderr": 0.05}, "acc_norm": figure},
-        },
-        "winogrande": {"version": 1.0, "hash": "h2", "n": 32, "n_total": 1267, "metrics": {"acc": figure}},
-    }
-    return {
-        "status": "done", "reason": None,
-        "block_sparsity": float(cell.sparsity), "model_sparsity": 0.9 * float(cell.sparsity),
-        "params": {"dense": 1000, "kept": 900}, "tasks": both if tasks else {},
-        "ppl": {"value": value, "stderr": value * float(series.sem()), "n_windows": len(losses), "context": 64,
-                "n_tokens": 63 * len(losses), "loss_by_window": losses},
-        "cost": {"wall_s": 2.0, "peak_mem_bytes": 2000},
-        "settings": project.settings("evaluate", cell), "provenance": artifacts.provenance(),
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Project, Path]:
     """A grid in every state and its report, built once; tests only read it."""
@@ -131,19 +41,8 @@ def built(tmp_path_factory) -> tuple[Project, Path]:
     return project, build(project, folder / "report").parent
 
 
-def fill(project: Project) -> None:
-    """Sparsity 0.20 finished, 0.30 in every other state."""
-    cell = "tiny/structured/"
-    write_cell(project, cell + "s0.00/dense/seed0", [3.0, 3.5, 2.5])
-    write_cell(project, cell + "s0.20/uniform/seed0", [3.60, 4.05, 3.20])
-    write_cell(project, cell + "s0.20/owl/seed0", [3.4, 3.9, 2.9])
-    write_cell(project, cell + "s0.20/evolutionary/seed0", [3.41, 3.88, 2.92], tokens=400)
-    write_cell(project, cell + "s0.20/fastforward/seed0", [3.5, 4.0, 3.0], tokens=300)
-    write_cell(project, cell + "s0.30/uniform/seed0", [4.0, 4.5, 3.5])
-    write_cell(project, cell + "s0.30/owl/seed0", [1.0], scores=False)
-    broken = Path(project.grid.results) / "cells" / cell / "s0.30/evolutionary/seed0/allocation.json"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("{")
+def groups_of(project):
+    return group(collect.collect(project))
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -227,7 +126,7 @@ def test_empty_and_partial_grids_render(project, tmp_path, finished):
 
 def test_best_is_bold_and_what_is_within_the_error_is_tied(project):
     fill(project)
-    marks = tables.best_and_ties(collect.collect(project), "ppl")
+    marks = best_and_ties(groups_of(project), "ppl")
     at20 = {path.split("/")[3]: mark for path, mark in marks.items() if "s0.20" in path}
     # owl is best; evolutionary differs by less than its paired error; the others are worse on every window alike.
     assert at20 == {"owl": "best", "evolutionary": "tie"}
@@ -236,28 +135,26 @@ def test_best_is_bold_and_what_is_within_the_error_is_tied(project):
 
 def test_without_window_losses_both_errors_count(project):
     fill(project)
-    records = [r for r in collect.collect(project) if r.done]
-    for record in records:
-        record.scores["ppl"].pop("loss_by_window")
-    one, other = records[1], records[2]
+    groups = [g for g in groups_of(project) if g.done]
+    for member in groups:
+        member.records[0].scores["ppl"].pop("loss_by_window")
+    one, other = groups[1], groups[2]
     expected = (one.row["ppl_stderr"] ** 2 + other.row["ppl_stderr"] ** 2) ** 0.5
-    assert tables.difference_stderr(one, other, "ppl") == pytest.approx(expected)
-    assert tables.best_and_ties(records, "ppl")["tiny/structured/s0.20/uniform/seed0"] == "tie"
+    assert difference_stderr(one, other, "ppl") == pytest.approx(expected)
+    assert best_and_ties(groups, "ppl")["tiny/structured/s0.20/uniform"] == "tie"
 
 
 def test_paired_error_equals_that_of_resampled_windows(project):
     """The delta method against a bootstrap over windows."""
-    import numpy as np
-
     generator = np.random.default_rng(0)
     base = generator.normal(3, 0.4, 200)
     losses = [list(base), list(base + generator.normal(0.1, 0.05, 200))]
     for name, values in zip(("uniform", "owl"), losses, strict=True):
         write_cell(project, f"tiny/structured/s0.20/{name}/seed0", values)
-    one, other = (r for r in collect.collect(project) if r.done)
+    one, other = (g for g in groups_of(project) if g.done)
     draws = generator.integers(0, 200, (4000, 200))
     spread = np.std(np.exp(np.array(losses[0])[draws].mean(1)) - np.exp(np.array(losses[1])[draws].mean(1)))
-    assert tables.difference_stderr(one, other, "ppl") == pytest.approx(spread, rel=0.06)
+    assert difference_stderr(one, other, "ppl") == pytest.approx(spread, rel=0.06)
 
 
 class Page(html.parser.HTMLParser):
@@ -283,25 +180,63 @@ def test_page_escapes_labels_and_loads_nothing(built):
     parsed.feed(source)
     assert "b" not in parsed.tags and "i" not in parsed.tags
     assert TITLE in parsed.text and "A <i>grid</i>" in parsed.text
-    assert parsed.loads and all(value.startswith("data:") for value in parsed.loads)
-    assert not re.search(r"https?://|@import|url\(", source)
+    assert parsed.loads and all(value.startswith(("data:", "#")) for value in parsed.loads)
+    assert not re.search(r"<(script|link)[^>]+https?:|@import|url\((?![\"']?(#|data:))", source)
     assert "default-src 'none'" in source
-    assert "ffp evaluate --config" in parsed.text and "--cut" in parsed.text
+    identifiers = re.findall(r'<[^>]+ id="([^"]+)"', source)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def packed_details(source: str) -> dict:
+    packed = re.search(r'id="cell-details">([^<]+)<', source)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_each_cell_tells_its_commands_provenance_and_logs(project, tmp_path, monkeypatch):
+    fill(project)
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "logs/evaluate/tiny/structured/s0.30/owl/seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("12:00:00 started\rprogress 1\rprogress 2\nffp evaluate: data/text is missing. Fetch it.\n")
+    found = packed_details(build(project, tmp_path / "report").read_text())
+    assert list(found) == [record.cell.path for record in collect.collect(project)]
+    cell = found["tiny/structured/s0.20/fastforward/seed0"]
+    assert [line.split()[1] for line in cell["commands"]] == ["allocate", "apply", "evaluate"]
+    assert ["commit", artifacts.provenance()["commit"]] in cell["facts"]["provenance of the evaluation"]
+    assert ["model", "cafe"] in cell["facts"]["provenance of the search"]
+    assert ["n_tokens", "300"] in cell["facts"]["search cost"]
+    failed = found["tiny/structured/s0.30/owl/seed0"]
+    assert (failed["status"], failed["reason"]) == ("failed", "ffp evaluate: data/text is missing. Fetch it.")
+    assert failed["logs"] == {"evaluate": "progress 2\nffp evaluate: data/text is missing. Fetch it."}
+
+
+def test_a_log_that_ends_in_a_traceback_is_a_failure_and_an_interruption_is_not(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for method, text in (
+        ("uniform", "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: 2 GB\n"),
+        ("owl", "ffp apply: interrupted; start it again to go on.\n"),
+    ):
+        log = tmp_path / f"logs/apply/tiny/structured/s0.20/{method}/seed0.log"
+        log.parent.mkdir(parents=True)
+        log.write_text(text)
+    rows = {r.cell.method: r.row for r in collect.collect(project) if r.cell.sparsity == "0.20"}
+    assert (rows["uniform"]["status"], rows["uniform"]["reason"]) == ("failed", "torch.OutOfMemoryError: 2 GB")
+    assert rows["owl"]["status"] == "missing"
 
 
 def test_commands_quote_their_paths_and_are_three_for_a_pruned_cell(tmp_path):
     project = make_project(tmp_path, results="a b")
     dense, pruned = collect.collect(project)[:2]
-    assert [line.split()[1] for line in page.commands(project, pruned)] == ["allocate", "apply", "evaluate"]
-    assert page.commands(project, pruned)[0].endswith("--out 'a b/cells/tiny/structured/s0.20/uniform/seed0'")
-    (line,) = page.commands(project, dense)
+    assert [line.split()[1] for line in details.commands(project, pruned)] == ["allocate", "apply", "evaluate"]
+    assert details.commands(project, pruned)[0].endswith("--out 'a b/cells/tiny/structured/s0.20/uniform/seed0'")
+    (line,) = details.commands(project, dense)
     assert line.startswith("ffp evaluate ") and "--cut" not in line and "--tasks-dir data/tasks/two" in line
 
 
 def test_latex_and_markdown_escape_labels(tmp_path):
     project = make_project(tmp_path, models=["tiny", "other"])
     fill(project)
-    table = tables.comparison(project, collect.collect(project))
+    table = tables.comparison(project, groups_of(project))
     tex = tables.latex(table)
     assert r"\textless{}b\textgreater{}Tiny\textless{}/b\textgreater{} \& 50\%\_of \$x\_1\$" in tex
     columns = re.search(r"tabular\}\{(\w+)\}", tex)[1]
@@ -317,8 +252,12 @@ def test_latex_and_markdown_escape_labels(tmp_path):
 def test_columns_that_never_vary_move_to_the_caption(project):
     fill(project)
     records = collect.collect(project)
-    assert tables.comparison(project, records).headings[:2] == ["sparsity (%)", "method"]
-    assert captions.table(project, records).startswith(f"Model: {TITLE}.\nGranularity: structured.\nSeed: 0.\n")
+    assert tables.comparison(project, group(records)).headings[:2] == ["sparsity (%)", "method"]
+    assert captions.tables(project, records)["comparison"][:3] == [
+        f"Model: {TITLE}.",
+        "Granularity: structured.",
+        "Seed: 0.",
+    ]
 
 
 def test_two_builds_give_the_same_bytes(built, tmp_path):
@@ -329,10 +268,10 @@ def test_two_builds_give_the_same_bytes(built, tmp_path):
         for folder in (report, tmp_path / "again")
     ]
     assert digests[0] == digests[1]
-    assert set(digests[0]) == {
-        "comparison.csv", "comparison.md", "comparison.tex", "comparison.parquet", "metrics.json", "index.html",
-        "quality_cost.svg", "quality_cost.png", "anytime.svg", "anytime.png", "allocation.svg", "allocation.png",
-    }  # fmt: skip
+    figures = {f"{name}.{kind}" for name in plots.FIGURES for kind in ("svg", "pdf", "png")}
+    texts = {f"{name}.{kind}" for name in ("comparison", "tasks", "ablation") for kind in ("md", "tex")}
+    full = {f"{name}.{kind}" for name in ("comparison", "summary") for kind in ("csv", "parquet")}
+    assert set(digests[0]) == {"index.html", "metrics.json"} | figures | texts | full
 
 
 def test_metrics_are_flat_numbers_of_finished_cells(built):
@@ -369,7 +308,112 @@ def test_unknown_errors_make_ties(project):
     records = [r for r in collect.collect(project) if r.done]
     for record in records:
         record.scores["ppl"]["loss_by_window"], record.row["ppl_stderr"] = [1.0], None
-    assert list(tables.best_and_ties(records, "ppl").values()) == ["best", "tie"]
+    assert list(best_and_ties(group(records), "ppl").values()) == ["best", "tie"]
+
+
+def test_seeds_become_a_mean_and_a_spread(tmp_path):
+    project = make_project(tmp_path, seeds=[0, 1, 2], sparsities=[0.2])
+    losses = [[3.4, 3.9, 2.9], [3.5, 4.1, 2.9], [3.3, 3.8, 3.0]]
+    for seed, windows in enumerate(losses):
+        write_cell(project, f"tiny/structured/s0.20/fastforward/seed{seed}", windows, tokens=100 * (seed + 2))
+    write_cell(project, "tiny/structured/s0.20/uniform/seed0", [3.6, 4.05, 3.2])
+    build(project, tmp_path / "report")
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "report/summary.csv").open())}
+    ppl = [np.exp(np.mean(windows)) for windows in losses]
+    assert float(rows["fastforward"]["ppl"]) == pytest.approx(np.mean(ppl))
+    assert float(rows["fastforward"]["ppl_sd"]) == pytest.approx(np.std(ppl, ddof=1))
+    assert (rows["fastforward"]["seeds"], rows["uniform"]["seeds"], rows["uniform"]["ppl_sd"]) == ("3", "1", "")
+    tex = (tmp_path / "report/comparison.tex").read_text()
+    assert f"{np.mean(ppl):.2f} $\\pm$ {np.std(ppl, ddof=1):.2f}" in tex
+    assert rows["evolutionary"]["status"] == "missing"
+    assert "3 seeds" in (tmp_path / "report/index.html").read_text()
+
+
+def test_error_of_a_difference_adds_the_seeds_to_the_windows(tmp_path):
+    """Against a bootstrap over windows and over seeds."""
+    project = make_project(tmp_path, seeds=list(range(6)), sparsities=[0.2])
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 0.4, 200)
+    runs = np.array([base + rng.normal(0.1, 0.05) + rng.normal(0, 0.05, 200) for _ in range(6)])
+    write_cell(project, "tiny/structured/s0.20/owl/seed0", list(base))
+    for seed, losses in enumerate(runs):
+        write_cell(project, f"tiny/structured/s0.20/fastforward/seed{seed}", list(losses))
+    one, other = sorted((g for g in groups_of(project) if g.done), key=lambda g: len(g.done))
+    gaps = []
+    for _ in range(3000):
+        windows, seeds = rng.integers(0, 200, 200), rng.integers(0, 6, 6)
+        gaps.append(np.exp(runs[seeds][:, windows].mean(1)).mean() - np.exp(base[windows].mean()))
+    # Six seeds: the bootstrap's variance of their mean is 5/6 of the unbiased one.
+    assert difference_stderr(one, other, "ppl") == pytest.approx(np.std(gaps) * (6 / 5) ** 0.5, rel=0.1)
+
+
+def test_anytime_band_holds_every_seed_at_every_cost(tmp_path):
+    project = make_project(tmp_path, seeds=[0, 1])
+    for seed in (0, 1):
+        write_cell(project, f"tiny/structured/s0.20/fastforward/seed{seed}", [3.0, 3.1], tokens=400)
+    records = [r for r in collect.collect(project) if r.trace is not None]
+    records[1].trace = pd.DataFrame({"tokens": [50, 250, 500], "best": [0.1, 0.1, 0.5]})
+    tokens, curves = plots.progress(records)
+    for record, curve in zip(records, curves, strict=True):
+        known = record.trace.dropna()
+        slow = [known["best"][known["tokens"] <= cost].max() for cost in tokens]
+        assert list(curve) == slow
+    assert tokens[0] == 200 and tokens[-1] == 500
+
+
+def test_ablation_compares_a_variant_with_its_base(tmp_path):
+    variants = {"owl-strong": {"use": "owl", "strength": 0.2, "compensate": "ridge"}}
+    project = make_project(tmp_path, methods=["owl-strong", "owl", "uniform"], variants=variants, sparsities=[0.2])
+    write_cell(project, "tiny/structured/s0.20/owl/seed0", [3.4, 3.9, 2.9])
+    write_cell(project, "tiny/structured/s0.20/owl-strong/seed0", [3.3, 3.8, 2.8])
+    table = tables.ablation(project, groups_of(project))
+    shown = [dict(zip(table.headings, (e.text for e in line.entries), strict=True)) for line in table.lines]
+    assert [(row["base"], row["method"], row["change"]) for row in shown] == [
+        ("owl", "owl", tables.DASH), ("owl", "owl-strong", "strength: 0.2; compensate: ridge"),
+    ]  # fmt: skip
+    assert shown[1]["verdict"] == "better" and shown[1]["Δ PPL"].startswith("\N{MINUS SIGN}")
+    other = make_project(tmp_path / "other")
+    assert not tables.ablation(other, groups_of(other)).lines
+
+
+def published(tmp_path, **changes):
+    """A project whose model is OPT-125M, and one published set for it."""
+    project = make_project(tmp_path, tasks=None, evaluation={"context": 2048})
+    body = {"source": "A & B, 2024", "status": "secondary source", "granularity": "structured", "text": "words",
+            "context": 2048, "calibration": "C4", "values": {"opt": {"Theirs": {"0.20": 31.5}}}, **changes}  # fmt: skip
+    repo = {"kind": "hub", "repo": "facebook/opt-125m", "revision": "0" * 40}
+    (tmp_path / "config/models/tiny.yaml").write_text(json.dumps({"title": "OPT", "source": repo}))
+    known = {"models": {"opt": ["Facebook/OPT-125m"]}, "sets": [body]}
+    (tmp_path / "config/published.yaml").write_text(json.dumps(known))
+    return Project(project.file)
+
+
+def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
+    project = published(tmp_path)
+    for method in ("uniform", "owl"):
+        write_cell(project, f"tiny/structured/s0.20/{method}/seed0", [4.0, 4.1], tasks=False)
+    table = tables.comparison(project, groups_of(project))
+    (line,) = [line for line in table.lines if line.group is None]
+    assert line.block == ("tiny", "structured", "0.20") and not any(entry.mark for entry in line.entries)
+    assert line.entries[-1].text == "published, not measured here"
+    build(project, tmp_path / "report")
+    row = r"\textit{20} & \textit{Theirs} & \textit{--} & \textit{31.50}"
+    assert row in (tmp_path / "report/comparison.tex").read_text()
+    note = "A & B, 2024 (secondary source); context 2048, calibration: C4"
+    assert note in (tmp_path / "report/comparison.md").read_text()
+    assert "Theirs" not in (tmp_path / "report/comparison.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"context": 128}, {"text": "other"}, {"granularity": "unstructured"}, {"values": {}}]
+)
+def test_published_rows_of_other_conditions_are_not_shown(tmp_path, changes):
+    assert not references(published(tmp_path, **changes))
+
+
+def test_published_config_names_an_unknown_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"model 'opd' has no entry under models: did you mean opt\?"):
+        published(tmp_path, values={"opd": {"Theirs": {"0.20": 1.0}}})
 
 
 def test_front_holds_the_points_that_nothing_beats():

@@ -27,8 +27,10 @@ options = dict(zip(words, words[1:]))
 if os.environ["FAIL"] in " ".join(words):
     sys.exit("ffp: the stand-in was told to fail")
 out = Path(options["--out"])
-plots = [f"{{name}}.{{kind}}" for name in ("quality_cost", "anytime", "allocation") for kind in ("svg", "png")]
-tables = [f"comparison.{{kind}}" for kind in ("csv", "md", "tex", "parquet")]
+figures = ("quality_cost", "quality_time", "anytime", "allocation")
+plots = [f"{{name}}.{{kind}}" for name in figures for kind in ("svg", "png", "pdf")]
+tables = [f"{{name}}.{{kind}}" for name in ("comparison", "summary") for kind in ("csv", "parquet")]
+tables += [f"{{name}}.{{kind}}" for name in ("comparison", "tasks", "ablation") for kind in ("md", "tex")]
 files = {{
     "asset": ["asset.json"],
     "calibrate": ["tokens.safetensors", "stats.safetensors", "calibrate.cost.json"],

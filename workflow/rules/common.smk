@@ -79,10 +79,11 @@ def asset_settings(part, **fields):
 
 
 def report_settings():
-    """The same for the report: the grid and the names that its tables print."""
+    """The same for the report: the grid, the names that its tables print, and what others published."""
     parts = {**PROJECT.models, "text": PROJECT.text, "tasks": PROJECT.tasks}
     titles = {name: part.title for name, part in parts.items() if part}
-    return as_json({"step_version": STEP_VERSIONS["report"], "titles": titles, "grid": GRID.model_dump(mode="json")})
+    known = {"titles": titles, "published": PROJECT.published.model_dump(mode="json")}
+    return as_json({"step_version": STEP_VERSIONS["report"], **known, "grid": GRID.model_dump(mode="json")})
 
 
 def ask(resource):

@@ -8,12 +8,17 @@ rule report:
     output:
         index=report(INDEX, caption="../report/index.rst", category="Results"),
         csv=report(f"{REPORT}/comparison.csv", caption="../report/comparison.rst", category="Results"),
-        tables=multiext(f"{REPORT}/comparison", ".md", ".tex", ".parquet"),
+        summary=report(f"{REPORT}/summary.csv", caption="../report/summary.rst", category="Results"),
+        parquet=multiext(f"{REPORT}/", "comparison.parquet", "summary.parquet"),
+        markdown=multiext(f"{REPORT}/", "comparison.md", "tasks.md", "ablation.md"),
+        latex=multiext(f"{REPORT}/", "comparison.tex", "tasks.tex", "ablation.tex"),
         metrics=f"{REPORT}/metrics.json",
         quality_cost=report(f"{REPORT}/quality_cost.svg", caption="../report/quality_cost.rst", category="Plots"),
+        quality_time=report(f"{REPORT}/quality_time.svg", caption="../report/quality_time.rst", category="Plots"),
         anytime=report(f"{REPORT}/anytime.svg", caption="../report/anytime.rst", category="Plots"),
         allocation=report(f"{REPORT}/allocation.svg", caption="../report/allocation.rst", category="Plots"),
-        bitmaps=multiext(f"{REPORT}/", "quality_cost.png", "anytime.png", "allocation.png"),
+        pdf=multiext(f"{REPORT}/", "quality_cost.pdf", "quality_time.pdf", "anytime.pdf", "allocation.pdf"),
+        png=multiext(f"{REPORT}/", "quality_cost.png", "quality_time.png", "anytime.png", "allocation.png"),
     log:
         "logs/report.log",
     benchmark:

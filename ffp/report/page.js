@@ -1,0 +1,73 @@
+import DataTable from "datatables";
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+dark.onchange = () => document.documentElement.classList.toggle("dark", dark.matches);
+dark.onchange();
+
+// Tables: sorted by their headings, searched by a box, filtered together with the figures.
+const plain = { paging: false, info: false, order: [], autoWidth: false };
+const tables = [];
+for (const name of ["comparison", "tasks", "ablation"])
+  if (document.getElementById(name)) {
+    const table = new DataTable(`#${name}`, plain);
+    tables.push([table, (data, index) => table.row(index).node().dataset.block]);
+  }
+const lines = JSON.parse(document.getElementById("cell-lines").textContent);
+const shown = (pair, type) => pair[type === "sort" || type === "type" ? 1 : 0];
+const cells = new DataTable("#cells", {
+  data: lines, order: [], autoWidth: false, deferRender: true, pageLength: 25,
+  columns: [...document.querySelectorAll("#cells th")].map((_, i) => ({ data: `1.${i}`, render: shown })),
+});
+tables.push([cells, data => data[0].join("|")]);
+
+const filters = document.getElementById("filters");
+function wanted(block) {
+  const [model, granularity, sparsity] = block.split("|");
+  const chosen = new FormData(filters), dense = sparsity === "0.00";
+  return [["model", model], ["granularity", granularity], ["sparsity", sparsity]].every(
+    ([name, value]) => !chosen.get(name) || chosen.get(name) === value || (name === "sparsity" && dense));
+}
+function filter() {
+  for (const [table, block] of tables)
+    table.search.fixed("grid", (text, data, index) => wanted(block(data, index))).draw();
+  for (const panel of document.querySelectorAll(".panel")) panel.hidden = !wanted(panel.dataset.block);
+}
+filters.onchange = filter;
+filters.onreset = () => setTimeout(filter);
+
+// One cell: its data is unpacked when a reader first opens one, and shown as text only.
+let packed;
+async function unpack() {
+  const bytes = Uint8Array.from(atob(document.getElementById("cell-details").textContent), c => c.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+function element(name, ...children) {
+  const made = document.createElement(name);
+  made.append(...children);
+  return made;
+}
+const dialog = document.getElementById("cell");
+async function open() {
+  const path = decodeURIComponent(location.hash.slice(1));
+  const cell = (await (packed ??= unpack()))[path];
+  if (!cell) return dialog.close();
+  const close = element("button", "Close"), title = element("h2", path);
+  close.onclick = () => dialog.close();
+  title.id = "cell-title";
+  const block = (heading, body) => element("details", element("summary", heading), body);
+  const facts = Object.entries(cell.facts).map(([name, pairs]) => block(name, element("table",
+    ...pairs.map(([key, value]) => element("tr", element("th", key), element("td", value))))));
+  const logs = Object.entries(cell.logs).map(([step, text]) => block(`log of ${step}`, element("pre", text)));
+  dialog.replaceChildren(close, title, element("p", cell.reason ? `${cell.status}: ${cell.reason}` : cell.status),
+    ...cell.notes.map(note => element("p", element("strong", note))),
+    ...(cell.commands.length ? [element("h3", "Run this cell again"), element("pre", cell.commands.join("\n"))] : []),
+    ...facts, ...logs,
+    ...(cell.inputs.length ? [block("where its inputs are missing, before", element("pre", cell.inputs.join("\n")))] : []));
+  dialog.querySelector("details")?.setAttribute("open", "");
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+}
+dialog.onclose = () => history.replaceState(null, "", location.pathname + location.search);
+addEventListener("hashchange", () => location.hash && open());
+if (location.hash) open();
+filter();
