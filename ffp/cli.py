@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import ffp
 from ffp import registry
@@ -24,6 +26,18 @@ EXAMPLES = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with near matches of a name that is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice:
+            name, value, names = choice.groups()
+            known = re.findall(r"[\w.-]+", names)
+            message = f"unknown {name} {value!r}: {registry.near(value, known)}"
+        self.exit(2, f"{self.prog}: {message.rstrip('.?')}. See {self.prog} --help.\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     parser = _parser()
@@ -36,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FfpError as error:
         print(f"ffp {options.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"ffp {options.command}: {what}. Check the path, its rights and the space on its disk.", file=sys.stderr)
+        return FfpError.exit_code
     except KeyboardInterrupt:
         print(f"ffp {options.command}: interrupted; start it again to go on.", file=sys.stderr)
         return 130
@@ -43,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ffp", description=ffp.__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"ffp {ffp.__version__}")

@@ -60,7 +60,7 @@ class HubSource(Strict):
     """
 
     kind: Literal["hub"]
-    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    repo: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
     revision: str
     files: tuple[str, ...] = ()
     config: str | None = None

@@ -41,13 +41,13 @@ class Journal:
         self._known: dict[str, dict[str, Any]] = {}
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"key": "identity", "values": [digest(identity)]}
+        self._head = {"key": "identity", "values": [digest(identity)]}
         lines = _intact_lines(path)
-        if not lines or lines[0] != head:
-            lines = [head]
+        if not lines or lines[0] != self._head:
+            lines = [self._head]
         self._known = {line["key"]: line for line in lines[1:]}
-        path.write_text("".join(_sealed(line) for line in lines))
+        if path.exists():
+            path.write_text("".join(_sealed(line) for line in lines))
         if self._known:
             log.info("resuming: %d measurements in %s", len(self._known), path.name)
 
@@ -56,11 +56,14 @@ class Journal:
         return self._known.get(key)
 
     def add(self, key: str, values: Sequence[float], seconds: float) -> None:
-        """Record a measurement at once."""
+        """Record a measurement at once; the first one makes the file."""
         if self.path is None:
             return
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as stream:
+                if stream.tell() == 0:
+                    stream.write(_sealed(self._head))
                 stream.write(_sealed({"key": key, "values": list(values), "s": seconds}))
         except OSError as error:
             raise FfpError(f"cannot write {self.path}: {error.strerror}. Free the disk and start again.") from error

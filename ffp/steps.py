@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def read_allocation(path: Path, adapter: Adapter) -> tuple[PruningProblem, Alloc
         facts = body["problem"]
         units = tuple(LayerBudget(*unit) for unit in facts["units"])
         problem = PruningProblem(units, facts["target"], facts["granularity"])
-        allocation = Allocation(body["problem_id"], tuple(body["keep"]))
+        allocation = Allocation(body["problem_id"], tuple(operator.index(keep) for keep in body["keep"]))
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path} lacks or misshapes {error}. Delete it and allocate again.") from error
     if units != tuple(unit.budget for unit in adapter.units):

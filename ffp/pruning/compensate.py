@@ -20,7 +20,7 @@ from torch import nn
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.models.sliced import cut_unit
 from ffp.models.stream import BlockStream, Inputs
-from ffp.types import ConfigError
+from ffp.types import ArtifactError, ConfigError
 
 log = logging.getLogger("ffp")
 RIDGE = 0.01
@@ -136,10 +136,17 @@ class _Moments:
 
 
 def load_updates(adapter: Adapter, updates: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Put compensated parameters, by name, into an already cut model."""
+    """Put compensated parameters, by name, into an already cut model; ArtifactError if they are of another cut."""
+    outputs = {unit.output for unit in adapter.units}
     for name, value in updates.items():
         path, _, kind = name.rpartition(".")
-        linear = adapter.linear(path)
+        linear = adapter.linear(path) if path in outputs else None
+        shapes = {"weight": linear.weight.shape, "bias": linear.weight.shape[:1]} if linear is not None else {}
+        if linear is None or value.shape != shapes.get(kind):
+            raise ArtifactError(
+                f"updates.safetensors has {name} of shape {value.shape}, but this cut has {shapes.get(kind, 'none')}. "
+                "Apply again."
+            )
         tensor = torch.from_numpy(value).to(linear.weight)
         setattr(linear, kind, nn.Parameter(tensor, requires_grad=False))
 

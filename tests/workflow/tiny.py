@@ -36,14 +36,28 @@ def build(folder: Path, family: str = "Llama", **sizes: Any) -> Path:
 
     family, sizes: of transformers' configuration class, over those that all classes share.
     """
+    sources(folder, family, **sizes)
+    return configure(folder)
+
+
+def sources(folder: Path, family: str = "Llama", **sizes: Any) -> None:
+    """Write the model and the text below `folder`."""
     _model(folder / "source", family, sizes or {"intermediate_size": 64, "num_key_value_heads": 2})
     (folder / "docs.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents()))
-    source = {"kind": "local", "path": str(folder / "source")}
+
+
+def configure(folder: Path) -> Path:
+    """Write the configuration below `folder`, whose paths are relative to it; the grid's file."""
     parts = {
-        "models/tiny": {"title": "Tiny", "source": source, "device": "cpu", "batch_tokens": 256},
+        "models/tiny": {
+            "title": "Tiny",
+            "source": {"kind": "local", "path": "source"},
+            "device": "cpu",
+            "batch_tokens": 256,
+        },
         "texts/docs": {
             "title": "Docstrings",
-            "sources": [{"name": "docs", "source": {"kind": "local", "path": str(folder / "docs.jsonl")}}],
+            "sources": [{"name": "docs", "source": {"kind": "local", "path": "docs.jsonl"}}],
             "shares": {"calibration": 0.3, "search": 0.3, "selection": 0.2, "test": 0.2},
         },
         "grid": {

@@ -1,0 +1,93 @@
+"""Grid files that ask for what does not exist or cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bad_input.refusal import Case, edit, ids, refused, write
+from tests.workflow import tiny
+
+GRID = "config/grid.yaml"
+REPORT = ["report", "--config", GRID, "--out", "out"]
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def grid(**changes: Any) -> Any:
+    return edit(GRID, **changes)
+
+
+CASES = [
+    Case("an unknown key", grid(sparsitys=[0.2]), r"grid.yaml: unknown key 'sparsitys': did you mean sparsities"),
+    Case("an unknown key of a section", grid(search__evalutions=3), r"'search.evalutions': did you mean evaluations"),
+    Case("a missing key", grid(models=None), "key 'models' is missing"),
+    Case("sparsity 0", grid(sparsities=[0]), r"0.0 is outside \(0, 1\); the dense model is always part of the grid"),
+    Case("sparsity 1", grid(sparsities=[1]), r"1.0 is outside \(0, 1\)"),
+    Case("sparsity above 1", grid(sparsities=[30]), r"30.0 is outside \(0, 1\)"),
+    Case("a negative sparsity", grid(sparsities=[-0.2]), r"-0.2 is outside \(0, 1\)"),
+    Case("sparsity NaN", grid(sparsities=[float("nan")]), r"nan is outside \(0, 1\)"),
+    Case("infinite sparsity", grid(sparsities=[float("inf")]), r"inf is outside \(0, 1\)"),
+    Case("sparsity of three decimals", grid(sparsities=[0.333]), "0.333 has more than the two decimals of a cell's"),
+    Case("sparsity in words", grid(sparsities=["much"]), "sparsities.0 = 'much': Input should be a valid number"),
+    Case("no sparsity", grid(sparsities=[]), r"sparsities = '\[\]': Tuple should have at least 1 item"),
+    Case("a sparsity twice", grid(sparsities=[0.2, 0.3, 0.2]), r"\[0.2, 0.3, 0.2\] names something twice"),
+    Case("a method twice", grid(methods=["owl", "owl"]), r"\['owl', 'owl'\] names something twice"),
+    Case("an unknown method", grid(methods=["fastfoward"]), "unknown method 'fastfoward': did you mean fastforward"),
+    Case("a variant of an unknown method", grid(variants={"owl": {"use": "owls"}}), "unknown method 'owls': did you"),
+    Case("an unknown compensation", grid(variants={"owl": {"compensate": "rigde"}}), "compensate = 'rigde'.*'ridge'"),
+    Case("an unknown granularity", grid(granularities=["blocks"]), "granularities.0 = 'blocks'.*'structured'"),
+    Case("an unknown model", grid(models=["tini"]), r"config/models/tini.yaml does not exist: did you mean tiny\?"),
+    Case("an unknown text", grid(text="doc"), r"config/texts/doc.yaml does not exist: did you mean docs\?"),
+    Case("unknown tasks", grid(tasks="none"), "config/tasks/none.yaml does not exist"),
+    Case("a model's name that leaves the folder", grid(models=["../../etc/passwd"]), r"models.0 = '../../etc/passwd'"),
+    Case("a model's name for the shell", grid(models=["tiny; touch x"]), "models.0 = 'tiny; touch x': .*pattern"),
+    Case("a substitution of the shell", grid(methods=["$(touch x)"]), r"methods.0 = '\$\(touch x\)': .*pattern"),
+    Case("a name with a line break", grid(methods=["owl\nffp"]), r"methods.0 = 'owl\\nffp': .*pattern"),
+    Case("a name in HTML", grid(methods=["<script>alert(1)</script>"]), "methods.0 = '<script>.*pattern"),
+    Case("a variant's name in LaTeX", grid(variants={r"\input{x}": {"use": "owl"}}), r"input\{x\}.*pattern"),
+    Case("a name that is an option", grid(text="--help"), "text = '--help': .*pattern"),
+    Case("a name of 70 letters", grid(text="a" * 70), "text = 'aaa.*pattern"),
+    Case("a negative seed", grid(seeds=[-1]), "seeds.0 = '-1': Input should be greater than or equal to 0"),
+    Case("half a seed", grid(seeds=[0.5]), "seeds.0 = '0.5': Input should be a valid integer"),
+    Case("no window", grid(calibration__windows=0), "calibration.windows = '0': .*greater than or equal to 1"),
+    Case("a negative number of evaluations", grid(search__evaluations=-5), "search.evaluations = '-5'"),
+    Case("a number as title", grid(title=3), "title = '3': Input should be a valid string"),
+    Case("a list instead of keys", write(GRID, "- a\n- b\n"), "holds a list, not a mapping of keys"),
+    Case("an empty file", write(GRID, ""), "holds a NoneType, not a mapping of keys"),
+    Case("broken YAML", write(GRID, "title: [a\n"), "grid.yaml is not valid YAML"),
+    Case("a tab in YAML", write(GRID, "title: a\n\tmodels: b\n"), "grid.yaml is not valid YAML"),
+    Case("a key twice", write(GRID, "title: a\ntitle: b\n"), "key 'title' appears twice"),
+    Case("aliases that blow up", write(GRID, ALIASES), r"aliases \(\*name\) are not allowed"),
+    Case("YAML that runs code", write(GRID, "title: !!python/object/apply:os.system [touch x]\n"), "not valid YAML"),
+    Case("YAML nested too deep", write(GRID, "[" * 20_000), "grid.yaml is not valid YAML"),
+    Case("two megabytes of YAML", write(GRID, "title: " + "a" * 2_000_000), "2000007 characters, over 1000000"),
+    Case("no text", write(GRID, b"\xff\xfe\x00title"), "cannot be read: not UTF-8"),
+    Case("no file", lambda folder: (folder / GRID).unlink(), "grid.yaml cannot be read: No such file or directory"),
+    Case("a folder", lambda folder: None, "config file config cannot be read: Is a directory",
+         command=("report", "--config", "config", "--out", "out")),
+    Case("shares that do not sum to 1", edit("config/texts/docs.yaml", shares={"test": 0.5}), "shares.*sum 1"),
+    Case("a model without a source", edit("config/models/tiny.yaml", source=None), "key 'source' is missing"),
+    Case("an unknown precision", edit("config/models/tiny.yaml", dtype="float64"), "dtype = 'float64'.*'float32'"),
+    Case("an unknown device", edit("config/models/tiny.yaml", device="gpu"), "device = 'gpu'.*'cuda'"),
+    Case("no thread", edit("config/models/tiny.yaml", resources={"threads": 0}), "resources.threads = '0'"),
+]  # fmt: skip
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_a_bad_configuration_is_refused(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.configure(tmp_path)
+    refused(case, REPORT, tmp_path, monkeypatch, capfd)
+
+
+def test_the_sound_configuration_is_not_refused(tmp_path: Path) -> None:
+    """What the cases damage works before."""
+    from ffp.config import Project
+
+    assert len(list(Project(tiny.configure(tmp_path)).cells())) == 4
