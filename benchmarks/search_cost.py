@@ -89,6 +89,7 @@ def _run(options: dict[str, Any], run: dict[str, Any]) -> None:
     from ffp.config import Project
     from ffp.cost import CostMeter
     from ffp.models.adapter import Adapter, load_model
+    from ffp.models.sliced import SlicedModel
     from ffp.reward import Journal
     from ffp.types import Allocation, SearchBudget
 
@@ -101,8 +102,8 @@ def _run(options: dict[str, Any], run: dict[str, Any]) -> None:
     journal = _file(options["work"], run).with_suffix(".journal")
     version = None if run["method"] == "dense" else registry.find(run["method"]).version
     identity = [run, options["evaluations"], options["windows"], version]
-    orders = stats.orders(project.grid.calibration.score)
-    reward = steps.open_reward(adapter, orders, calibration_dir, config.batch_tokens, Journal(journal, identity))
+    candidates = SlicedModel(adapter, stats.orders(project.grid.calibration.score))
+    reward = steps.open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
     problem = adapter.problem(run["sparsity"])
     budget = SearchBudget(options["evaluations"], options["windows"], project.grid.search.finalists)
     with CostMeter() as cost:

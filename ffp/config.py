@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,7 +23,9 @@ from ffp.types import ConfigError, SearchBudget
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
-Granularity = Literal["structured", "unstructured"]
+Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
+UnitScore = Literal["wanda", "wifv", "ifv"]
+Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
 MAX_YAML_BYTES = 1_000_000
 # Raised whenever the numbers of a step can change; its cells run again. "reward" stands for the evaluator behind
 # every search; methods and task sets have versions of their own.
@@ -180,7 +183,7 @@ class CalibrationConfig(Strict):
 
     windows: Count = 128
     context: Count = 2048
-    score: Literal["wanda", "wifv"] = "wanda"
+    score: UnitScore = "wanda"
 
 
 class SearchConfig(Strict):
@@ -246,11 +249,17 @@ class PublishedConfig(Strict):
 
 
 class MethodConfig(BaseModel):
-    """A named variant. use: the registered method; compensate: what follows the cut; the rest are parameters."""
+    """A named variant. use: the registered method; the rest are its parameters, but for three axes of their own.
+
+    score: which units of a structured decision go first, calibration.score without it. compensate: what follows a
+    structured cut. pruner: which single weights go, the grid's pruner without it.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str | None = None
+    score: UnitScore | None = None
     compensate: Literal["none", "bias", "ridge", "ridge-dense"] = "none"
+    pruner: Pruner | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -258,7 +267,11 @@ class MethodConfig(BaseModel):
 
 
 class GridConfig(Strict):
-    """A grid file, e.g. config/demo.yaml."""
+    """A grid file, e.g. config/demo.yaml.
+
+    own_sparsities: of granularities that are not to take `sparsities`. pruner: which single weights go, where a variant
+    does not say.
+    """
 
     title: str
     models: tuple[Name, ...] = Field(min_length=1)
@@ -266,6 +279,8 @@ class GridConfig(Strict):
     tasks: Name | None = None
     granularities: tuple[Granularity, ...] = ("structured",)
     sparsities: tuple[float, ...] = Field(min_length=1)
+    own_sparsities: Mapping[Granularity, tuple[float, ...]] = Field(default_factory=dict)
+    pruner: Pruner = "wanda"
     methods: tuple[Name, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     variants: Mapping[Name, MethodConfig] = Field(default_factory=dict)
@@ -275,15 +290,24 @@ class GridConfig(Strict):
     data: str = "data"
     results: str = "results"
 
-    @field_validator("sparsities")
+    @field_validator("sparsities", "own_sparsities")
     @classmethod
-    def _two_decimals(cls, sparsities: tuple[float, ...]) -> tuple[float, ...]:
-        for value in sparsities:
+    def _two_decimals(cls, sparsities: Any) -> Any:
+        for value in chain(*sparsities.values()) if isinstance(sparsities, Mapping) else sparsities:
             if not 0 < value < 1:
                 raise ValueError(f"{value} is outside (0, 1); the dense model is always part of the grid")
             if abs(value * 100 - round(value * 100)) > 1e-9:
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
         return sparsities
+
+    def sparsities_of(self, granularity: str) -> tuple[float, ...]:
+        """The sparsities of a granularity's cells."""
+        return {str(name): own for name, own in self.own_sparsities.items()}.get(granularity, self.sparsities)
+
+    @property
+    def all_sparsities(self) -> tuple[float, ...]:
+        """Those of any granularity, ascending."""
+        return tuple(sorted({s for granularity in self.granularities for s in self.sparsities_of(granularity)}))
 
     @field_validator("models", "methods", "seeds", "sparsities", "granularities")
     @classmethod
@@ -327,11 +351,11 @@ class Project:
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
         for name in self.grid.methods:
-            method = self.method(name)
-            if not set(self.grid.granularities) & method.granularities:
+            reasons = [self.refusal(name, granularity) for granularity in self.grid.granularities]
+            if all(reasons):
                 raise ConfigError(
-                    f"{self.file}: method {name!r} serves {sorted(method.granularities)}, none of granularities "
-                    f"{list(self.grid.granularities)}. Remove it or add one of its granularities."
+                    f"{self.file}: {reasons[0]}, and granularities are {list(self.grid.granularities)}. "
+                    "Remove it or add one of its granularities."
                 )
 
     def at(self, *, results: Path | None) -> Project:
@@ -359,6 +383,15 @@ class Project:
         variant = self.grid.variants.get(name)
         return variant.parameters if variant else {}
 
+    def refusal(self, name: str, granularity: str) -> str | None:
+        """Why a method of the grid, which may be a variant, has no cells at a granularity; None where it has."""
+        served, variant = set(self.method(name).granularities), self.grid.variants.get(name)
+        if variant and (variant.compensate != "none" or variant.score):
+            served &= {"structured"}
+        if variant and variant.pruner:
+            served -= {"structured"}
+        return None if granularity in served else f"{name} serves {', '.join(sorted(served)) or 'no'} pruning only"
+
     def cells(self, *, dense: bool = True) -> Iterator[Cell]:
         """Every cell: for each model and granularity the dense one (unless told otherwise), then the grid.
 
@@ -369,11 +402,10 @@ class Project:
             for granularity in grid.granularities:
                 if dense:
                     yield Cell(model, granularity, "0.00", "dense", 0)
-                for sparsity in grid.sparsities:
+                for sparsity in grid.sparsities_of(granularity):
                     for name in grid.methods:
-                        method = self.method(name)
-                        if granularity in method.granularities:
-                            for seed in grid.seeds if method.is_search else grid.seeds[:1]:
+                        if self.refusal(name, granularity) is None:
+                            for seed in grid.seeds if self.method(name).is_search else grid.seeds[:1]:
                                 yield Cell(model, granularity, f"{sparsity:.2f}", name, seed)
 
     def cell(self, path: str) -> Cell:
@@ -400,16 +432,29 @@ class Project:
         if step == "evaluate":
             tasks = self.tasks.version if self.tasks else None
             return {**arithmetic, "evaluation": grid.evaluation.model_dump(), "tasks": tasks}
-        cut = {"score": grid.calibration.score, "min_keep": model.min_keep}
-        cut |= {"align": model.align} if model.align > 1 else {}
+        cut: dict[str, Any] = {"pruner": self.pruner(cell.method), "min_keep": model.min_keep}
+        if cell.granularity == "structured":
+            cut = {"score": self.score(cell.method), "min_keep": model.min_keep}
+            cut |= {"align": model.align} if model.align > 1 else {}
         if step == "apply":
-            return {**arithmetic, **cut, "compensate": self.compensation(cell.method)}
+            own = {"compensate": self.compensation(cell.method)} if cell.granularity == "structured" else {}
+            return {**arithmetic, **cut, **own}
         method = self.method(cell.method)
         facts = {"use": method.name, "version": method.version, "parameters": self.parameters(cell.method)}
         if not method.is_search:
             return {**cut, **facts}
         search = {"reward_version": STEP_VERSIONS["reward"], "search": grid.search.model_dump()}
         return {**cut, **facts, **arithmetic, **search}
+
+    def score(self, name: str) -> str:
+        """Which units of a structured decision go first for a method of the grid."""
+        variant = self.grid.variants.get(name)
+        return (variant.score if variant else None) or self.grid.calibration.score
+
+    def pruner(self, name: str) -> str:
+        """Which single weights go for a method of the grid."""
+        variant = self.grid.variants.get(name)
+        return (variant.pruner if variant else None) or self.grid.pruner
 
     def compensation(self, name: str) -> str:
         """What follows the cut for a method of the grid."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ffp.types import Allocator, ConfigError
+from ffp.types import GRANULARITIES, Allocator, ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,21 @@ class Method:
 
 
 STRUCTURED = frozenset({"structured"})
-BOTH = frozenset({"structured", "unstructured"})
+MODULES = frozenset({"structured", "unstructured"})  # where attention and FFN are decisions apart
+ALL = frozenset(GRANULARITIES)
 
 _METHODS = (
-    Method("uniform", "ffp.search.uniform:Uniform", "1", frozenset(), BOTH,
+    Method("uniform", "ffp.search.uniform:Uniform", "1", frozenset(), ALL,
            "the same share of every module", "-"),
-    Method("ffn-only", "ffp.search.ffn_only:FfnOnly", "1", frozenset(), STRUCTURED,
+    Method("ffn-only", "ffp.search.ffn_only:FfnOnly", "1", frozenset(), MODULES,
            "attention stays whole, FFNs share the cut", "-"),
-    Method("owl", "ffp.search.owl:Owl", "1", frozenset({"stats"}), BOTH,
+    Method("owl", "ffp.search.owl:Owl", "1", frozenset({"stats"}), ALL,
            "blocks with more outliers keep more", "Yin et al., arXiv:2310.05175"),
-    Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), BOTH,
+    Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), ALL,
            "elitist level switches, staged selection", "Sieberling et al., arXiv:2410.14649"),
-    Method("random-search", "ffp.search.random_search:RandomSearch", "1", frozenset({"reward"}), STRUCTURED,
+    Method("random-search", "ffp.search.random_search:RandomSearch", "1", frozenset({"reward"}), ALL,
            "the best of independent draws", "Bergstra and Bengio, JMLR 13 (2012)"),
-    Method("cma-es", "ffp.search.cma_es:CmaEs", "1", frozenset({"reward"}), STRUCTURED,
+    Method("cma-es", "ffp.search.cma_es:CmaEs", "1", frozenset({"reward"}), ALL,
            "separable CMA-ES over logits", "Ros and Hansen, PPSN 2008"),
     Method("fastforward", "ffp.search.fastforward:FastForward", "1", frozenset({"reward"}), STRUCTURED,
            "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977"),

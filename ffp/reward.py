@@ -1,4 +1,4 @@
-"""The evaluator: an allocation becomes a reward by slicing the resident model and measuring its loss.
+"""The evaluator: an allocation becomes a reward by slicing or masking the resident model and measuring its loss.
 
 Losses are memoised by allocation and window. With a journal every forward is also kept on disk the moment it is
 done. A search is a deterministic function of its seed and its losses, so a killed search that starts again runs
@@ -22,6 +22,7 @@ import torch
 from ffp.artifacts import digest
 from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel
+from ffp.pruning.masked import MaskedModel
 from ffp.types import Allocation, FfpError, FloatArray
 
 log = logging.getLogger("ffp")
@@ -96,9 +97,15 @@ class SlicedReward:
     """Reward of allocations on the search text, PPL_dense / PPL_pruned, and of finalists on the selection text."""
 
     def __init__(
-        self, sliced: SlicedModel, search: Text, selection: Text, *, batch_tokens: int, journal: Journal | None = None
+        self,
+        sliced: SlicedModel | MaskedModel,
+        search: Text,
+        selection: Text,
+        *,
+        batch_tokens: int,
+        journal: Journal | None = None,
     ):
-        """batch_tokens: tokens in one forward, at least one window."""
+        """batch_tokens: tokens in one forward, at least one window. Gate gradients need a SlicedModel."""
         self.sliced, self.search, self.selection = sliced, search, selection
         self.batch_tokens = batch_tokens
         self.journal = journal or Journal(None)
@@ -157,6 +164,7 @@ class SlicedReward:
 
     def _gate_gradients(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
         """The mean loss of each window, then the two values of each decision."""
+        assert isinstance(self.sliced, SlicedModel), "methods that ask for gate gradients serve structured pruning only"
         losses: list[float] = []
         batch = max(1, self.batch_tokens // self.window_tokens)
         with self.sliced.gated(allocation.keep, GATE_BAND) as gates:

@@ -14,14 +14,14 @@ from ffp import artifacts, registry
 from ffp.calibration import Calibration, collect, from_arrays, to_arrays
 from ffp.config import Cell, Project
 from ffp.cost import CostMeter
+from ffp.cuts import cut_of
 from ffp.evaluation import perplexity, score_tasks
 from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
 from ffp.models.card import model_card
 from ffp.models.export import SHARD, save_pruned
 from ffp.models.loss import token_losses
-from ffp.models.sliced import SlicedModel, cut, mask
-from ffp.pruning.compensate import compensate, load_updates, spread_updates
-from ffp.pruning.masks import check_kept, kept_units
+from ffp.models.sliced import SlicedModel
+from ffp.pruning.masked import MaskedModel
 from ffp.reward import Journal, SlicedReward, Text
 from ffp.texts import read_documents, token_windows
 from ffp.types import Allocation, ArtifactError, ConfigError, LayerBudget, PruningProblem, SearchResult
@@ -81,19 +81,19 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
     inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "calibration": _calibration_digest(calibration_dir)}
     load = load_model if method.needs else load_skeleton
     adapter = Adapter(load(model_dir, config), min_keep=config.min_keep, align=config.align)
-    problem = adapter.problem(float(cell.sparsity))
+    problem = adapter.problem(float(cell.sparsity), cell.granularity)
     settings = project.settings("allocate", cell)
     origin = artifacts.provenance(
         seed=cell.seed,
         device=str(adapter.model.device) if method.is_search else "cpu",
         **inputs,
     )
-    stats = open_calibration(adapter, calibration_dir) if method.needs else None
+    stats = open_calibration(adapter, calibration_dir, cell.granularity) if method.needs else None
     journal, reward = out / "journal.txt", None
     if method.is_search and stats is not None:
         identity = [settings, cell.path, problem.problem_id, origin["model"], origin["calibration"]]
-        orders = stats.orders(project.grid.calibration.score)
-        reward = open_reward(adapter, orders, calibration_dir, config.batch_tokens, Journal(journal, identity))
+        candidates = cut_of(project, cell).candidates(stats)
+        reward = open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
     with CostMeter() as cost:
         result = allocator.allocate(
             problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed
@@ -109,29 +109,25 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
 def apply(
     project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, allocation_file: Path, out: Path
 ) -> None:
-    """Turn an allocation into the indices of the kept units, and compensate the cut where the cell asks for it.
+    """Turn an allocation into what stays of the model, and compensate or update it where the cell asks for that.
 
-    Writes masks.safetensors and updates.safetensors (the output projections' new parameters; empty without
-    compensation) into the cell's folder `out`.
+    Writes masks.safetensors and updates.safetensors into the cell's folder `out`; ffp/cuts.py says what is in them.
     """
-    config, score = project.models[cell.model], project.grid.calibration.score
+    config = project.models[cell.model]
     inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "calibration": _calibration_digest(calibration_dir)}
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem, allocation = read_allocation(allocation_file, adapter)
-    kept = kept_units(problem, allocation, open_calibration(adapter, calibration_dir).orders(score))
+    stats = open_calibration(adapter, calibration_dir, cell.granularity)
     origin = artifacts.provenance(
         **inputs,
         allocation=artifacts.sha256(allocation_file),
         settings=project.settings("apply", cell),
     )
-    updates: dict[str, Any] = {}
-    if (kind := project.compensation(cell.method)) != "none":
-        windows = _windows(calibration_dir, "calibration")
-        new = compensate(adapter, kept, windows, kind=kind, batch_tokens=config.batch_tokens)
-        updates = {name: tensor.float().cpu().numpy() for name, tensor in new.items()}
+    windows = _windows(calibration_dir, "calibration")
+    masks, updates = cut_of(project, cell).make(problem, allocation, stats, windows, config.batch_tokens)
     artifacts.write_tensors(out / "updates.safetensors", UPDATES, updates, {"provenance": origin})
     meta = {"problem_id": problem.problem_id, "provenance": origin}
-    artifacts.write_tensors(out / "masks.safetensors", MASKS, kept, meta)
+    artifacts.write_tensors(out / "masks.safetensors", MASKS, masks, meta)
 
 
 def evaluate(
@@ -155,7 +151,7 @@ def evaluate(
     }
     model, tokenizer = load_model(model_dir, config), load_tokenizer(model_dir)
     adapter = Adapter(model, min_keep=config.min_keep, align=config.align)
-    facts = cut_model(adapter, cell, cut_dir)
+    facts = cut_model(adapter, project, cell, cut_dir)
     with CostMeter() as cost:
         documents = read_documents(text_dir / "test.jsonl")
         windows = token_windows(
@@ -202,8 +198,8 @@ def export(
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
     with artifacts.whole_folder(out) as folder:
-        facts = cut_model(adapter, cell, cut_dir, dense_shape=dense_shape)
-        if dense_shape:
+        facts = cut_model(adapter, project, cell, cut_dir, dense_shape=dense_shape)
+        if dense_shape or cell.granularity != "structured":
             adapter.model.save_pretrained(folder, max_shard_size=SHARD)
         else:
             save_pruned(adapter, folder)
@@ -222,29 +218,24 @@ def export(
         artifacts.write_json(folder / "ffp.json", EXPORT, {"cell": _cell_body(cell), **facts})
 
 
-def cut_model(adapter: Adapter, cell: Cell, cut_dir: Path | None, *, dense_shape: bool = False) -> dict[str, Any]:
+def cut_model(
+    adapter: Adapter, project: Project, cell: Cell, cut_dir: Path | None, *, dense_shape: bool = False
+) -> dict[str, Any]:
     """Prune a dense model in place by a cell's masks and updates, and say how much that removed.
 
     cut_dir: None leaves the model dense. dense_shape: zeros instead of smaller weights. Returns block_sparsity (of the
-    units' parameters), model_sparsity, and params {dense, kept}, the added biases of a compensation included.
+    units' parameters), model_sparsity, and params {dense, kept}, the added biases of a compensation included; removed
+    single weights are not kept.
     """
     dense = kept_params = adapter.model_params()
     sparsity = 0.0
     if cut_dir is not None:
-        problem = adapter.problem(float(cell.sparsity))
-        kept, _ = artifacts.read_tensors(cut_dir / "masks.safetensors", MASKS)
-        check_kept(problem, kept, cut_dir / "masks.safetensors")
+        problem = adapter.problem(float(cell.sparsity), cell.granularity)
+        masks, _ = artifacts.read_tensors(cut_dir / "masks.safetensors", MASKS)
         updates, _ = artifacts.read_tensors(cut_dir / "updates.safetensors", UPDATES)
-        keep = [len(kept[unit.name]) // unit.size for unit in problem.units]
-        sparsity = problem.sparsity_of(keep)
-        if dense_shape:
-            mask(adapter, kept)
-            load_updates(adapter, spread_updates(adapter, kept, updates))
-            kept_params = dense - int(np.dot(problem.n_groups - keep, problem.group_params))
-        else:
-            cut(adapter, kept)
-            load_updates(adapter, updates)
-            kept_params = adapter.model_params()
+        sparsity, kept_params = cut_of(project, cell).install(
+            adapter, problem, masks, updates, cut_dir / "masks.safetensors", dense_shape=dense_shape
+        )
     return {
         "block_sparsity": sparsity,
         "model_sparsity": 1 - kept_params / dense,
@@ -262,7 +253,7 @@ def read_allocation(path: Path, adapter: Adapter) -> tuple[PruningProblem, Alloc
         allocation = Allocation(body["problem_id"], tuple(operator.index(keep) for keep in body["keep"]))
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path} lacks or misshapes {error}. Delete it and allocate again.") from error
-    if units != tuple(unit.budget for unit in adapter.units):
+    if units != adapter.problem(problem.target, problem.granularity).units:
         raise ArtifactError(f"{path} is of another model or min_keep than the one given. Allocate for this model.")
     allocation.check(problem)
     return problem, allocation
@@ -309,21 +300,22 @@ def _cell_body(cell: Cell) -> dict[str, Any]:
     }
 
 
-def open_calibration(adapter: Adapter, folder: Path) -> Calibration:
+def open_calibration(adapter: Adapter, folder: Path, granularity: str = "structured") -> Calibration:
     """The statistics of a calibration folder, checked against the model."""
     arrays, meta = artifacts.read_tensors(folder / "stats.safetensors", STATS)
-    return Calibration(adapter, from_arrays(adapter, arrays, folder / "stats.safetensors"), meta["n_tokens"])
+    moments = from_arrays(adapter, arrays, folder / "stats.safetensors")
+    return Calibration(adapter, moments, meta["n_tokens"], granularity=granularity)
 
 
 def open_reward(
-    adapter: Adapter, orders: dict[str, Any], folder: Path, batch_tokens: int, journal: Journal
+    candidates: SlicedModel | MaskedModel, folder: Path, batch_tokens: int, journal: Journal
 ) -> SlicedReward:
-    """The evaluator over a calibration folder's search and selection texts; permutes the model by `orders`."""
+    """The evaluator over a calibration folder's search and selection texts."""
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     search, selection = (
         Text(name, _windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
     )
-    return SlicedReward(SlicedModel(adapter, orders), search, selection, batch_tokens=batch_tokens, journal=journal)
+    return SlicedReward(candidates, search, selection, batch_tokens=batch_tokens, journal=journal)
 
 
 def _windows(folder: Path, name: str) -> torch.Tensor:

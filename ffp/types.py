@@ -70,6 +70,7 @@ class LayerBudget:
         facts: list[str | int] = [self.name, self.n_groups, self.group_params, self.fixed_params, self.min_keep]
         return facts if self.size == 1 else [*facts, self.size]
 
+    @property
     def block(self) -> str:
         """The block that the decision belongs to, e.g. "block03"."""
         return self.name.partition(".")[0]

@@ -22,7 +22,7 @@ from ffp import artifacts, report
 from ffp.assets.splits import SPLITS, normalised, shingles
 from ffp.budget import kept_budget
 from ffp.config import Cell, Project
-from ffp.pruning.masks import check_kept
+from ffp.pruning.masks import count_kept
 from ffp.types import Allocation, ArtifactError, FfpError, LayerBudget, PruningProblem
 
 log = logging.getLogger("ffp")
@@ -186,8 +186,7 @@ class Verifier:
         allocation = artifacts.sha256(folder / "allocation.json")
         kept, meta = self._tensors(folder / "masks.safetensors")
         updates, other = self._tensors(folder / "updates.safetensors")
-        check_kept(problem, kept, folder / "masks.safetensors")
-        counts = [len(kept[unit.name]) // unit.size for unit in problem.units]
+        counts = count_kept(problem, kept, folder / "masks.safetensors")
         yield from _equal(f"{folder / 'masks.safetensors'}: units kept", counts, body["keep"])
         yield from _equal(f"{folder / 'masks.safetensors'}: problem_id", meta["problem_id"], problem.problem_id)
         for name, origin in (("masks", meta["provenance"]), ("updates", other["provenance"])):
@@ -196,7 +195,8 @@ class Verifier:
             yield from _equal(f"{where}: settings", origin["settings"], settings)
             yield from _equal(f"{where}: calibration", origin["calibration"], self.calibrations.get(cell.model))
         compensated = self.project.compensation(cell.method) != "none"
-        yield from _equal(f"{folder / 'updates.safetensors'}: holds updates", bool(updates), compensated)
+        expected = compensated if cell.granularity == "structured" else self.project.pruner(cell.method) == "sparsegpt"
+        yield from _equal(f"{folder / 'updates.safetensors'}: holds updates", bool(updates), expected)
 
     def _scores(self, cell: Cell, folder: Path, body: Mapping[str, Any], problem: PruningProblem | None) -> Faults:
         where, origin, params = folder / "scores.json", body["provenance"], body["params"]

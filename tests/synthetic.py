@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -28,7 +29,18 @@ def unstructured_problem(target: float = 0.5, blocks: int = 4) -> PruningProblem
     return PruningProblem(tuple(units), target, "unstructured")
 
 
-PROBLEMS = {"structured": structured_problem, "unstructured": unstructured_problem}
+def grouped_problem(target: float = 0.5, blocks: int = 5, m: int = 8) -> PruningProblem:
+    """Blocks of 1,600 weights, one of every m a unit; the last block is twice as large."""
+    units = [LayerBudget(f"block{block:02d}", m, (1600 << (block + 1 == blocks)) // m) for block in range(blocks)]
+    return PruningProblem(tuple(units), target, f"n-of-{m}")
+
+
+PROBLEMS = {
+    "structured": structured_problem,
+    "unstructured": unstructured_problem,
+    "n-of-4": partial(grouped_problem, m=4),
+    "n-of-8": partial(grouped_problem, m=8),
+}
 
 
 class SyntheticReward:
@@ -86,18 +98,26 @@ class SyntheticReward:
 
 
 class SyntheticStats:
-    """Random weights and inputs, heavier-tailed from block to block; two linears a decision."""
+    """Random weights and inputs, heavier-tailed from block to block; two linears a module.
+
+    The second of each feeds the residual stream; its columns are the module's units, two columns a unit of attention.
+    """
 
     def __init__(self, problem: PruningProblem, *, seed: int = 0):
         rng = np.random.default_rng(seed)
-        names = [unit.name for unit in problem.units]
-        self._blocks: list[list[LinearStats]] = [[] for _ in range(len(names) // 2)]
-        for i, unit in enumerate(names):
-            for part in ("in", "out"):
-                weight = rng.standard_t(2 + i, size=(12, 20)).astype(np.float32)
-                square = rng.gamma(1.0, size=20)
-                linear = LinearStats(f"{unit}.{part}", unit, weight, square, 0.9 * square, n_tokens=100)
-                self._blocks[i // 2].append(linear)
+        sizes = {(unit.block, unit.module): unit.n_groups for unit in problem.units}
+        self._blocks: list[list[LinearStats]] = []
+        for number, block in enumerate(dict.fromkeys(unit.block for unit in problem.units)):
+            self._blocks.append([])
+            for module in ("attention", "ffn"):
+                unit = f"{block}.{module}" if (block, module) in sizes else block
+                units = sizes[block, module] if problem.granularity == "structured" else 20
+                for part, columns in (("in", 20), ("out", units * (1 + (module == "attention")))):
+                    weight = rng.standard_t(2 + 2 * number + (module == "ffn"), size=(12, columns)).astype(np.float32)
+                    square = rng.gamma(1.0, size=columns)
+                    facts = {"n_tokens": 100, "module": module, "output": part == "out"}
+                    name = f"{block}.{module}.{part}"
+                    self._blocks[-1].append(LinearStats(name, unit, weight, square, 0.9 * square, **facts))
 
     @property
     def n_blocks(self) -> int:

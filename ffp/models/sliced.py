@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +26,7 @@ from ffp.types import Allocation
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
 
-    def __init__(self, adapter: Adapter, order: Mapping[str, Sequence[int]]):
+    def __init__(self, adapter: Adapter, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]):
         """Permute the model's weights in place.
 
         order: for each decision, by name, its indices from the one kept longest to the one removed first.

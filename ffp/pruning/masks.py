@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +20,30 @@ def kept_units(
         unit.name: np.sort(order[unit.name][: keep * unit.size]).astype(np.int32)
         for unit, keep in zip(problem.units, allocation.keep, strict=True)
     }
+
+
+def count_kept(problem: PruningProblem, masks: Mapping[str, npt.NDArray[np.int32]], source: object) -> list[int]:
+    """Kept units of each decision by the arrays of a masks file, checked as in check_kept.
+
+    Single weights lie there in bits by parameter name; "model.layers.3.mlp.up_proj.weight" belongs to the decision
+    "block03.ffn.up_proj", or to "block03" where a decision is N of M for a whole block.
+    """
+    if problem.granularity == "structured":
+        check_kept(problem, masks, source)
+        return [len(masks[unit.name]) // unit.size for unit in problem.units]
+    weights = dict.fromkeys((unit.name for unit in problem.units), 0)
+    spans_block = not problem.units[0].module
+    for name, bits in masks.items():
+        found = re.search(r"\.(\d+)\.(?:.*\.)?(\w+)\.weight$", name)
+        block, linear = (f"block{int(found[1]):02d}", found[2]) if found else ("", "")
+        mine = [d for d in weights if d == block or (not spans_block and d.split(".")[::2] == [block, linear])]
+        if len(mine) != 1:
+            raise ArtifactError(f"{source} does not fit the model: {name!r} belongs to no decision. Apply again.")
+        weights[mine[0]] += int(np.bitwise_count(bits).sum())
+    for unit in problem.units:
+        if weights[unit.name] % unit.group_params:
+            raise ArtifactError(f"{source} keeps no whole N of {unit.n_groups} weights of {unit.name}. Apply again.")
+    return [weights[unit.name] // unit.group_params for unit in problem.units]
 
 
 def check_kept(problem: PruningProblem, kept: Mapping[str, npt.NDArray[np.int32]], source: object) -> None:

@@ -26,7 +26,12 @@ def wifv(weight: torch.Tensor, sq_mean: torch.Tensor, variance: torch.Tensor) ->
     return variance * weight.double().square().sum(0)
 
 
-SCORES: Mapping[str, ColumnScore] = {"wanda": wanda, "wifv": wifv}
+def ifv(weight: torch.Tensor, sq_mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """s_j = Var(X_j), the input feature variance alone. Source: An et al., arXiv:2312.11983."""
+    return variance
+
+
+SCORES: Mapping[str, ColumnScore] = {"wanda": wanda, "wifv": wifv, "ifv": ifv}
 
 
 def unit_order(column_scores: torch.Tensor, width: int) -> torch.Tensor:

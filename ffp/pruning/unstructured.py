@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -11,22 +11,22 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffp.models.adapter import Adapter
+from ffp.models.adapter import Adapter, group_size
 from ffp.models.stream import BlockStream, Inputs
 from ffp.pruning.weights import grouped, saliency, smallest, sparsegpt
-from ffp.types import Allocation, ArtifactError, PruningProblem
+from ffp.types import ArtifactError
 
 log = logging.getLogger("ffp")
 Removals = Mapping[str, int]
 
 
-def removals(adapter: Adapter, problem: PruningProblem, allocation: Allocation, m: int) -> dict[str, int]:
-    """How many weights each linear loses, by path. m: of n-of-M, 0 where a decision is one linear."""
-    kept = {unit.name: keep for unit, keep in zip(problem.units, allocation.keep, strict=True)}
-    sizes = {path: adapter.linear(path).weight.numel() for path in adapter.decisions(problem.granularity)}
-    names = adapter.decisions(problem.granularity)
+def removals(adapter: Adapter, granularity: str, keep: Sequence[int]) -> dict[str, int]:
+    """How many weights each linear loses, by path. keep: in the order of the granularity's decisions."""
+    decisions, m = adapter.decisions(granularity), group_size(granularity)
+    kept = dict(zip(dict.fromkeys(decisions.values()), keep, strict=True))
+    sizes = {path: adapter.linear(path).weight.numel() for path in decisions}
     return {
-        path: (m - kept[names[path]]) * size // m if m else size - kept[names[path]] for path, size in sizes.items()
+        path: size - (kept[decisions[path]] * size // m if m else kept[decisions[path]]) for path, size in sizes.items()
     }
 
 

@@ -80,9 +80,9 @@ def unserved(project: Project) -> Iterable[Cell]:
     grid = project.grid
     for model in grid.models:
         for granularity in grid.granularities:
-            for sparsity in grid.sparsities:
+            for sparsity in grid.sparsities_of(granularity):
                 for name in grid.methods:
-                    if granularity not in project.method(name).granularities:
+                    if project.refusal(name, granularity):
                         yield Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
 
 
@@ -106,8 +106,7 @@ def task_metric(result: Mapping[str, Any]) -> str:
 
 
 def _unserved(project: Project, cell: Cell) -> Record:
-    serves = ", ".join(sorted(project.method(cell.method).granularities))
-    reason = f"{cell.method} serves {serves} pruning only"
+    reason = project.refusal(cell.method, cell.granularity)
     return Record(cell, {**_identity(cell), "status": "skipped", "reason": reason})
 
 

@@ -126,7 +126,7 @@ def test_realised_zeros_are_the_allocations(family, granularity, pruner):
     problem = adapter.problem(0.6, granularity)
     allocation = uniform_allocation(problem)
     m = 4 if granularity == "n-of-4" else 0
-    remove = removals(adapter, problem, allocation, m)
+    remove = removals(adapter, granularity, allocation.keep)
     moments = {path: np.ones(adapter.linear(path).in_features) for path in remove}
     masks = prune(adapter, remove, pruner=pruner, m=m, windows=tokens(3), batch_tokens=20, sq_means=moments)
     zeros = sum(int((adapter.linear(path).weight == 0).sum()) for path in remove)

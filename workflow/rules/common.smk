@@ -58,7 +58,7 @@ wildcard_constraints:
     text=one_of([GRID.text]),
     tasks=one_of([GRID.tasks] if GRID.tasks else []),
     granularity=one_of(GRID.granularities),
-    sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.sparsities)]),
+    sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.all_sparsities)]),
     method=one_of(["dense", *GRID.methods]),
     seed=one_of([0, *GRID.seeds]),
 

@@ -1,0 +1,78 @@
+"""One resident model whose weights are ranked once, so that any allocation of single weights is a threshold.
+
+Each weight keeps its place in the order in which its group would give weights up. A candidate zeroes what lies below
+its quota: one comparison and one copy of the matrices that changed, no sort and no stored masks. The masks are those
+of ffp.pruning.weights.smallest, on the dense model's statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffp.models.adapter import Adapter, group_size
+from ffp.pruning.unstructured import removals
+from ffp.pruning.weights import grouped, removal_rank, saliency
+from ffp.types import Allocation
+
+
+class MaskedModel:
+    """A model of which any number of the least salient weights can be switched off, matrix by matrix.
+
+    Memory: the weights twice, and one to four bytes each for the ranks.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        adapter: Adapter,
+        *,
+        granularity: str,
+        pruner: str,
+        sq_means: Mapping[str, npt.NDArray[np.float64]],
+    ):
+        """pruner: "magnitude" ranks by it; every other one by Wanda's score, which stands in for sparsegpt's."""
+        self.adapter, self.model, self.granularity = adapter, adapter.model, granularity
+        self._score = "magnitude" if pruner == "magnitude" else "wanda"
+        self._full: dict[str, torch.Tensor] = {}
+        self._rank: dict[str, torch.Tensor] = {}
+        self._norms: dict[str, torch.Tensor | None] = {}
+        self._removed = dict.fromkeys(adapter.decisions(granularity), 0)
+        for path in self._removed:
+            linear = adapter.linear(path)
+            self._full[path] = linear.weight.data
+            known = None if self._score == "magnitude" else torch.from_numpy(sq_means[path]).to(linear.weight.device)
+            self._norms[path] = known
+            self._rank[path] = removal_rank(self._groups(saliency(linear.weight.data, known)))
+            linear.weight.data = linear.weight.data.clone()
+
+    def set_allocation(self, allocation: Allocation) -> None:
+        """Switch to an allocation of this model's problem; only matrices that change cost anything."""
+        self.set_keep(allocation.keep)
+
+    @torch.no_grad()
+    def set_keep(self, keep: Sequence[int]) -> None:
+        """Switch to these numbers of kept units, in the order of the granularity's decisions."""
+        for path, remove in removals(self.adapter, self.granularity, keep).items():
+            if remove != self._removed[path]:
+                gone = self._below(path, remove).view(self._full[path].shape)
+                self.adapter.linear(path).weight.data.copy_(self._full[path]).masked_fill_(gone, 0)
+                self._removed[path] = remove
+
+    def _groups(self, score: torch.Tensor) -> torch.Tensor:
+        return grouped(score, self._score, group_size(self.granularity))
+
+    def _below(self, path: str, remove: int) -> torch.Tensor:
+        """The mask of ffp.pruning.weights.smallest, (groups, size), from the ranks."""
+        rank = self._rank[path]
+        quota, extra = divmod(remove, len(rank))
+        gone = rank < quota
+        if extra:
+            column = (rank == quota).int().argmax(1, keepdim=True)
+            score = self._groups(saliency(self._full[path], self._norms[path]))
+            rows = score.gather(1, column).flatten().argsort(stable=True)[:extra]
+            gone[rows, column.flatten()[rows]] = True
+        return gone
