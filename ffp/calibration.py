@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,37 @@ def collect(adapter: Adapter, windows: torch.Tensor, *, batch_tokens: int) -> di
     }
 
 
+class BlockInfluence:
+    """While it is open, sums the cosine between what enters and what leaves each block, token by token, in float32."""
+
+    def __init__(self, adapter: Adapter):
+        self._blocks = adapter.blocks
+        self._cosines = np.zeros(len(adapter.blocks))
+        self._tokens = np.zeros(len(adapter.blocks))
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> BlockInfluence:
+        for number, block in enumerate(self._blocks):
+            hook = block.register_forward_hook(partial(self._see, number), with_kwargs=True)
+            self._hooks.callback(hook.remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def _see(self, number: int, block: torch.nn.Module, inputs: Any, keywords: Any, output: Any) -> None:
+        before = inputs[0] if inputs else keywords["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        self._cosines[number] += float(cosine.double().sum())
+        self._tokens[number] += cosine.numel()
+
+    def value(self) -> npt.NDArray[np.float64]:
+        """(n_blocks,): 1 - the mean cosine. Source: Men et al., arXiv:2403.03853."""
+        influence: npt.NDArray[np.float64] = 1 - self._cosines / self._tokens
+        return influence
+
+
 class Calibration:
     """CalibrationStats over a model and its moments; weights are handed out one linear at a time, as float32."""
 
@@ -78,10 +110,12 @@ class Calibration:
         n_tokens: int,
         *,
         granularity: str = "structured",
+        influence: npt.NDArray[np.float64] | None = None,
     ):
         self.adapter, self.moments, self.n_tokens = adapter, moments, n_tokens
         self._decisions = adapter.decisions(granularity)
         self._outputs = {unit.output for unit in adapter.units}
+        self._influence = influence
 
     @property
     def n_blocks(self) -> int:
@@ -95,6 +129,14 @@ class Calibration:
                 path, self._decisions[path], weight, moments.sq_mean, moments.variance, self.n_tokens,
                 module=module.rpartition(".")[2], output=path in self._outputs,
             )  # fmt: skip
+
+    def block_influence(self) -> npt.NDArray[np.float64]:
+        if self._influence is None or len(self._influence) != self.n_blocks:
+            raise ArtifactError(
+                "the calibration holds no influence of blocks: it is older than the methods that use them. "
+                "Delete its folder and calibrate again."
+            )
+        return self._influence
 
     def orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
         """For each decision its units from best to worst by a named score of the dense model."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ffp import artifacts, registry
-from ffp.calibration import Calibration, collect, from_arrays, to_arrays
+from ffp.calibration import BlockInfluence, Calibration, collect, from_arrays, to_arrays
 from ffp.config import Cell, Project
 from ffp.cost import CostMeter
 from ffp.cuts import cut_of
@@ -30,6 +30,7 @@ log = logging.getLogger("ffp")
 ASSET, TOKENS, STATS, COST = "ffp/asset/1", "ffp/tokens/1", "ffp/stats/1", "ffp/cost/1"
 ALLOCATION, POLICY, SCORES = "ffp/allocation/1", "ffp/policy/1", "ffp/scores/1"
 MASKS, UPDATES, EXPORT = "ffp/masks/1", "ffp/updates/1", "ffp/export/1"
+INFLUENCE = "block_influence"  # beside the moments, in stats.safetensors
 TRACE_COLUMNS = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
 
 
@@ -54,7 +55,8 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
             )
             for name, (context, n) in sizes.items()
         }
-        moments = collect(adapter, windows["calibration"], batch_tokens=config.batch_tokens)
+        with BlockInfluence(adapter) as influence:
+            moments = collect(adapter, windows["calibration"], batch_tokens=config.batch_tokens)
         arrays = {name: ids.numpy().astype(np.int32) for name, ids in windows.items()}
         for name in ("search", "selection"):
             log.info("calibrate: dense loss of the %s text", name)
@@ -66,7 +68,12 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
         settings=project.settings("calibrate", Cell(model_name, "structured", "0.00", "dense", 0)),
     )
     artifacts.write_tensors(out / "tokens.safetensors", TOKENS, arrays, origin)
-    artifacts.write_tensors(out / "stats.safetensors", STATS, to_arrays(moments), {**origin, "n_tokens": cost.n_tokens})
+    artifacts.write_tensors(
+        out / "stats.safetensors",
+        STATS,
+        {**to_arrays(moments), INFLUENCE: influence.value()},
+        {**origin, "n_tokens": cost.n_tokens},
+    )
     artifacts.write_json(out / "calibrate.cost.json", COST, {**cost.as_dict(), "provenance": origin})
 
 
@@ -304,7 +311,8 @@ def open_calibration(adapter: Adapter, folder: Path, granularity: str = "structu
     """The statistics of a calibration folder, checked against the model."""
     arrays, meta = artifacts.read_tensors(folder / "stats.safetensors", STATS)
     moments = from_arrays(adapter, arrays, folder / "stats.safetensors")
-    return Calibration(adapter, moments, meta["n_tokens"], granularity=granularity)
+    influence = arrays.get(INFLUENCE)
+    return Calibration(adapter, moments, meta["n_tokens"], granularity=granularity, influence=influence)
 
 
 def open_reward(

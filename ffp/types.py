@@ -184,6 +184,10 @@ class CalibrationStats(Protocol):
         """The linear layers of one block, in forward order."""
         ...
 
+    def block_influence(self) -> FloatArray:
+        """(n_blocks,): 1 - mean over tokens of the cosine between a block's input and output."""
+        ...
+
 
 @runtime_checkable
 class Reward(Protocol):

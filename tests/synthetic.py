@@ -125,3 +125,6 @@ class SyntheticStats:
 
     def linears(self, block: int) -> Iterator[LinearStats]:
         return iter(self._blocks[block])
+
+    def block_influence(self) -> FloatArray:
+        return np.cos(np.arange(1, self.n_blocks + 1)) ** 2

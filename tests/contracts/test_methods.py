@@ -10,12 +10,18 @@ import pytest
 from ffp import budget as projection
 from ffp import registry
 from ffp.search.base import COLUMNS
-from ffp.types import BudgetError, ConfigError, SearchBudget
+from ffp.types import BudgetError, ConfigError, PruningProblem, SearchBudget
 from tests.synthetic import PROBLEMS, SyntheticReward, SyntheticStats
 
 CASES = [(name, kind) for name, method in registry.METHODS.items() for kind in sorted(method.granularities)]
 BUDGETS = [SearchBudget(1, 1, 1), SearchBudget(7, 2, 2), SearchBudget(40, 4, 4)]
 each_case = pytest.mark.parametrize(("name", "kind"), CASES)
+
+
+def parameters(name, problem):
+    """What a method cannot do without."""
+    blocks = len({unit.block for unit in problem.units})
+    return {"import": {"values": list(np.linspace(0.2, 0.8, blocks))}}.get(name, {})
 
 
 def run(name, problem, *, budget=BUDGETS[-1], seed=0, reward=None, stats=None):
@@ -24,7 +30,9 @@ def run(name, problem, *, budget=BUDGETS[-1], seed=0, reward=None, stats=None):
         reward = SyntheticReward(problem)
     if "stats" in needs and stats is None:
         stats = SyntheticStats(problem)
-    return registry.create(name, {}).allocate(problem, stats=stats, reward=reward, budget=budget, seed=seed)
+    return registry.create(name, parameters(name, problem)).allocate(
+        problem, stats=stats, reward=reward, budget=budget, seed=seed
+    )
 
 
 @each_case
@@ -60,6 +68,20 @@ def test_searches_draw_from_their_seed_and_others_from_nothing(name, kind):
     else:
         assert results[0].allocation == results[1].allocation
         assert not results[0].trace
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if not registry.METHODS[case[0]].is_search])
+def test_the_order_of_a_blocks_decisions_does_not_matter(name, kind):
+    problem = PROBLEMS[kind]()
+    blocks = dict.fromkeys(unit.block for unit in problem.units)
+    units = [unit for block in blocks for unit in reversed([u for u in problem.units if u.block == block])]
+    other = PruningProblem(tuple(units), problem.target, problem.granularity)
+    stats = SyntheticStats(problem)
+    found = [run(name, p, stats=stats).allocation.keep for p in (problem, other)]
+    by_name = [
+        dict(zip((u.name for u in p.units), k, strict=True)) for p, k in zip((problem, other), found, strict=True)
+    ]
+    assert by_name[0] == by_name[1]
 
 
 @each_case
@@ -118,7 +140,7 @@ def test_the_largest_feasible_target_is_met(name, kind):
 @each_case
 def test_what_a_method_needs_is_asked_for(name, kind):
     problem = PROBLEMS[kind]()
-    allocator = registry.create(name, {})
+    allocator = registry.create(name, parameters(name, problem))
     for need, what in (("reward", "a reward"), ("stats", "calibration statistics")):
         if need in registry.METHODS[name].needs:
             with pytest.raises(ConfigError, match=f"method '{name}' needs {what}, but got none. Hand the folder"):
@@ -127,7 +149,7 @@ def test_what_a_method_needs_is_asked_for(name, kind):
 
 @pytest.mark.parametrize("name", registry.METHODS)
 def test_the_class_and_the_registry_agree(name):
-    allocator = registry.create(name, {})
+    allocator = registry.create(name, parameters(name, PROBLEMS["structured"]()))
     assert (allocator.name, allocator.version) == (name, registry.METHODS[name].version)
     with pytest.raises(ConfigError, match=f"method '{name}' has no parameter 'name'"):
         registry.create(name, {"name": "other"})
