@@ -12,13 +12,27 @@ for (const name of ["comparison", "tasks", "ablation"])
     const table = new DataTable(`#${name}`, plain);
     tables.push([table, (data, index) => table.row(index).node().dataset.block]);
   }
-const lines = JSON.parse(document.getElementById("cell-lines").textContent);
-const shown = (pair, type) => pair[type === "sort" || type === "type" ? 1 : 0];
+const span = document.createElement("span");
+function escaped(text) {
+  span.textContent = text;
+  return span.innerHTML;
+}
+const titles = JSON.parse(document.getElementById("model-titles").textContent);
+const number = digits => DataTable.render.number(",", ".", digits).display;
+const shown = [
+  model => escaped(titles[model]), escaped, sparsity => `${Math.round(100 * sparsity)}`,
+  (method, line) => `<a href="#${escaped(`${line[0]}/${line[1]}/s${line[2]}/${method}/seed${line[4]}`)}">${escaped(method)}</a>`,
+  seed => seed, state => `<span class="${state.split(":")[0]}">${escaped(state)}</span>`, number(2), number(0), number(1),
+];
 const cells = new DataTable("#cells", {
-  data: lines, order: [], autoWidth: false, deferRender: true, pageLength: 25,
-  columns: [...document.querySelectorAll("#cells th")].map((_, i) => ({ data: `1.${i}`, render: shown })),
+  data: JSON.parse(document.getElementById("cell-lines").textContent),
+  order: [], autoWidth: false, deferRender: true, pageLength: 25,
+  columns: shown.map((show, i) => ({
+    data: i, type: i > 5 || i === 2 || i === 4 ? "num" : "string",
+    render: (value, type, line) => type === "display" ? (value === null ? "\u2013" : show(value, line)) : value,
+  })),
 });
-tables.push([cells, data => data[0].join("|")]);
+tables.push([cells, data => data.slice(0, 3).join("|")]);
 
 const filters = document.getElementById("filters");
 function wanted(block) {

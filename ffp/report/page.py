@@ -38,7 +38,7 @@ CELL_COLUMNS = (
     "search tokens",
     "search (s)",
 )
-CELL_FIGURES = (("ppl", 2), ("search_tokens", 0), ("search_s", 1))
+CELL_FIGURES = ("ppl", "search_tokens", "search_s")
 
 
 def build(project: Project, out: Path) -> Path:
@@ -97,7 +97,8 @@ def render(project: Project, records: list[Record], groups: list[Group], texts: 
         figures=_figures(project, groups),
         shared=[_shared(project, model) for model in grid.models],
         cell_columns=CELL_COLUMNS,
-        cells=_script_json([_cell_line(project, record) for record in records]),
+        titles=_script_json({name: model.title for name, model in project.models.items()}),
+        cells=_script_json([_cell_line(record) for record in records]),
         details=_packed({record.cell.path: details(project, record) for record in records}),
         command=command("report", config=project.file, out=f"{grid.results}/report"),
         style=Markup(
@@ -112,7 +113,7 @@ def _figures(project: Project, groups: list[Group]) -> Iterable[dict[str, Any]]:
     """Each figure with one panel a block of the grid, so that the page can show those that a reader asks for."""
     dense = {members[0].block[:2]: members for members in by_block(g for g in groups if g.method == "dense").values()}
     blocks = by_block(g for g in groups if g.method != "dense" and g.row["status"] != "skipped")
-    labels = {r.cell.path: f"{r.cell.path}: PPL {r.row['ppl']:.2f}" for g in groups for r in g.done}
+    labels = {g.done[0].cell.path: f"{g.path}: PPL {g.row['ppl']:.2f}" for g in groups if g.done}
     for name, title in TITLES.items():
         panels = [
             {"block": block, "alt": _alt(name, members),
@@ -153,22 +154,11 @@ def _shared(project: Project, model: str) -> dict[str, Any]:
     }
 
 
-def _cell_line(project: Project, record: Record) -> list[Any]:
-    """A cell's row in the list of all cells: names to filter by, then (HTML, number to sort by) a column."""
+def _cell_line(record: Record) -> list[Any]:
+    """A cell's row in the list of all cells, in the order of CELL_COLUMNS: names and numbers, null where unknown."""
     cell, row = record.cell, record.row
-    state = tables.status(row)
-    figures = [
-        [tables.DASH, None] if row.get(key) is None else [f"{row[key]:,.{digits}f}", row[key]]
-        for key, digits in CELL_FIGURES
-    ]
-    link = escape(cell.path)
-    shown = [
-        [escape(project.models[cell.model].title), cell.model], [cell.granularity, cell.granularity],
-        [f"{float(cell.sparsity):.0%}", float(cell.sparsity)],
-        [f'<a href="#{link}">{escape(cell.method)}</a>', cell.method], [str(cell.seed), cell.seed],
-        [f'<span class="{row["status"]}">{escape(state)}</span>', state], *figures,
-    ]  # fmt: skip
-    return [list(record.block), shown]
+    names = [cell.model, cell.granularity, cell.sparsity, cell.method, cell.seed, tables.status(row)]
+    return [*names, *(row.get(key) if row.get(key) is None else round(row[key], 2) for key in CELL_FIGURES)]
 
 
 def _script_json(value: Any) -> Markup:

@@ -165,9 +165,10 @@ def _quality_panel(
                               linestyle="none", markeredgecolor=PAPER, markeredgewidth=0.8, zorder=4,
                               transform=beside)  # fmt: skip
         drawn.lines[0].set_url(f"#{group.done[0].cell.path}")
-        for record in group.done if len(group.done) > 1 else ():
-            axis.plot(_cost(record.row, cost), record.row["ppl"], color=look.colour, marker=look.marker, markersize=3,
-                      alpha=0.6, zorder=3, transform=beside, url=f"#{record.cell.path}")  # fmt: skip
+        if len(group.done) > 1:
+            cells = [(_cost(record.row, cost), float(record.row["ppl"])) for record in group.done]
+            axis.plot(*zip(*cells, strict=True), color=look.colour, marker=look.marker, markersize=3, alpha=0.6,
+                      linestyle="none", zorder=3, transform=beside)  # fmt: skip
         if not x:
             axis.axhline(ppl, color=look.colour, linewidth=1, linestyle=":", zorder=2)
     front = pareto(points)
