@@ -195,6 +195,23 @@ def read_table(path: Path) -> Any:
     return _guarded(path, lambda: pd.read_parquet(path, page_checksum_verification=True))
 
 
+def sealed_line(body: Mapping[str, Any]) -> str:
+    """One line of an append-only file: JSON behind its checksum."""
+    text = json.dumps(body)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def sealed_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an append-only file up to the first damaged one; none where there is no file."""
+    lines = []
+    for raw in path.read_bytes().splitlines() if path.exists() else []:
+        crc, _, text = raw.partition(b" ")
+        if crc != f"{zlib.crc32(text):08x}".encode():
+            break
+        lines.append(json.loads(text))
+    return lines
+
+
 def _guarded(path: Path, load: Callable[[], T]) -> T:
     """Run a reader and turn whatever a damaged file makes it raise into one ArtifactError."""
     try:

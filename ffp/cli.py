@@ -39,14 +39,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; the exit code: 0, what the command returns, or that of its error."""
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for chatty in ("httpx", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except FfpError as error:
         print(f"ffp {options.command}: {error}", file=sys.stderr)
         return error.exit_code
@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"ffp {options.command}: interrupted; start it again to go on.", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,6 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     step = _command(commands, "verify", _verify, "check every digest, budget, text and figure behind a report again")
     step.add_argument("results", type=Path, nargs="?", metavar="DIR", help="results folder; the grid's own without it")
     step.add_argument("--config", type=Path, default=Path("config/demo.yaml"), metavar="PATH", help="grid file (demo)")
+    step = _command(commands, "status", _status, "how far a grid is: from another shell, or after a crash")
+    _paths(step, config="grid file")
+
+    step = _command(commands, "compare", _compare, "what changed between two result sets; exit 1 if anything did")
+    step.add_argument("before", type=Path, metavar="A", help="results of one commit or machine: a folder with cells/")
+    step.add_argument("after", type=Path, metavar="B", help="those of another one")
+    step.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="relative difference to overlook")
+    step.add_argument("--json", type=Path, metavar="PATH", help="write the differences here too")
     return parser
 
 
@@ -227,6 +234,22 @@ def _verify(options: argparse.Namespace) -> None:
     from ffp.verify import verify
 
     print(verify(Project(options.config).at(results=options.results)))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from ffp.report import status
+
+    print("\n".join(status.lines(Project(options.config))))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ffp.report import compare
+
+    found = compare.compare(options.before, options.after, tolerance=options.tolerance)
+    print("\n".join(compare.lines(found, options.before, options.after)))
+    if options.json:
+        compare.write(found, options.json)
+    return int(found.changed)
 
 
 def _open(options: argparse.Namespace) -> tuple[Project, Cell]:

@@ -7,11 +7,9 @@ through the same decisions, is given the journalled losses instead of forwards, 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffp.artifacts import digest
+from ffp.artifacts import digest, sealed_line, sealed_lines
 from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
@@ -43,12 +41,12 @@ class Journal:
         if path is None:
             return
         self._head = {"key": "identity", "values": [digest(identity)]}
-        lines = _intact_lines(path)
+        lines = sealed_lines(path)
         if not lines or lines[0] != self._head:
             lines = [self._head]
         self._known = {line["key"]: line for line in lines[1:]}
         if path.exists():
-            path.write_text("".join(_sealed(line) for line in lines))
+            path.write_text("".join(sealed_line(line) for line in lines))
         if self._known:
             log.info("resuming: %d measurements in %s", len(self._known), path.name)
 
@@ -64,26 +62,10 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as stream:
                 if stream.tell() == 0:
-                    stream.write(_sealed(self._head))
-                stream.write(_sealed({"key": key, "values": list(values), "s": seconds}))
+                    stream.write(sealed_line(self._head))
+                stream.write(sealed_line({"key": key, "values": list(values), "s": seconds}))
         except OSError as error:
             raise FfpError(f"cannot write {self.path}: {error.strerror}. Free the disk and start again.") from error
-
-
-def _sealed(line: dict[str, Any]) -> str:
-    text = json.dumps(line)
-    return f"{zlib.crc32(text.encode()):08x} {text}\n"
-
-
-def _intact_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines up to the first damaged one."""
-    lines = []
-    for raw in path.read_bytes().splitlines() if path.exists() else []:
-        crc, _, text = raw.partition(b" ")
-        if crc != f"{zlib.crc32(text):08x}".encode():
-            break
-        lines.append(json.loads(text))
-    return lines
 
 
 class Text:

@@ -48,6 +48,21 @@ def hold(state: Path = STATE) -> None:
     _held.append(handle)
 
 
+def holder(state: Path = STATE) -> str | None:
+    """The process that is at work in this folder, or None: nothing is created, and no lock is left behind."""
+    try:
+        handle = os.open(state / "ffp.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(handle, 20, 0).decode() or "unknown"
+    finally:
+        os.close(handle)
+    return None
+
+
 def _open(state: Path) -> int:
     state.mkdir(exist_ok=True)
     return os.open(state / "ffp.lock", os.O_RDWR | os.O_CREAT, 0o666)

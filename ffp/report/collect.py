@@ -61,10 +61,13 @@ class Record:
 def collect(project: Project) -> list[Record]:
     """Every cell of the grid in its order, then the methods that do not serve a granularity, as skipped."""
     root = Path(project.grid.results) / "cells"
-    records = [_read(project, cell, root / cell.path) for cell in project.cells()]
+    records = []
+    for cell in project.cells():
+        records.append(read_cell(cell, root / cell.path, logs=read_logs(cell)))
+        records[-1].notes += _stale(project, records[-1])
     records += [_unserved(project, cell) for cell in unserved(project)]
     for record in records:
-        _mean_accuracy(record, list(project.tasks.tasks) if project.tasks else [])
+        mean_accuracy(record, list(project.tasks.tasks) if project.tasks else [])
     order = {name: index for index, name in enumerate(["dense", *project.grid.methods])}
     models = {name: index for index, name in enumerate(project.grid.models)}
     granularities: dict[str, int] = {name: index for index, name in enumerate(project.grid.granularities)}
@@ -115,16 +118,19 @@ def _identity(cell: Cell) -> dict[str, Any]:
             "method": cell.method, "seed": cell.seed}  # fmt: skip
 
 
-def _read(project: Project, cell: Cell, folder: Path) -> Record:
-    """A cell's record. A damaged artifact makes it failed, an absent one missing; neither stops the report."""
-    record = Record(cell, {**_identity(cell), "status": "missing", "reason": None}, logs=read_logs(cell))
+def read_cell(cell: Cell, folder: Path, *, logs: Mapping[str, str] | None = None, trace: bool = True) -> Record:
+    """A cell's record. A damaged artifact makes it failed, an absent one missing; neither stops the report.
+
+    logs: the ends of its steps' logs, which tell a failure from a cell that has not run yet. trace: whether to read it.
+    """
+    record = Record(cell, {**_identity(cell), "status": "missing", "reason": None}, logs=dict(logs or {}))
     row = record.row
     try:
         if cell.method != "dense":
             record.allocation = _optional(folder / "allocation.json", "ffp/allocation/1")
             record.cost = _optional(folder / "search.cost.json", "ffp/cost/1")
-            trace = folder / "trace.parquet"
-            record.trace = artifacts.read_table(trace) if trace.is_file() else None
+            table = folder / "trace.parquet"
+            record.trace = artifacts.read_table(table) if trace and table.is_file() else None
         record.scores = _optional(folder / "scores.json", "ffp/scores/1")
         row.update(_allocation_figures(record.allocation), **_cost_figures(record.cost))
         row.update(_score_figures(record.scores))
@@ -136,7 +142,6 @@ def _read(project: Project, cell: Cell, folder: Path) -> Record:
         row.update(status="failed", reason=f"an artifact in {folder} lacks what its schema promises: {error!r}")
         return record
     row["status"], row["reason"] = _status(record)
-    record.notes = list(_stale(project, record))
     return record
 
 
@@ -228,7 +233,7 @@ def _score_figures(scores: Mapping[str, Any] | None) -> dict[str, Any]:
     return figures
 
 
-def _mean_accuracy(record: Record, names: list[str]) -> None:
+def mean_accuracy(record: Record, names: list[str]) -> None:
     """Add the mean over the grid's tasks, only where all of them were scored; errors add in quadrature."""
     results = [record.tasks[name] for name in names if name in record.tasks]
     if not record.done or not names or len(results) < len(names):
