@@ -161,6 +161,17 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Map
     header = {"schema": schema, "meta": json.dumps(meta, sort_keys=True)}
     with whole(path) as partial:
         save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order a safetensors header's metadata by key, in place: safetensors writes them in a random order."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        stream.seek(8)
+        stream.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def read_tensors(path: Path, schema: str, *, sealed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
