@@ -1,7 +1,11 @@
 """The whole pipeline on a tiny real grid: runs, does nothing again, survives kill -9, and says what is wrong."""
 
+import base64
+import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -60,6 +64,40 @@ def test_a_second_run_does_nothing(finished):
     again = tiny.snakemake(finished)
     assert again.returncode == 0
     assert "Nothing to be done" in again.output
+
+
+def test_the_printed_commands_make_a_cell_alone_again(finished, tmp_path):
+    """What the page prints for a cell, typed into a shell where that cell and its calibration are gone."""
+    source = (finished / "results/report/index.html").read_text()
+    packed = re.search(r'id="cell-details">([^<]+)<', source)[1]
+    printed = json.loads(gzip.decompress(base64.b64decode(packed)))[cell("fastforward")]
+    assert printed["logs"].keys() == {"allocate", "apply", "evaluate"}
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "results/cells")
+    shutil.rmtree(again / "data/calibration")
+    lines = [*printed["inputs"], *printed["commands"]]
+    done = tiny.shell(again, *lines)
+    assert done.returncode == 0, done.stdout
+    for name in ("allocation.json", "trace.parquet", "masks.safetensors"):
+        assert (again / "results/cells" / cell("fastforward") / name).read_bytes() == (
+            finished / "results/cells" / cell("fastforward") / name
+        ).read_bytes()
+    compared = tiny.shell(again, f"ffp compare {finished / 'results'} results")
+    assert f"only in A     {cell('owl')}" in compared.stdout
+    assert cell("fastforward") not in compared.stdout
+
+
+def test_status_says_that_all_is_done(finished):
+    done = tiny.shell(finished, "ffp status --config config/grid.yaml")
+    assert done.stdout.strip().endswith("4 of 4 cells done (100%); no run of the workflow is at work here.")
+
+
+def test_snakemakes_own_report_has_the_captions(finished):
+    done = tiny.snakemake(finished, "--report", "own.html")
+    assert done.returncode == 0, done.output
+    text = (finished / "own.html").read_text()
+    assert "One row per cell of the grid." in text and "Line: mean over seeds; band: all seeds." in text
 
 
 def allocate(folder, method, **options):

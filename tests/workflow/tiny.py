@@ -102,14 +102,26 @@ def _model(folder: Path, family: str, sizes: dict[str, Any]) -> None:
 
 def run(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
     """Start a command of this environment in `folder`; wait for its end unless told otherwise."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        env=_environment(), start_new_session=True,
     )  # fmt: skip
     if not start_only:
         process.output = process.communicate()[0]  # type: ignore[attr-defined]
     return process
+
+
+def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Command lines in a shell in `folder`, one after the other until one fails; stdout and stderr together."""
+    return subprocess.run(
+        ["bash", "-e", "-c", "\n".join(lines)], cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env=_environment(),
+    )  # fmt: skip
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def snakemake(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
