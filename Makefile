@@ -13,7 +13,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check accept clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -42,6 +42,11 @@ demo: install
 
 test: install
 	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+# After an edit of ffp/ that changes no number, or with a raised version: results so far stay valid, or only newer ones.
+accept: install
+	@$(RUN) python -c 'from ffp.config import accept_code; accept_code()'
+	@git diff --stat -- ffp/accepted.json
 
 check: $(VENV)/.installed-dev
 	$(RUN) ruff check .

@@ -33,6 +33,7 @@ rule assets:
 
 
 onstart:
+    site.check(workflow.executor_plugin.name)
     runlock.hold()
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from ffp import registry
+from ffp import fingerprint, registry
 from ffp.registry import near
 from ffp.types import ConfigError, SearchBudget
 
@@ -38,6 +38,22 @@ STEP_VERSIONS = {
     "evaluate": "1",
     "report": "2",
 }
+
+
+def code_of(step: str, method: registry.Method | None = None) -> str:
+    """What stands for the code of a step, and of the method that it calls; see ffp.fingerprint."""
+    version = STEP_VERSIONS[step]
+    if method is None:
+        return fingerprint.key(step, version)
+    return fingerprint.key(step, f"{version}.{STEP_VERSIONS['reward']}.{method.version}", method.target)
+
+
+def accept_code() -> None:
+    """Record that the code as it is gives the numbers of the present versions."""
+    steps = [(step, STEP_VERSIONS[step], "") for step in fingerprint.ROOTS if step != "allocate"]
+    version = f"{STEP_VERSIONS['allocate']}.{STEP_VERSIONS['reward']}"
+    methods = [("allocate", f"{version}.{method.version}", method.target) for method in registry.METHODS.values()]
+    fingerprint.accept([*steps, *methods])
 
 
 class Strict(BaseModel):
@@ -421,7 +437,8 @@ class Project:
         step: "calibrate", "allocate", "apply" or "evaluate". Rules pass it through `params`, so that exactly the
         steps whose settings or versions changed run again; artifacts keep it in their provenance.
         """
-        return {"step_version": STEP_VERSIONS[step], **self._settings(step, cell)}
+        method = self.method(cell.method) if step == "allocate" else None
+        return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **self._settings(step, cell)}
 
     def _settings(self, step: str, cell: Cell) -> dict[str, Any]:
         grid, model = self.grid, self.models[cell.model]

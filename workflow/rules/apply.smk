@@ -22,7 +22,7 @@ rule apply:
     threads: ask("threads")
     resources:
         cpus_per_task=ask("threads"),
-        mem_mb=ask("mem_mb"),
+        mem_mb=memory,
         gpu=ask("gpu"),
         runtime=ask("runtime_min"),
     params:

@@ -19,7 +19,7 @@ rule calibrate:
     threads: ask("threads")
     resources:
         cpus_per_task=ask("threads"),
-        mem_mb=ask("mem_mb"),
+        mem_mb=memory,
         gpu=ask("gpu"),
         runtime=ask("runtime_min"),
     params:

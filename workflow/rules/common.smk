@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from ffp import runlock
-from ffp.config import STEP_VERSIONS, Cell, Project
+from ffp import runlock, site
+from ffp.config import STEP_VERSIONS, Cell, Project, code_of
 
 if workflow.is_main_process:
     runlock.clear_stale()  # what kill -9 left behind; see ffp/runlock.py
@@ -75,7 +75,9 @@ def settings(step):
 
 def asset_settings(part, **fields):
     """The same for an asset: not its title, nor what a model's jobs ask for."""
-    return as_json({"step_version": STEP_VERSIONS["asset"], **part.model_dump(mode="json", **fields)})
+    return as_json(
+        {"step_version": STEP_VERSIONS["asset"], "code": code_of("asset"), **part.model_dump(mode="json", **fields)}
+    )
 
 
 def report_settings():
@@ -89,6 +91,11 @@ def report_settings():
 def ask(resource):
     """What a job of this model asks of the machine, from config/models/."""
     return lambda wildcards: getattr(PROJECT.models[wildcards.model].resources, resource)
+
+
+def memory(wildcards, attempt):
+    """MB of a job's memory: twice as much at each attempt, since a job that is killed for lack of it says no more."""
+    return PROJECT.models[wildcards.model].resources.mem_mb * 2 ** (attempt - 1)
 
 
 def cut_files(wildcards):

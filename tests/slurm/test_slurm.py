@@ -1,0 +1,213 @@
+"""The workflow on a real Slurm of virtual nodes: where jobs run, what they are given, and what survives a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.workflow import tiny
+from tests.workflow.tiny import ROOT
+
+pytestmark = pytest.mark.slurm
+SCRIPT = Path(__file__).with_name("cluster.sh")
+COMMAND = ("--cores", "all", "--profile", "slurm")
+CELLS = "results/cells/tiny/structured/s0.30"
+# Notes where a command runs and which GPU it was given, then becomes the command.
+NOTE = """#!/bin/sh
+[ "$1" = allocate ] || [ "$1" = apply ] || [ "$1" = evaluate ] || [ "$1" = calibrate ] || exec {ffp} "$@"
+echo "${{SLURMD_NODENAME:-here}} ${{CUDA_VISIBLE_DEVICES:-none}} $*" >> {folder}/places.txt
+exec {ffp} "$@"
+"""
+
+
+def cluster(*words: str) -> str:
+    done = subprocess.run([SCRIPT, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nodes() -> Iterator[None]:
+    """A running cluster, or the reason why there is none."""
+    if os.geteuid() or not shutil.which("apt-get"):
+        pytest.skip("a virtual Slurm needs root on Debian, or a kin of it")
+    if any(path.exists() and not path.is_symlink() for path in [Path("/etc/slurm/slurm.conf")]):
+        pytest.skip("this machine has a Slurm of its own")
+    up = subprocess.run([SCRIPT, "up"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if up.returncode and "apt" in up.stdout.lower():
+        pytest.skip(f"Slurm cannot be installed: {up.stdout.splitlines()[-1]}")
+    assert up.returncode == 0, up.stdout
+    yield
+    cluster("down")
+
+
+def site(folder: Path, source: Path, **resources: int) -> Path:
+    """A checkout whose default grid is the tiny one, with more to do, for GPU nodes."""
+    for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "slurm").symlink_to("profiles/slurm")
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    grid = tiny.configure(folder)
+    body = yaml.safe_load(grid.read_text())
+    body["methods"], body["seeds"] = ["owl", "evolutionary", "fastforward", "fastforward-guided"], [0, 1]
+    (folder / "config/demo.yaml").write_text(yaml.safe_dump(body))
+    model = folder / "config/models/tiny.yaml"
+    asked = {"threads": 1, "mem_mb": 1500, "gpu": 1, "runtime_min": 10, **resources}
+    model.write_text(yaml.safe_dump({**yaml.safe_load(model.read_text()), "resources": asked}))
+    real = Path(sys.executable).with_name("ffp")
+    (folder / "bin").mkdir()
+    (folder / "bin/ffp").write_text(NOTE.format(ffp=real, folder=folder))
+    (folder / "bin/ffp").chmod(0o755)
+    return folder
+
+
+def snakemake(folder: Path) -> subprocess.Popen[str]:
+    """Start the documented command."""
+    path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "snakemake.log").open("w") as log:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("snakemake"), *COMMAND], cwd=folder, text=True, env=environment,
+            stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def finish(folder: Path, run: subprocess.Popen[str]) -> str:
+    """Wait for the end of a run; what it said."""
+    code = run.wait(timeout=900)
+    said = (folder / "snakemake.log").read_text()
+    assert code == 0, said[-5000:]
+    return said
+
+
+def accounted(since: str, *fields: str) -> list[list[str]]:
+    """What Slurm's accounting says of the jobs since a time."""
+    command = ["sacct", "-X", "-n", "-P", "-S", since, "-o", ",".join(fields)]
+    told = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    return [line.split("|") for line in told.splitlines()]
+
+
+def now() -> str:
+    time.sleep(1.1)  # accounting counts in seconds
+    return time.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_source: Path) -> tuple[Path, str]:
+    """A folder in which the literal command has run to its end, and when it began."""
+    folder, since = site(tmp_path_factory.mktemp("slurm"), tiny_source), now()
+    finish(folder, snakemake(folder))
+    return folder, since
+
+
+def places(folder: Path) -> list[tuple[str, str, str, str]]:
+    """(node, GPU, command, cell) of every command that ran."""
+    found = []
+    for line in (folder / "places.txt").read_text().splitlines():
+        node, gpu, command, *words = line.split()
+        cell = words[words.index("--cell") + 1] if "--cell" in words else ""
+        found.append((node, gpu, command, cell))
+    return found
+
+
+def test_searches_and_scores_run_on_gpu_nodes_and_cheap_rules_here(finished: tuple[Path, str]) -> None:
+    seen = places(finished[0])
+    assert len(seen) == 1 + 7 + 7 + 8
+    for node, gpu, command, cell in seen:
+        if command == "allocate" and "/owl/" in cell:
+            assert (node, gpu) == ("here", "none"), cell
+        else:
+            assert node.startswith("node") and gpu in ("0", "1"), (node, gpu, command)
+    assert len({node for node, _, command, _ in seen if command == "allocate" and node != "here"}) >= 3
+    at_once = [(node, gpu) for node, gpu, command, cell in seen if command == "allocate" and node != "here"]
+    assert len(set(at_once)) == len(at_once) == 6, "two searches shared a GPU while others stood idle"
+
+
+def test_accounting_names_what_each_job_asked_for_and_short_cells_share_jobs(finished: tuple[Path, str]) -> None:
+    jobs = accounted(finished[1], "state", "alloctres", "elapsedraw", "comment")
+    assert {state for state, *_ in jobs} == {"COMPLETED"}
+    assert all("cpu=1,gres/gpu=1,mem=1500M" in tres for _, tres, _, _ in jobs)
+    assert sum("allocate_search" in comment for *_, comment in jobs) == 6
+    grouped = [comment for *_, comment in jobs if "rule" not in comment or "score" in comment]
+    assert 2 <= len(grouped) <= 3, "eight cells, four to a job"
+    assert len(jobs) == 1 + 6 + len(grouped)
+
+
+def test_every_job_left_its_log_and_its_cost(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    for name in ("evolutionary", "fastforward", "fastforward-guided"):
+        for seed in (0, 1):
+            cost = json.loads((folder / CELLS / name / f"seed{seed}/search.cost.json").read_text())
+            assert cost["evaluations"] > 0 and cost["wall_s"] > 0 and cost["peak_mem_bytes"] > 1e8
+            log = folder / f"logs/allocate/tiny/structured/s0.30/{name}/seed{seed}.log"
+            assert "tokens, best" in log.read_text()
+            assert log.with_suffix(".benchmark.tsv").exists()
+
+
+def test_the_cluster_gives_what_one_machine_gives(finished: tuple[Path, str], tiny_grid: Path) -> None:
+    for name in ("owl", "fastforward", "fastforward-guided"):
+        here, there = (
+            json.loads((folder / CELLS / name / "seed0/allocation.json").read_text())
+            for folder in (tiny_grid, finished[0])
+        )
+        assert here["keep"] == there["keep"]
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    before = len(places(folder))
+    assert "Nothing to be done" in finish(folder, snakemake(folder))
+    assert len(places(folder)) == before
+
+
+def running(folder: Path, what: str) -> list[list[str]]:
+    """(job, node) of running jobs whose comment names `what`."""
+    command = ["squeue", "-h", "-t", "R", "-o", "%A|%N|%k"]
+    told = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    return [line.split("|")[:2] for line in told.splitlines() if what in line]
+
+
+def wait_for(found: object, run: subprocess.Popen[str]) -> list[list[str]]:
+    while run.poll() is None:
+        if jobs := found():  # type: ignore[operator]
+            return jobs  # type: ignore[no-any-return]
+        time.sleep(0.3)
+    raise AssertionError("the run ended too soon")
+
+
+@pytest.mark.fault
+def test_out_of_memory_scancel_and_a_crashed_node_end_in_the_same_report(
+    finished: tuple[Path, str], tmp_path: Path, tiny_source: Path
+) -> None:
+    """All three in one run: too little memory for every job, a job cancelled, a node killed with its jobs."""
+    folder, since = site(tmp_path, tiny_source, mem_mb=250), now()
+    run = snakemake(folder)
+    job, _ = wait_for(lambda: running(folder, "allocate_search"), run)[0]
+    subprocess.run(["scancel", job], check=True)
+    _, node = wait_for(lambda: [pair for pair in running(folder, "allocate_search") if pair[0] != job], run)[-1]
+    cluster("crash", node)
+    try:
+        said = finish(folder, run)
+    finally:
+        cluster("revive", node)
+    states = {state.split()[0] for state, *_ in accounted(since, "state")}
+    assert "CANCELLED" in states and states & {"NODE_FAIL", "FAILED"}, states
+    assert "Trying to restart" in said
+    memory = {
+        tres.split("mem=")[1].split("M")[0] for _, tres in accounted(since, "jobid", "alloctres") if "mem=" in tres
+    }
+    assert {"250", "500"} <= memory, "no job was given more memory after it failed"
+    for name in ("evolutionary", "fastforward", "fastforward-guided"):
+        for seed in (0, 1):
+            files = [root / CELLS / name / f"seed{seed}/allocation.json" for root in (finished[0], folder)]
+            assert json.loads(files[0].read_text())["keep"] == json.loads(files[1].read_text())["keep"]
+    assert "Nothing to be done" in finish(folder, snakemake(folder))
