@@ -1,5 +1,6 @@
 # make demo     install the locked packages into .venv, run the embedded benchmark, write results/report/
 # make test     all tests                make check    linters, types, import order, dry run
+# make docs     the documentation site, in site/
 # make install  only the packages        make clean    remove caches, logs and the report; cells and data stay
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test check accept clean
+.PHONY: install demo test check accept docs clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -55,6 +56,15 @@ check: $(VENV)/.installed-dev
 	$(RUN) lint-imports
 	$(RUN) snakemake --lint
 	$(SNAKEMAKE) --dry-run --quiet all
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing the documentation's tools into $(VENV) ..."
+	@$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	@$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "Built: site/index.html"
 
 # Cells, models and calibration are kept: they are what costs time.
 clean:

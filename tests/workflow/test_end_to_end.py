@@ -26,11 +26,6 @@ def cell(method):
     return f"tiny/structured/s0.30/{method}/seed0"
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_grid):
-    return tiny_grid
-
-
 def test_every_cell_is_scored_and_reported(finished):
     table = pd.read_csv(finished / "results/report/comparison.csv")
     assert sorted(table["method"]) == sorted(("dense", *METHODS))
