@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from ffp.models.adapter import Adapter
+from ffp.models.placement import float64
 from ffp.pruning.scores import SCORES, unit_order
 from ffp.types import ArtifactError, LinearStats
 
@@ -41,8 +42,8 @@ class _Accumulator:
 
     def __call__(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         x = arguments[0].detach().flatten(0, -2).float()
-        self.total = self.total + x.sum(0).double()
-        self.squares = self.squares + x.square().sum(0).double()
+        self.total = self.total + float64(x.sum(0))
+        self.squares = self.squares + float64(x.square().sum(0))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ STEP_VERSIONS = {
     "calibrate": "1",
     "allocate": "1",
     "reward": "1",
-    "apply": "1",
+    "apply": "2",
     "evaluate": "1",
     "report": "2",
 }
@@ -110,6 +110,7 @@ class ModelConfig(Strict):
     """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step.
 
     license: of the weights, for the cards of checkpoints made of them. align: kept FFN channels are a multiple of it.
+    offload: weights stay on the host, and one block at a time goes to the device; for devices smaller than the model.
     """
 
     source: Source
@@ -120,6 +121,7 @@ class ModelConfig(Strict):
     min_keep: Count = 1
     align: Literal[1, 8, 16, 32, 64, 128] = 1
     batch_tokens: Count = 4096
+    offload: bool = False
     resources: Resources = Resources()
 
 
@@ -443,6 +445,7 @@ class Project:
     def _settings(self, step: str, cell: Cell) -> dict[str, Any]:
         grid, model = self.grid, self.models[cell.model]
         arithmetic = {"dtype": model.dtype, "device": model.device, "threads": model.resources.threads}
+        arithmetic |= {"offload": True} if model.offload else {}
         if step == "calibrate":
             texts = {k: getattr(grid.search, k) for k in ("context", "windows", "selection_windows")}
             return {**arithmetic, "calibration": grid.calibration.model_dump(), "search": texts}

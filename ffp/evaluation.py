@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from ffp.config import TasksConfig
-from ffp.models.loss import token_losses
+from ffp.models.loss import window_losses
 from ffp.registry import near
 from ffp.types import ArtifactError, ConfigError, FfpError
 
@@ -48,7 +48,7 @@ def perplexity(model: Any, windows: torch.Tensor, *, batch_tokens: int) -> dict[
     means: list[torch.Tensor] = []
     with torch.inference_mode():
         for batch in torch.split(windows, max(1, batch_tokens // context)):
-            means.append(token_losses(model, batch.to(device)).double().mean(dim=1).cpu())
+            means.append(window_losses(model, batch.to(device)).cpu())
     by_window = torch.cat(means).numpy()
     loss = float(by_window.mean())
     if not math.isfinite(loss) or loss > 700.0:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ffp.artifacts import digest, sealed_line, sealed_lines
-from ffp.models.loss import token_losses
+from ffp.models.loss import window_losses
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
 from ffp.types import Allocation, FfpError, FloatArray
@@ -153,7 +153,7 @@ class SlicedReward:
             for start in range(0, len(windows), batch):
                 ids = self.search.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
                 with torch.enable_grad():
-                    by_window = token_losses(self.sliced.model, ids).double().mean(1)
+                    by_window = window_losses(self.sliced.model, ids)
                     torch.autograd.backward(by_window.sum() / len(windows))
                 losses += by_window.detach().tolist()
         values = []
@@ -188,7 +188,7 @@ class SlicedReward:
         batch = max(1, self.batch_tokens // text.windows.shape[1])
         for start in range(0, len(windows), batch):
             ids = text.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
-            losses += token_losses(self.sliced.model, ids).double().mean(1).tolist()
+            losses += window_losses(self.sliced.model, ids).tolist()
         return losses
 
 

@@ -19,7 +19,7 @@ from ffp.evaluation import perplexity, score_tasks
 from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
 from ffp.models.card import model_card
 from ffp.models.export import SHARD, save_pruned
-from ffp.models.loss import token_losses
+from ffp.models.loss import window_losses
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
 from ffp.reward import Journal, SlicedReward, Text
@@ -200,7 +200,7 @@ def export(
     cut_dir: folder of the cell's masks and updates; scores.json there, and of the dense cell, go into the card.
     dense_shape: zeros in the parent's shapes instead of smaller weights. Works on the CPU, in the model's dtype.
     """
-    config = project.models[cell.model].model_copy(update={"device": "cpu"})
+    config = project.models[cell.model].model_copy(update={"device": "cpu", "offload": False})
     if cell.method == "dense":
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
@@ -337,7 +337,7 @@ def _dense_losses(model: Any, windows: torch.Tensor, batch_tokens: int) -> Any:
     """Mean loss of the dense model on each window, nats per predicted token, (n,) float64."""
     batch = max(1, batch_tokens // windows.shape[1])
     parts = [
-        token_losses(model, windows[i : i + batch].to(model.device)).double().mean(1).cpu().numpy()
+        window_losses(model, windows[i : i + batch].to(model.device)).cpu().numpy()
         for i in range(0, len(windows), batch)
     ]
     return np.concatenate(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from ffp.config import ModelConfig
 from ffp.models.families import Family, family_of
+from ffp.models.placement import choose_device, offload
 from ffp.types import ArtifactError, ConfigError, LayerBudget, PruningProblem
 
 if TYPE_CHECKING:
@@ -53,28 +53,33 @@ class Unit:
         return self.budget.n_groups * self.budget.size
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that a model config asks for; "auto" takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError(f"device {name!r} is not available on this machine. Use device: auto or cpu.")
-    return torch.device(name)
-
-
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """The dense model from a local folder, safetensors only, on its device and in its dtype, for inference."""
+    """The dense model from a local folder, safetensors only, in its dtype and placed as its config says, for inference.
+
+    One device; several where the config asks for more than one GPU (accelerate's device map); or, offloaded, all but
+    the blocks on the device. Offloaded blocks keep the file's own precision at home.
+    """
     from transformers import AutoModelForCausalLM
 
     if not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    spread = device.type == "cuda" and config.resources.gpu > 1 and not config.offload
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **LOCAL
+            folder,
+            dtype="auto" if config.offload else dtype,
+            use_safetensors=True,
+            device_map="auto" if spread else None,
+            **LOCAL,
         )
     except LOAD_ERRORS as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    loaded: PreTrainedModel = model.to(choose_device(config.device)).eval().requires_grad_(False)
+    if config.offload:
+        offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype)
+    elif not spread:
+        model = model.to(device)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 
 
@@ -112,7 +117,7 @@ class Adapter:
         self.min_keep = min_keep
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
-        self.blocks: Sequence[nn.Module] = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
+        self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
         self.units = tuple(
             unit
             for i in range(len(self.blocks))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ffp.models import modeling_pruned
-from ffp.models.adapter import LOAD_ERRORS, LOCAL, Adapter, choose_device
+from ffp.models.adapter import LOAD_ERRORS, LOCAL, Adapter
+from ffp.models.placement import choose_device
 from ffp.types import ArtifactError
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ffp.models.placement import float64
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -33,10 +35,15 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
     return torch.cat(parts).view(batch, length)
 
 
+def window_losses(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """Mean loss of each window, (batch,) float64, nats per predicted token; input_ids as for token_losses."""
+    return float64(token_losses(model, input_ids)).mean(1)
+
+
 def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     head: torch.nn.Module = model.get_output_embeddings()
     logits = head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

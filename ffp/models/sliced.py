@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.models.modeling_pruned import set_count
+from ffp.models.placement import forward_as
 from ffp.types import Allocation
 
 
@@ -35,7 +36,7 @@ class SlicedModel:
         self.model = adapter.model
         self.keep = tuple(unit.budget.n_groups for unit in adapter.units)
         for unit in adapter.units:
-            _permute(adapter, unit, torch.as_tensor(order[unit.budget.name], device=self.model.device))
+            _permute(adapter, unit, torch.as_tensor(order[unit.budget.name]))
         self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for unit in adapter.units:
             for segment in unit.segments:
@@ -67,14 +68,13 @@ class SlicedModel:
             for unit, k in zip(self.adapter.units, keep, strict=True)
         ]
         self.set_keep(reach)
-        gates = [(torch.arange(r, device=self.model.device) < k).float() for r, k in zip(reach, keep, strict=True)]
+        gates = [(torch.arange(r) < k).float().requires_grad_() for r, k in zip(reach, keep, strict=True)]
         with ExitStack() as undo:
             for unit, gate in zip(self.adapter.units, gates, strict=True):
-                hook = _Gate(gate.requires_grad_(), unit.output_width * unit.budget.size)
+                hook = _Gate(gate, unit.output_width * unit.budget.size)
                 undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(hook).remove)
             for block in self.adapter.blocks:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-                undo.callback(delattr, block, "forward")  # back to the class's own
+                undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
             yield gates
 
     def _slice(self, unit: Unit, keep: int) -> None:
@@ -104,7 +104,7 @@ class _Gate:
 
     def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = arguments[0]
-        return (x * self.gate.repeat_interleave(self.width).to(x.dtype), *arguments[1:])
+        return (x * self.gate.repeat_interleave(self.width).to(x), *arguments[1:])
 
 
 def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
@@ -113,7 +113,7 @@ def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
     The model that is left is an ordinary module: what is not kept takes no memory and no time.
     """
     for unit in adapter.units:
-        cut_unit(adapter, unit, torch.as_tensor(kept[unit.budget.name], device=adapter.model.device, dtype=torch.int64))
+        cut_unit(adapter, unit, torch.as_tensor(kept[unit.budget.name], dtype=torch.int64))
 
 
 def cut_unit(adapter: Adapter, unit: Unit, index: torch.Tensor) -> None:
@@ -123,7 +123,8 @@ def cut_unit(adapter: Adapter, unit: Unit, index: torch.Tensor) -> None:
         by_linear.setdefault(segment.linear, []).append(rows(index, segment))
     for path, parts in by_linear.items():
         axis = 1 if path == unit.output else 0
-        linear, picked = adapter.linear(path), torch.cat(parts)
+        linear = adapter.linear(path)
+        picked = torch.cat(parts).to(linear.weight.device)
         linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
         if axis == 0 and linear.bias is not None:
             linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
@@ -136,9 +137,10 @@ def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
     """Zero, in place, all parameters of the units that are not in `kept`: the dense shape, the pruned function."""
     for unit in adapter.units:
         gone = sorted(set(range(unit.n_indices)) - set(kept[unit.budget.name]))
-        index = torch.as_tensor(gone, device=adapter.model.device, dtype=torch.int64)
+        index = torch.as_tensor(gone, dtype=torch.int64)
         for segment in unit.segments:
-            linear, where = adapter.linear(segment.linear), rows(index, segment)
+            linear = adapter.linear(segment.linear)
+            where = rows(index, segment).to(linear.weight.device)
             linear.weight.data.index_fill_(segment.axis, where, 0)
             if segment.axis == 0 and linear.bias is not None:
                 linear.bias.data.index_fill_(0, where, 0)
@@ -155,7 +157,8 @@ def set_heads(adapter: Adapter, unit: Unit, groups: int) -> None:
 
 def _permute(adapter: Adapter, unit: Unit, order: torch.Tensor) -> None:
     for segment in unit.segments:
-        linear, index = adapter.linear(segment.linear), rows(order, segment)
+        linear = adapter.linear(segment.linear)
+        index = rows(order, segment).to(linear.weight.device)
         span = slice(segment.start, segment.start + len(index))
         if segment.axis == 1:
             linear.weight.data[:, span] = linear.weight.data.index_select(1, index)

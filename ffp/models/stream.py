@@ -6,12 +6,14 @@ Memory: the hidden states of all calibration windows, one batch's activations in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
 from ffp.models.adapter import Adapter
+from ffp.models.placement import forward_as
 
 
 class BlockStream:
@@ -23,7 +25,7 @@ class BlockStream:
         self.adapter = adapter
         batch = max(1, batch_tokens // windows.shape[1])
         self.hidden: list[torch.Tensor] = []
-        self._arguments: dict[int, list[dict[str, Any]]] = {i: [] for i in range(len(adapter.blocks))}
+        self._arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         for start in range(0, len(windows), batch):
             ids = windows[start : start + batch].to(adapter.model.device)
             self.hidden.append(self._enter(ids))
@@ -31,33 +33,31 @@ class BlockStream:
     def _enter(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the embedding and record what the model hands to each block besides the hidden states.
 
-        Those arguments (masks, rotary embeddings) depend on positions only, so the blocks themselves are skipped.
+        Those arguments (masks, rotary embeddings) depend on positions only, so the blocks themselves are skipped, and
+        batches of one size share them.
         """
         first: list[torch.Tensor] = []
 
         def record(index: int) -> Callable[..., torch.Tensor]:
             def stand_in(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
                 first.append(hidden_states)
-                self._arguments[index].append({"arguments": arguments, "keywords": keywords})
+                self._arguments.setdefault((index, len(ids)), (arguments, keywords))
                 return hidden_states
 
             return stand_in
 
-        for index, block in enumerate(self.adapter.blocks):
-            block.forward = record(index)
-        try:
+        with ExitStack() as undo:
+            for index, block in enumerate(self.adapter.blocks):
+                undo.enter_context(forward_as(block, record(index)))
             self.adapter.model.base_model(input_ids=ids, use_cache=False)
-        finally:
-            for block in self.adapter.blocks:
-                del block.forward  # back to the class's own
         return first[0]
 
     @torch.no_grad()
     def outputs(self, index: int) -> Iterator[torch.Tensor]:
         """Run block `index` on every batch and yield its output; hooks on its linears see their inputs."""
-        for number, hidden in enumerate(self.hidden):
-            known = self._arguments[index][number]
-            result = self.adapter.blocks[index](hidden, *known["arguments"], **known["keywords"])
+        for hidden in self.hidden:
+            arguments, keywords = self._arguments[index, len(hidden)]
+            result = self.adapter.blocks[index](hidden, *arguments, **keywords)
             yield result[0] if isinstance(result, tuple) else result
 
     def run(self, index: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +19,29 @@ import torch
 from torch import nn
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
+from ffp.models.placement import float64, resident
 from ffp.models.sliced import cut_unit
 from ffp.models.stream import BlockStream, Inputs
 from ffp.types import ArtifactError, ConfigError
 
 log = logging.getLogger("ffp")
 RIDGE = 0.01
+ROWS = 256  # of a moment matrix that are added at once, which bounds the temporary product
 
 
-def ridge_weight(
-    gram: torch.Tensor, cross: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor, ridge: float
-) -> torch.Tensor:
-    """New weights of the kept columns, (out, n_kept), in the Gram matrix's precision.
+def ridge_weight(gram: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, ridge: float) -> torch.Tensor:
+    """New weights of the kept columns, (out, n_kept), float64; `gram` and `right` are used up.
 
-    Minimises |X_K W'^T - Y W^T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K.
-    gram: X_K^T X_K, (n_kept, n_kept). cross: X_K^T Y, (n_kept, in), Y the inputs whose product with the whole weight
-    is to be met: the same stream's (cross is then a part of the full Gram matrix, and the solution equals
-    W_K + W_P B^T with B = (X_K^T X_K + alpha I)^-1 X_K^T X_P) or the dense model's.
-    weight: (out, in). columns: kept columns, (n_kept,).
+    Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K.
+    gram: X_K^T X_K, (n_kept, n_kept). right: X_K^T T, (n_kept, out), T the outputs to be met: the same stream's under
+    the whole weight (the solution then equals W_K + W_P B^T with B = (X_K^T X_K + alpha I)^-1 X_K^T X_P) or the dense
+    model's. weight: W_K, (out, n_kept).
     """
-    weight = weight.to(gram.dtype)
-    alpha = ridge * gram.diagonal().mean()
-    left = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    right = cross @ weight.T + alpha * weight[:, columns].T
-    solved: torch.Tensor = torch.linalg.solve(left, right)
+    alpha = (ridge * gram.diagonal().mean()).clamp(min=1e-30)
+    gram.diagonal().add_(alpha)
+    right += alpha * weight.T
+    factor = torch.linalg.cholesky(gram, out=gram)
+    solved: torch.Tensor = torch.cholesky_solve(right, factor)
     return solved.T
 
 
@@ -50,24 +50,26 @@ def compensate(
     adapter: Adapter, kept: Mapping[str, Sequence[int] | npt.NDArray[np.int32]], windows: torch.Tensor, *,
     kind: str, batch_tokens: int, ridge: float = RIDGE,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Cut the model to `kept`, in place, compensating on the way; the new parameters of its output projections.
+    """The new parameters of the output projections of the model cut to `kept`; the model itself is left as it is.
 
     windows: calibration tokens, (n, context). kind: "bias", "ridge" (target: the pruned stream) or "ridge-dense"
     (target: the dense stream's outputs, so that later modules also mend earlier errors).
-    Returns tensors by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut. Memory: hidden states
-    of the windows (twice for ridge-dense), one block, and one Gram matrix.
+    Returns tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut. Memory:
+    hidden states of the windows (twice for ridge-dense, and the targets of one block), one block, one module's moments.
     """
     stream = BlockStream(adapter, windows, batch_tokens=batch_tokens)
     dense = [hidden.clone() for hidden in stream.hidden] if kind == "ridge-dense" else None
     updates: dict[str, torch.Tensor] = {}
     for block in range(len(adapter.blocks)):
         targets: dict[str, list[torch.Tensor]] = {}
-        if dense is not None:
-            dense = _dense_block(adapter, stream, block, dense, targets)
-        for unit in (unit for unit in adapter.units if unit.block == block):
-            index = torch.as_tensor(np.asarray(kept[unit.budget.name]), dtype=torch.int64, device=adapter.model.device)
-            updates.update(_compensate_unit(adapter, stream, unit, index, kind, ridge, targets.get(unit.output)))
-        stream.advance(block)
+        with resident(adapter, block):
+            if dense is not None:
+                dense = _dense_block(adapter, stream, block, dense, targets)
+            for unit in (unit for unit in adapter.units if unit.block == block):
+                index = torch.as_tensor(np.asarray(kept[unit.budget.name]), dtype=torch.int64)
+                name, new = _compensate_unit(adapter, stream, unit, index, kind, ridge, targets.pop(unit.output, None))
+                updates[name] = new.cpu()
+            stream.advance(block)
         log.info("compensate: block %d/%d", block + 1, len(adapter.blocks))
     return updates
 
@@ -75,12 +77,12 @@ def compensate(
 def _dense_block(
     adapter: Adapter, stream: BlockStream, block: int, dense: list[torch.Tensor], targets: dict[str, list[torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """Advance the dense stream through a block that is still dense; keep its output projections' inputs, by path."""
+    """Advance the dense stream through a block that is still dense; keep its output projections' outputs, by path."""
     pruned, stream.hidden = stream.hidden, dense
     with ExitStack() as hooks:
         for unit in (unit for unit in adapter.units if unit.block == block):
-            seen = targets.setdefault(unit.output, [])
-            hooks.enter_context(Inputs(adapter.linear(unit.output), seen.append))
+            linear = adapter.linear(unit.output)
+            hooks.enter_context(Inputs(linear, partial(_keep_product, targets.setdefault(unit.output, []), linear)))
         stream.advance(block)
     dense, stream.hidden = stream.hidden, pruned
     return dense
@@ -89,50 +91,70 @@ def _dense_block(
 def _compensate_unit(
     adapter: Adapter, stream: BlockStream, unit: Unit, index: torch.Tensor, kind: str, ridge: float,
     target: list[torch.Tensor] | None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """Gather what the output projection sees, cut the decision, and set the projection's new parameters."""
+) -> tuple[str, torch.Tensor]:  # fmt: skip
+    """Gather what the output projection sees, cut the decision, and set the projection's new parameter: (name, it)."""
     linear = adapter.linear(unit.output)
-    columns = rows(index, Segment(unit.output, 1, 0, unit.output_width))
     weight = linear.weight.data
-    moments = _Moments(columns, target if kind != "bias" else None, full=kind != "bias")
+    columns = rows(index, Segment(unit.output, 1, 0, unit.output_width)).to(weight.device)
+    moments = _Mean() if kind == "bias" else _Moments(linear, columns, target)
     with Inputs(linear, moments.add):
         stream.run(unit.block)
-    cut_unit(adapter, unit, index)
-    if kind == "bias":
+    if isinstance(moments, _Mean):
         removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         removed[columns] = False
-        shift = (weight[:, removed].double() @ moments.mean[removed]).to(weight.dtype)
+        mean = moments.total / moments.tokens
+        shift = (float64(weight[:, removed]) @ mean[removed.to(mean.device)]).to(weight)
+        cut_unit(adapter, unit, index)
         linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias.data + shift, requires_grad=False)
-        return {f"{unit.output}.bias": linear.bias.data}
-    solved = ridge_weight(moments.gram, moments.cross, weight, columns, ridge)
-    linear.weight = nn.Parameter(solved.to(weight.dtype).contiguous(), requires_grad=False)
-    return {f"{unit.output}.weight": linear.weight.data}
+        return f"{unit.output}.bias", linear.bias.data
+    solved = ridge_weight(moments.gram, moments.right, float64(weight[:, columns]), ridge).to(weight).contiguous()
+    del moments
+    cut_unit(adapter, unit, index)
+    linear.weight = nn.Parameter(solved, requires_grad=False)
+    return f"{unit.output}.weight", linear.weight.data
 
 
-class _Moments:
-    """Running sums over the batches of one module's inputs, float64: mean, and the Gram matrices of ridge_weight."""
+def _product(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    """Inputs times the linear's weight, without its bias, float32."""
+    return nn.functional.linear(x.float(), linear.weight.float())
 
-    def __init__(self, columns: torch.Tensor, target: list[torch.Tensor] | None, *, full: bool):
-        self.columns, self.target, self.full = columns, target, full
-        self.total: torch.Tensor | float = 0.0
-        self.cross: torch.Tensor = torch.zeros(())
-        self.gram: torch.Tensor = torch.zeros(())
-        self.batches = self.tokens = 0
+
+def _keep_product(seen: list[torch.Tensor], linear: nn.Linear, x: torch.Tensor) -> None:
+    seen.append(_product(x, linear))
+
+
+class _Mean:
+    """Running sum over the batches of one module's inputs, float64, (in,)."""
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor = torch.zeros(())
+        self.tokens = 0
 
     def add(self, x: torch.Tensor) -> None:
         self.tokens += len(x)
-        self.total = self.total + x.sum(0, dtype=torch.float64)
-        if self.full:
-            x = x.float()
-            kept, goal = x[:, self.columns], x if self.target is None else self.target[self.batches].float()
-            self.gram = self.gram + (kept.T @ kept).double()
-            self.cross = self.cross + (kept.T @ goal).double()
-        self.batches += 1
+        self.total = self.total + float64(x.float().sum(0))
 
-    @property
-    def mean(self) -> torch.Tensor:
-        assert isinstance(self.total, torch.Tensor)
-        return self.total / self.tokens
+
+class _Moments:
+    """Running sums over the batches of one module's inputs, float64: the two matrices of ridge_weight.
+
+    target: the outputs to be met, batch by batch; None for those of these inputs under the linear's weight.
+    """
+
+    def __init__(self, linear: nn.Linear, columns: torch.Tensor, target: list[torch.Tensor] | None):
+        self.linear, self.columns, self.target = linear, columns, target
+        n, like = len(columns), float64(linear.weight.new_empty(0))
+        self.gram, self.right = like.new_zeros(n, n), like.new_zeros(n, linear.out_features)
+        self.batches = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        kept = x[:, self.columns].float()
+        goal = _product(x, self.linear) if self.target is None else self.target[self.batches]
+        for start in range(0, len(self.columns), ROWS):
+            part = kept[:, start : start + ROWS].T
+            self.gram[start : start + ROWS] += (part @ kept).to(self.gram.device)
+            self.right[start : start + ROWS] += (part @ goal).to(self.gram.device)
+        self.batches += 1
 
 
 def load_updates(adapter: Adapter, updates: Mapping[str, npt.NDArray[np.float32]]) -> None:

@@ -22,6 +22,13 @@ def random_kept(adapter, seed=0, target=0.4):
     }
 
 
+def compensated(adapter, kept, updates):
+    """The adapter's model, cut and updated."""
+    cut(adapter, kept)
+    load_updates(adapter, {name: value.numpy() for name, value in updates.items()})
+    return adapter.model
+
+
 def inputs_of(model, path, windows):
     seen = []
     hook = model.get_submodule(path).register_forward_pre_hook(lambda m, a: seen.append(a[0].flatten(0, -2)))
@@ -37,9 +44,8 @@ def test_ridge_equals_least_squares_on_stacked_data(same_stream):
     x, weight = torch.randn(300, 24) @ torch.randn(24, 24), torch.randn(10, 24)
     goal = x if same_stream else x + 0.1 * torch.randn(300, 24)
     columns = torch.tensor([0, 3, 4, 9, 10, 11, 17, 20])
-    kept = x[:, columns]
-    found = ridge_weight((kept.T @ kept).double(), (kept.T @ goal).double(), weight, columns, 0.05)
-    k, w = kept.double(), weight.double()
+    k, w = x[:, columns].double(), weight.double()
+    found = ridge_weight(k.T @ k, k.T @ goal.double() @ w.T, w[:, columns], 0.05)
     alpha = 0.05 * (k**2).sum(0).mean()
     left = torch.cat([k, alpha.sqrt() * torch.eye(8, dtype=torch.float64)])
     right = torch.cat([goal.double() @ w.T, alpha.sqrt() * w[:, columns].T])
@@ -67,16 +73,23 @@ def test_the_stream_equals_the_whole_model(family):
 
 @pytest.mark.parametrize("kind", ["bias", "ridge", "ridge-dense"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt_neox"])
-def test_updates_reproduce_the_compensated_model(family, kind):
-    model, again, windows = tiny(family), tiny(family), tokens(6)
+def test_updates_reproduce_the_compensated_stream(family, kind, monkeypatch):
+    """Cut and updated, the model's hidden states are those at the end of the compensation's own stream."""
+    model, windows = tiny(family), tokens(6)
     adapter = Adapter(model)
     kept = random_kept(adapter)
+    before = [parameter.clone() for parameter in model.parameters()]
+    streams = []
+    monkeypatch.setattr(
+        "ffp.pruning.compensate.BlockStream", lambda *a, **k: streams.append(BlockStream(*a, **k)) or streams[0]
+    )
     updates = compensate(adapter, kept, windows, kind=kind, batch_tokens=40, ridge=0.01)
-    other = Adapter(again)
-    cut(other, kept)
-    load_updates(other, {name: value.numpy() for name, value in updates.items()})
-    with torch.no_grad():
-        torch.testing.assert_close(again(windows).logits, model(windows).logits, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    pruned = compensated(adapter, kept, updates)
+    again = BlockStream(Adapter(pruned), windows, batch_tokens=40)
+    for block in range(3):
+        again.advance(block)
+    torch.testing.assert_close(torch.cat(streams[0].hidden), torch.cat(again.hidden), rtol=1e-6, atol=1e-6)
 
 
 def test_ridge_sees_the_stream_that_is_pruned_so_far():
@@ -85,13 +98,14 @@ def test_ridge_sees_the_stream_that_is_pruned_so_far():
     adapter = Adapter(model)
     kept = random_kept(adapter)
     whole = {**kept, "block02.ffn": np.arange(40)}
-    compensate(Adapter(half := tiny("llama")), whole, windows, kind="ridge", batch_tokens=40, ridge=0.01)
+    half = Adapter(tiny("llama"))
+    earlier = compensate(half, whole, windows, kind="ridge", batch_tokens=40, ridge=0.01)
     updates = compensate(adapter, kept, windows, kind="ridge", batch_tokens=40, ridge=0.01)
     path = "model.layers.2.mlp.down_proj"
-    x = inputs_of(half, path, windows)
+    x = inputs_of(compensated(half, whole, earlier), path, windows)
     columns = torch.from_numpy(kept["block02.ffn"]).long()
     weight = tiny("llama").get_submodule(path).weight
-    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x, weight, columns, 0.01)
+    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x @ weight.T, weight[:, columns], 0.01)
     torch.testing.assert_close(updates[f"{path}.weight"], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -103,11 +117,9 @@ def test_compensation_lowers_the_error_of_the_first_module_it_touches():
     goal = inputs_of(dense, path, windows) @ dense.get_submodule(path).weight.T + dense.get_submodule(path).bias
     errors = {}
     for kind in ("none", "bias", "ridge"):
-        model = tiny("llama")
-        if kind == "none":
-            cut(Adapter(model), kept)
-        else:
-            compensate(Adapter(model), kept, windows, kind=kind, batch_tokens=40)
+        adapter = Adapter(tiny("llama"))
+        updates = {} if kind == "none" else compensate(adapter, kept, windows, kind=kind, batch_tokens=40)
+        model = compensated(adapter, kept, updates)
         linear = model.get_submodule(path)
         errors[kind] = torch.linalg.norm(inputs_of(model, path, windows) @ linear.weight.T + linear.bias - goal).item()
     assert errors["ridge"] < errors["none"]
