@@ -96,11 +96,14 @@ def resident(adapter: Adapter, index: int) -> Iterator[None]:
     hook = getattr(block, "_hf_hook", None)
     for tensor in (*block.parameters(), *block.buffers()):
         memo[id(tensor)] = hook.lent(tensor) if isinstance(hook, Lend) else tensor
-    adapter.blocks[index] = copy.deepcopy(block, memo)
+    twin = adapter.blocks[index] = copy.deepcopy(block, memo)
+    del memo
     try:
         yield
     finally:
         adapter.blocks[index] = block
+        for part in twin.modules():  # modules refer to each other in circles: let go of the weights now
+            part._parameters.clear()
 
 
 @contextmanager

@@ -29,19 +29,23 @@ RIDGE = 0.01
 ROWS = 256  # of a moment matrix that are added at once, which bounds the temporary product
 
 
-def ridge_weight(gram: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, ridge: float) -> torch.Tensor:
+def ridge_weight(
+    gram: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor, ridge: float
+) -> torch.Tensor:
     """New weights of the kept columns, (out, n_kept), float64; `gram` and `right` are used up.
 
     Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K.
     gram: X_K^T X_K, (n_kept, n_kept). right: X_K^T T, (n_kept, out), T the outputs to be met: the same stream's under
     the whole weight (the solution then equals W_K + W_P B^T with B = (X_K^T X_K + alpha I)^-1 X_K^T X_P) or the dense
-    model's. weight: W_K, (out, n_kept).
+    model's. weight: W, (out, in). columns: kept columns, (n_kept,).
     """
-    alpha = (ridge * gram.diagonal().mean()).clamp(min=1e-30)
+    alpha = max(ridge * float(gram.diagonal().mean()), 1e-30)
     gram.diagonal().add_(alpha)
-    right += alpha * weight.T
-    factor = torch.linalg.cholesky(gram, out=gram)
-    solved: torch.Tensor = torch.cholesky_solve(right, factor)
+    for start in range(0, len(right), ROWS):
+        right[start : start + ROWS] += alpha * weight[:, columns[start : start + ROWS]].T.to(right)
+    factor = torch.linalg.cholesky(gram.mT, out=gram.mT)  # symmetric: in LAPACK's order, so that it is done in place
+    half = torch.linalg.solve_triangular(factor, right, upper=False, out=right)
+    solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True, out=right)
     return solved.T
 
 
@@ -107,7 +111,7 @@ def _compensate_unit(
         cut_unit(adapter, unit, index)
         linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias.data + shift, requires_grad=False)
         return f"{unit.output}.bias", linear.bias.data
-    solved = ridge_weight(moments.gram, moments.right, float64(weight[:, columns]), ridge).to(weight).contiguous()
+    solved = ridge_weight(moments.gram, moments.right, weight, columns, ridge).to(weight).contiguous()
     del moments
     cut_unit(adapter, unit, index)
     linear.weight = nn.Parameter(solved, requires_grad=False)

@@ -45,7 +45,7 @@ def test_ridge_equals_least_squares_on_stacked_data(same_stream):
     goal = x if same_stream else x + 0.1 * torch.randn(300, 24)
     columns = torch.tensor([0, 3, 4, 9, 10, 11, 17, 20])
     k, w = x[:, columns].double(), weight.double()
-    found = ridge_weight(k.T @ k, k.T @ goal.double() @ w.T, w[:, columns], 0.05)
+    found = ridge_weight(k.T @ k, k.T @ goal.double() @ w.T, w, columns, 0.05)
     alpha = 0.05 * (k**2).sum(0).mean()
     left = torch.cat([k, alpha.sqrt() * torch.eye(8, dtype=torch.float64)])
     right = torch.cat([goal.double() @ w.T, alpha.sqrt() * w[:, columns].T])
@@ -105,7 +105,7 @@ def test_ridge_sees_the_stream_that_is_pruned_so_far():
     x = inputs_of(compensated(half, whole, earlier), path, windows)
     columns = torch.from_numpy(kept["block02.ffn"]).long()
     weight = tiny("llama").get_submodule(path).weight
-    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x @ weight.T, weight[:, columns], 0.01)
+    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x @ weight.T, weight, columns, 0.01)
     torch.testing.assert_close(updates[f"{path}.weight"], expected, rtol=1e-3, atol=1e-4)
 
 
