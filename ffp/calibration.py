@@ -92,7 +92,7 @@ class BlockInfluence:
         before = inputs[0] if inputs else keywords["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        self._cosines[number] += float(cosine.double().sum())
+        self._cosines[number] += float(float64(cosine).sum())
         self._tokens[number] += cosine.numel()
 
     def value(self) -> npt.NDArray[np.float64]:

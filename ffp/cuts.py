@@ -35,7 +35,7 @@ class Cut(Protocol):
     def make(
         self, problem: PruningProblem, allocation: Allocation, stats: Calibration, windows: torch.Tensor, batch: int
     ) -> tuple[Arrays, Arrays]:
-        """The arrays of masks.safetensors and of updates.safetensors; prunes the model of `stats` on the way.
+        """The arrays of masks.safetensors and of updates.safetensors; can prune the model of `stats` on the way.
 
         windows: calibration tokens, (n, context). batch: tokens that pass a block at once.
         """

@@ -198,15 +198,17 @@ def export(
     """Write a cell's model as a checkpoint folder `out`, whole or not at all: weights, tokenizer, model card.
 
     cut_dir: folder of the cell's masks and updates; scores.json there, and of the dense cell, go into the card.
-    dense_shape: zeros in the parent's shapes instead of smaller weights. Works on the CPU, in the model's dtype.
+    dense_shape: zeros in the parent's shapes instead of smaller weights, which single weights have in any case. Works
+    on the CPU, in the model's dtype.
     """
     config = project.models[cell.model].model_copy(update={"device": "cpu", "offload": False})
     if cell.method == "dense":
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
+    dense_shape |= cell.granularity != "structured"
     adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
     with artifacts.whole_folder(out) as folder:
         facts = cut_model(adapter, project, cell, cut_dir, dense_shape=dense_shape)
-        if dense_shape or cell.granularity != "structured":
+        if dense_shape:
             adapter.model.save_pretrained(folder, max_shard_size=SHARD)
         else:
             save_pruned(adapter, folder)

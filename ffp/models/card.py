@@ -22,7 +22,7 @@ tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
 
 or, without running the modelling file of this folder, `ffp.load_pruned(PATH)` of the package ffp, and
 `trust_remote_code=False` for the tokenizer."""
-ZEROS = """The removed heads and FFN channels are zeros in weights of the parent's shapes: whatever runs the parent runs
+ZEROS = """What was removed is zeros in weights of the parent's shapes: whatever runs the parent runs
 this checkpoint, which is neither smaller nor faster."""
 
 
@@ -64,12 +64,16 @@ def model_card(
 
 def _done(project: Project, cell: Cell, facts: Mapping[str, Any]) -> str:
     model, method, calibration = project.models[cell.model], project.method(cell.method), project.grid.calibration
-    aligned = f" in multiples of {model.align}" if model.align > 1 else ""
+    if cell.granularity == "structured":
+        aligned = f" in multiples of {model.align}" if model.align > 1 else ""
+        units = f"KV groups, and FFN channels{aligned}, ranked by `{project.score(cell.method)}`"
+    else:
+        units = f"single weights ({cell.granularity}), pruned by `{project.pruner(cell.method)}`"
     return f"""- Parent: {_source(model.source)}.
 - Removed: {facts["block_sparsity"]:.2%} of the parameters of attention and FFN, {facts["model_sparsity"]:.2%} of all \
 ({facts["params"]["dense"]:,} -> {facts["params"]["kept"]:,}).
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
-- Units: KV groups, and FFN channels{aligned}, ranked by `{calibration.score}`. \
+- Units: {units}. \
 Compensation: {project.compensation(cell.method)}.
 - Calibration: {calibration.windows} windows of {calibration.context} tokens; text: {project.text.title}.
 - Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""

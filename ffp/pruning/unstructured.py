@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ffp.models.adapter import Adapter, group_size
+from ffp.models.placement import float64
 from ffp.models.stream import BlockStream, Inputs
 from ffp.pruning.weights import grouped, saliency, smallest, sparsegpt
 from ffp.types import ArtifactError
@@ -57,9 +58,10 @@ def prune(
         for path in paths:
             linear, moments = adapter.linear(path), seen[path]
             if pruner == "sparsegpt":
-                new, gone = sparsegpt(linear.weight.data, moments.gram, remove[path], m, name=path)
-                linear.weight.data.copy_(new)
-                masks[path] = ~gone
+                weight = linear.weight.data
+                new, gone = sparsegpt(weight.to(moments.gram.device), moments.gram, remove[path], m, name=path)
+                masks[path] = ~gone.to(weight.device)
+                weight.copy_(new)
             else:
                 masks[path] = _zero(linear, moments.sq_mean, remove[path], pruner, m)
         del seen
@@ -88,7 +90,7 @@ class Seen:
     def add(self, x: torch.Tensor) -> None:
         x = x.float()
         self.tokens += len(x)
-        self.sums = self.sums + (x.T @ x if self.full else x.square().sum(0)).double()
+        self.sums = self.sums + float64(x.T @ x if self.full else x.square().sum(0))
 
     @property
     def sq_mean(self) -> torch.Tensor:
