@@ -41,12 +41,25 @@ def smallest(score: torch.Tensor, remove: int) -> torch.Tensor:
     remove = groups * floor(size * sparsity).
     """
     quota, extra = divmod(remove, len(score))
-    values, order = score.sort(dim=1, stable=True)
-    gone = torch.zeros_like(score, dtype=torch.bool)
-    gone.scatter_(1, order[:, :quota], True)
+    gone = _lowest(score, quota)
     if extra:
-        rows = values[:, quota].argsort(stable=True)[:extra]
-        gone[rows, order[rows, quota]] = True
+        left = score.masked_fill(gone, torch.inf)
+        column = left.argmin(1)
+        rows = left.gather(1, column[:, None]).flatten().argsort(stable=True)[:extra]
+        gone[rows, column[rows]] = True
+    return gone
+
+
+def _lowest(score: torch.Tensor, quota: int) -> torch.Tensor:
+    """The first `quota` entries of each row in a stable ascending order, as a mask; by selection, not by sorting."""
+    if quota == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    bound = score.kthvalue(quota, dim=1, keepdim=True).values
+    gone = score <= bound
+    for row in (gone.sum(1) != quota).nonzero().flatten():  # ties at the bound: the first of them go
+        gone[row] = score[row] < bound[row]
+        tied = (score[row] == bound[row]).nonzero().flatten()
+        gone[row, tied[: quota - int(gone[row].sum())]] = True
     return gone
 
 
