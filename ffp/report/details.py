@@ -22,12 +22,12 @@ def details(project: Project, record: Record) -> dict[str, Any]:
     }
     facts = {
         "figures": {key: value for key, value in record.row.items() if value is not None},
+        "search cost": {k: v for k, v in (record.cost or {}).items() if k not in ("schema", "provenance")},
+        **{f"provenance of the {step}": facts for step, facts in steps.items()},
+        "evaluation cost": (record.scores or {}).get("cost"),
         "settings of the search": body.get("settings"),
         "settings of the evaluation": (record.scores or {}).get("settings"),
         "tasks": {k: {"version": t["version"], "hash": t["hash"], "n": t["n"]} for k, t in record.tasks.items()},
-        "search cost": {k: v for k, v in (record.cost or {}).items() if k not in ("schema", "provenance")},
-        "evaluation cost": (record.scores or {}).get("cost"),
-        **{f"provenance of the {step}": facts for step, facts in steps.items()},
     }
     served = record.row["status"] != "skipped"
     return {

@@ -77,7 +77,8 @@ async function open() {
     ...(cell.commands.length ? [element("h3", "Run this cell again"), element("pre", cell.commands.join("\n"))] : []),
     ...facts, ...logs,
     ...(cell.inputs.length ? [block("where its inputs are missing, before", element("pre", cell.inputs.join("\n")))] : []));
-  dialog.querySelector("details")?.setAttribute("open", "");
+  for (const part of dialog.querySelectorAll("details"))
+    part.open = /^(figures|search cost|provenance)/.test(part.firstChild.textContent);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
 }

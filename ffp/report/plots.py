@@ -7,7 +7,6 @@ are drawn as their mean with their spread.
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import re
 from collections import Counter
@@ -283,11 +282,13 @@ def allocation(project: Project, groups: list[Group]) -> Figure:
     blocks = by_block(allocated)
     if not blocks:
         return _empty("No allocation is finished yet.")
-    kinds = list(dict.fromkeys(kind for group in allocated for kind in mean_shares(group)))
-    tallest = max(len(members) for members in blocks.values())
-    figure, axes = _panels(project, blocks, repeat=len(kinds), width=5.2, height=1.3 + 0.24 * tallest)
+    kinds = {block: list(mean_shares(members[0])) for block, members in blocks.items()}
+    panels = [(block, kind) for block in blocks for kind in kinds[block]]
+    tallest, columns = (max(map(len, parts.values())) for parts in (blocks, kinds))
+    shape: dict[str, Any] = {"columns": columns, "width": 5.2, "height": 1.3 + 0.24 * tallest}
+    figure, axes = _panels(project, [block for block, _ in panels], **shape)
     style = looks(project)
-    for (block, kind), axis in zip(itertools.product(blocks, kinds), axes, strict=True):
+    for (block, kind), axis in zip(panels, axes, strict=True):
         tiles: Any = _tiles(axis, blocks[block], kind, style)
         axis.set_title(f"{axis.get_title()}, {_kind_title(kind)}", fontsize=10)
     figure.colorbar(tiles, ax=axes, location="top", label="kept (% of units)", shrink=0.6, aspect=45)
@@ -344,22 +345,23 @@ def kept_shares(record: Record) -> dict[str, dict[int, float]]:
 
 
 def _kind_title(kind: str) -> str:
-    return {"attn": "attention", "attention": "attention", "ffn": "FFN", "mlp": "FFN"}.get(kind, kind)
+    return {"": "whole blocks", "attn": "attention", "ffn": "FFN", "mlp": "FFN"}.get(kind, kind)
 
 
 def _panels(
-    project: Project, blocks: Mapping[Block, Any], *, repeat: int = 1, width: float = 4.6, height: float = 3.6
+    project: Project, blocks: Iterable[Block], *, columns: int = 0, width: float = 4.6, height: float = 3.6
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `repeat` titled panels per block; sparsities of one model side by side where repeat is 1."""
-    columns = repeat if repeat > 1 else max(1, min(3, len({block[2] for block in blocks})))
-    rows = -(-len(blocks) * repeat // columns)
+    """A figure with a titled panel for each of `blocks`; by default the sparsities of a model stand side by side."""
+    blocks = list(blocks)
+    columns = columns or max(1, min(3, len({block[2] for block in blocks})))
+    rows = -(-len(blocks) // columns)
     figure = Figure(figsize=(max(6.4, width * columns), height * rows + 0.7), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(blocks) * repeat)]
     several = len({block[1] for block in blocks}) > 1
-    for index, axis in enumerate(axes):
-        model, granularity, sparsity = list(blocks)[index // repeat]
+    axes = []
+    for index, (model, granularity, sparsity) in enumerate(blocks):
+        axes.append(figure.add_subplot(rows, columns, index + 1))
         kind = f", {granularity}" if several else ""
-        axis.set_title(f"{project.models[model].title}{kind}\n{float(sparsity):.0%} sparsity", fontsize=10)
+        axes[-1].set_title(f"{project.models[model].title}{kind}\n{float(sparsity):.0%} sparsity", fontsize=10)
     return figure, axes
 
 

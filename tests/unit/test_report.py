@@ -361,6 +361,27 @@ def test_anytime_band_holds_every_seed_at_every_cost(tmp_path):
     assert tokens[0] == 200 and tokens[-1] == 500
 
 
+def test_tiles_are_drawn_for_the_modules_that_each_granularity_has(tmp_path):
+    project = make_project(tmp_path, granularities=["structured", "unstructured", "n-of-4"], sparsities=[0.5])
+    names = {"structured": ["attn", "ffn"], "unstructured": ["attn.q", "attn.o", "ffn.up"], "n-of-4": [""]}
+    for granularity, parts in names.items():
+        path = f"tiny/{granularity}/s0.50/uniform/seed0"
+        write_cell(project, path, [3.0, 3.1])
+        file = Path(project.grid.results) / "cells" / path / "allocation.json"
+        body = artifacts.read_json(file, "ffp/allocation/1")
+        units = [
+            [f"block{b:02d}.{part}".rstrip("."), 4, 10 * (i + 1), 0, 1] for b in (0, 1) for i, part in enumerate(parts)
+        ]
+        body |= {"keep": [1, 2, 4][: len(parts)] * 2, "problem": {**body["problem"], "units": units}}
+        artifacts.write_json(file, body.pop("schema"), body)
+    groups = [g for g in groups_of(project) if g.method == "uniform"]
+    shares = {g.block[1]: plots.mean_shares(g) for g in groups}
+    # q keeps 1 of 4 units of 10 parameters, o 2 of 4 of 20: together 50 of 120.
+    assert shares["unstructured"] == {"attn": {0: 50 / 120, 1: 50 / 120}, "ffn": {0: 1.0, 1: 1.0}}
+    titles = [axis.get_title().split(", ")[-1] for axis in plots.allocation(project, groups).axes]
+    assert titles[:-1] == ["attention", "FFN", "attention", "FFN", "whole blocks"]
+
+
 def test_ablation_compares_a_variant_with_its_base(tmp_path):
     variants = {"owl-strong": {"use": "owl", "strength": 0.2, "compensate": "ridge"}}
     project = make_project(tmp_path, methods=["owl-strong", "owl", "uniform"], variants=variants, sparsities=[0.2])
