@@ -26,8 +26,10 @@ def checkout(finished, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "ffp"
     shutil.copytree(finished, folder)
     (folder / "config/grid.yaml").rename(folder / "config/demo.yaml")
-    for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml"):
+    for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
+    made = tiny.shell(folder, "git init --quiet", "dvc init --quiet")
+    assert made.returncode == 0, made.stdout
     return folder
 
 
