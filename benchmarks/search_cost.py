@@ -1,12 +1,14 @@
 """The race: searches at equal cost, from the same start, on the same texts, through the same evaluator.
 
+    snakemake --cores all --profile profiles/local --config grid=config/race.yaml -- calibrated
     python benchmarks/search_cost.py --jobs 2
 
-Needs what `make demo` leaves behind (model, texts, calibration). Each run (method, sparsity, seed) is a process with
-one thread and leaves a file in --work, so that a killed race goes on where it was. The outcome is one JSON and plot:
+The first line fetches and calibrates. Methods, seeds, sparsities and the budget are those of config/race.yaml. Each run
+(method, sparsity, seed) is a process with one thread and leaves a file in --work, so that a killed race goes on where
+it was. The outcome is one JSON and plot:
 
-- `curves`: selection loss over dense, nats per token, of what each search would have answered at CHECKPOINTS of its
-  budget. The selection text decides among finalists at the end of a search and is scored here for every checkpoint,
+- `runs[].curve`: selection loss over dense, nats per token, of what each search would have answered at CHECKPOINTS of
+  its budget. The selection text decides among finalists at the end of a search and is scored here for every checkpoint,
   at no cost to the search; the test text is scored once a run, for the final answer.
 - `marks.tokens_to_match_evolutionary`: by sparsity and method, median over seeds: tokens until the curve is at or below
   evolution's final loss of the same seed, over evolution's full budget. null: not within the budget.
@@ -26,164 +28,154 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS = (1 / 8, 1 / 4, 1 / 2, 1)
-GAP_WINDOWS = 8
-START = "ffn-only"
-HEURISTICS = ("uniform", "ffn-only", "owl")
-SEARCHES: dict[str, dict[str, Any]] = {
-    "evolutionary": {"start": START},
-    "fastforward-guided": {"start": START},
-    "fastforward": {},  # its first mean keeps attention whole too
-    "cma-es": {"start": START},
-    "random-search": {"start": START},
-}
+from ffp.artifacts import provenance, whole, write_json
+from ffp.config import Cell, Project
+
+CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+GAP_WINDOWS = 16
 SCHEMA = "ffp/benchmark/search-cost/1"
+RIVAL = "evolutionary"
 
 
 def main() -> None:
     options = _options()
-    runs = [{"method": "dense", "sparsity": 0.0, "seed": 0}] + [
-        {"method": method, "sparsity": sparsity, "seed": seed}
-        for sparsity in options.sparsities
-        for method in [*HEURISTICS, *SEARCHES]
-        for seed in (options.seeds if method in SEARCHES else options.seeds[:1])
-    ]
-    todo = [run for run in runs if not _file(options.work, run).exists()]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} done already")
+    project = Project(options.config)
+    cells = sorted(project.cells(), key=lambda cell: (cell.seed, cell.sparsity))
+    todo = [cell for cell in cells if not _file(options.work, cell).exists()]
+    print(f"{len(cells)} runs, {len(cells) - len(todo)} done already", flush=True)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_run, vars(options), run): run for run in todo}
+        futures = {pool.submit(_run, options.config, options.work, cell.path): cell for cell in todo}
         for number, future in enumerate(as_completed(futures), start=1):
             future.result()
-            print(f"{number}/{len(todo)} {futures[future]}", flush=True)
-    results = [json.loads(_file(options.work, run).read_text()) for run in runs]
-    _write(options, results)
+            print(f"{number}/{len(todo)} {futures[future].path}", flush=True)
+    write(project, [json.loads(_file(options.work, cell).read_text()) for cell in cells], options.out)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.2, 0.3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument(
-        "--evaluations", type=int, default=96, help="full-fidelity evaluations that the budget pays for"
-    )
-    parser.add_argument("--windows", type=int, default=1, help="windows of the search text behind an evaluation")
-    parser.add_argument("--test-windows", type=int, default=16, help="of 512 tokens")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--config", type=Path, default=Path("config/race.yaml"), help="grid file")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work/search_cost"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search_cost.json"))
     return parser.parse_args()
 
 
-def _file(work: Path, run: dict[str, Any]) -> Path:
-    return Path(work) / f"s{run['sparsity']:.2f}-{run['method']}-seed{run['seed']}.json"
+def _file(work: Path, cell: Cell) -> Path:
+    return Path(work) / f"{cell.path.replace('/', '-')}.json"
 
 
-def _run(options: dict[str, Any], run: dict[str, Any]) -> None:
+def _run(config_file: Path, work: Path, path: str) -> None:
     """One search from its start to its test perplexity, in a process of its own."""
     import torch
 
-    from ffp import registry, steps
-    from ffp.artifacts import write_json
-    from ffp.config import Project
+    from ffp import steps
     from ffp.cost import CostMeter
+    from ffp.cuts import cut_of
     from ffp.models.adapter import Adapter, load_model
-    from ffp.models.sliced import SlicedModel
     from ffp.reward import Journal
-    from ffp.types import Allocation, SearchBudget
+    from ffp.types import Allocation
 
     torch.set_num_threads(1)
-    project = Project(options["config"])
-    config, data = project.models[options["model"]], Path(project.grid.data)
-    model_dir, calibration_dir = data / "models" / options["model"], data / "calibration" / options["model"]
-    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep)
-    stats = steps.open_calibration(adapter, calibration_dir)
-    journal = _file(options["work"], run).with_suffix(".journal")
-    version = None if run["method"] == "dense" else registry.find(run["method"]).version
-    identity = [run, options["evaluations"], options["windows"], version]
-    candidates = SlicedModel(adapter, stats.orders(project.grid.calibration.score))
+    project = Project(config_file)
+    cell = project.cell(path)
+    config, data = project.models[cell.model], Path(project.grid.data)
+    model_dir, calibration_dir = data / "models" / cell.model, data / "calibration" / cell.model
+    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
+    stats = steps.open_calibration(adapter, calibration_dir, cell.granularity)
+    journal = _file(work, cell).with_suffix(".journal")
+    identity = [path, {} if cell.method == "dense" else project.settings("allocate", cell)]
+    candidates = cut_of(project, cell).candidates(stats)
     reward = steps.open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
-    problem = adapter.problem(run["sparsity"])
-    budget = SearchBudget(options["evaluations"], options["windows"], project.grid.search.finalists)
+    problem = adapter.problem(float(cell.sparsity), cell.granularity)
     with CostMeter() as cost:
-        result = _search(run, problem, stats=stats, reward=reward, budget=budget, seed=run["seed"])
+        result = _search(project, cell, problem, stats, reward)
         cost.evaluations, cost.n_tokens, cost.earlier_s = reward.evaluations, reward.spent_tokens, reward.earlier_s
 
     def excess(keep: tuple[int, ...]) -> float:
         return -math.log(reward.select(Allocation(problem.problem_id, keep)))
 
-    total = budget.tokens(reward.window_tokens)
-    answers = result.answers or ((0, result.allocation.keep),)
+    total = project.grid.search.budget().tokens(reward.window_tokens)
+    answers = [(0, result.allocation.keep), *result.answers] if not result.answers else result.answers
     seen = [[keep for tokens, keep in answers if tokens <= share * total] for share in CHECKPOINTS]
+    curve = [
+        {"tokens": round(share * total), "selection_excess": excess(keeps[-1] if keeps else answers[0][1])}
+        for share, keeps in zip(CHECKPOINTS, seen, strict=True)
+    ]
     body = {
-        **run,
-        "curve": [
-            {"tokens": round(share * total), "selection_excess": excess(keeps[-1] if keeps else answers[0][1])}
-            for share, keeps in zip(CHECKPOINTS, seen, strict=True)
-        ],
+        "method": cell.method,
+        "sparsity": cell.sparsity,
+        "seed": cell.seed,
+        "curve": curve,
         "final_selection_excess": excess(result.allocation.keep),
         "final_search_excess": -math.log(reward(result.allocation, windows=range(GAP_WINDOWS))),
         "keep": list(result.allocation.keep),
         "cost": cost.as_dict(),
-        "test": _test(project, reward.sliced, result.allocation, options, model_dir),
+        "test": _test(project, cell, reward.sliced, result.allocation, model_dir),
     }
-    write_json(_file(options["work"], run), SCHEMA, body)
+    write_json(_file(work, cell), SCHEMA, body)
     journal.unlink(missing_ok=True)
 
 
-def _search(run: dict[str, Any], problem: Any, **given: Any) -> Any:
+def _search(project: Project, cell: Cell, problem: Any, stats: Any, reward: Any) -> Any:
     from ffp import budget, registry
     from ffp.types import SearchResult
 
-    if run["method"] == "dense":
+    if cell.method == "dense":
         return SearchResult(budget.dense(problem))
-    return registry.create(run["method"], SEARCHES.get(run["method"], {})).allocate(problem, **given)
+    allocator = registry.create(project.method(cell.method).name, project.parameters(cell.method))
+    return allocator.allocate(problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed)
 
 
-def _test(project: Any, sliced: Any, allocation: Any, options: dict[str, Any], model_dir: Path) -> dict[str, float]:
-    """Perplexity of the answer, and of the dense model once more, on the same windows of the test text."""
+def _test(project: Project, cell: Cell, sliced: Any, allocation: Any, model_dir: Path) -> dict[str, float]:
+    """Perplexity of the answer on the test text."""
     from ffp.evaluation import perplexity
     from ffp.models.adapter import load_tokenizer
     from ffp.texts import read_documents, token_windows
 
     documents = read_documents(Path(project.grid.data) / "text" / project.grid.text / "test.jsonl")
-    count, tokenizer = options["test_windows"], load_tokenizer(model_dir)
-    windows = token_windows(tokenizer, documents, context=512, windows=count, name="test text")
-    batch = project.models[options["model"]].batch_tokens
+    settings = project.grid.evaluation
+    windows = token_windows(
+        load_tokenizer(model_dir), documents, context=settings.context, windows=settings.windows, name="test text"
+    )
     sliced.set_allocation(allocation)
-    found = perplexity(sliced.model, windows, batch_tokens=batch)
+    found = perplexity(sliced.model, windows, batch_tokens=project.models[cell.model].batch_tokens)
     return {"ppl": found["value"], "stderr": found["stderr"]}
 
 
-def marks(results: list[dict[str, Any]], total: int) -> dict[str, Any]:
+def marks(project: Project, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that the race is about, medians over seeds; see the module's text."""
-    dense = next(run["test"]["ppl"] for run in results if run["method"] == "dense")
+    dense = next(run["test"]["ppl"] for run in runs if run["method"] == "dense")
     found: dict[str, Any] = {"tokens_to_match_evolutionary": {}, "test_ppl": {}, "search_test_gap": {}}
-    for sparsity in sorted({run["sparsity"] for run in results} - {0.0}):
-        key, of = f"{sparsity:.2f}", _by_method(results, sparsity)
-        goal = {run["seed"]: run["final_selection_excess"] for run in of["evolutionary"]}
-        found["test_ppl"][key] = {m: statistics.median(r["test"]["ppl"] for r in runs) for m, runs in of.items()}
-        found["search_test_gap"][key] = {
-            m: statistics.median(math.log(r["test"]["ppl"] / dense) - r["final_search_excess"] for r in runs)
-            for m, runs in of.items()
+    for sparsity, of in _by_sparsity(project, runs).items():
+        goal = {run["seed"]: run["final_selection_excess"] for run in of[RIVAL]}
+        found["test_ppl"][sparsity] = {m: statistics.median(r["test"]["ppl"] for r in found) for m, found in of.items()}
+        found["search_test_gap"][sparsity] = {
+            m: statistics.median(math.log(r["test"]["ppl"] / dense) - r["final_search_excess"] for r in found)
+            for m, found in of.items()
         }
-        found["tokens_to_match_evolutionary"][key] = {
-            m: _median_or_none([_tokens_to_reach(run["curve"], goal[run["seed"]]) / total for run in of[m]])
-            for m in SEARCHES
+        found["tokens_to_match_evolutionary"][sparsity] = {
+            m: _median_or_none([_share_to_reach(run["curve"], goal[run["seed"]]) for run in found])
+            for m, found in of.items()
+            if project.method(m).is_search
         }
     return found
 
 
-def _by_method(results: list[dict[str, Any]], sparsity: float) -> dict[str, list[dict[str, Any]]]:
+def _by_sparsity(project: Project, runs: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """sparsity -> method -> runs, in the grid's order."""
     return {
-        method: [run for run in results if run["method"] == method and run["sparsity"] == sparsity]
-        for method in [*HEURISTICS, *SEARCHES]
+        f"{s:.2f}": {
+            m: [run for run in runs if run["method"] == m and run["sparsity"] == f"{s:.2f}"]
+            for m in project.grid.methods
+        }
+        for s in project.grid.sparsities
     }
 
 
-def _tokens_to_reach(curve: list[dict[str, Any]], goal: float) -> float:
-    return next((point["tokens"] for point in curve if point["selection_excess"] <= goal), math.inf)
+def _share_to_reach(curve: list[dict[str, Any]], goal: float) -> float:
+    """The first checkpoint at or below the goal, as a share of the budget; infinite where there is none."""
+    reached = (point["tokens"] for point in curve if point["selection_excess"] <= goal)
+    return next(reached, math.inf) / float(curve[-1]["tokens"])
 
 
 def _median_or_none(values: list[float]) -> float | None:
@@ -191,24 +183,21 @@ def _median_or_none(values: list[float]) -> float | None:
     return middle if math.isfinite(middle) else None
 
 
-def _write(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    from ffp.artifacts import provenance, write_json
-
-    window = results[-1]["curve"][-1]["tokens"]
-    facts = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k not in ("work", "out")}
+def write(project: Project, runs: list[dict[str, Any]], out: Path) -> None:
+    """The JSON with its marks, and the plot beside it."""
     body = {
-        "marks": marks(results, window),
-        "budget_tokens": window,
-        "start": START,
-        "runs": results,
-        "provenance": provenance(settings=facts),
+        "marks": marks(project, runs),
+        "command": "python benchmarks/search_cost.py",
+        "budget_tokens": runs[-1]["curve"][-1]["tokens"],
+        "runs": runs,
+        "provenance": provenance(settings=project.grid.model_dump(mode="json")),
     }
-    write_json(options.out, SCHEMA, body)
-    _plot(results, options.config, options.out.with_suffix(".svg"))
+    write_json(out, SCHEMA, body)
+    _plot(project, runs, out.with_suffix(".svg"))
     print(json.dumps(body["marks"], indent=1))
 
 
-def _plot(results: list[dict[str, Any]], config: Path, path: Path) -> None:
+def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
     """Median and range over seeds of each search's curve, a panel a sparsity."""
     import matplotlib
 
@@ -216,29 +205,26 @@ def _plot(results: list[dict[str, Any]], config: Path, path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "ffp"
     import matplotlib.pyplot as plt
 
-    from ffp.artifacts import whole
-    from ffp.config import Project
     from ffp.report.plots import looks
 
-    look = looks(Project(config))
-    sparsities = sorted({run["sparsity"] for run in results} - {0.0})
-    figure, axes = plt.subplots(1, len(sparsities), figsize=(5 * len(sparsities), 4), squeeze=False)
-    for axis, sparsity in zip(axes[0], sparsities, strict=True):
-        of = _by_method(results, sparsity)
-        for method in SEARCHES:
+    look, panels = looks(project), _by_sparsity(project, runs)
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+    for axis, (sparsity, of) in zip(axes[0], panels.items(), strict=True):
+        for method in (m for m in of if project.method(m).is_search):
             tokens = [point["tokens"] for point in of[method][0]["curve"]]
             losses = list(zip(*([p["selection_excess"] for p in run["curve"]] for run in of[method]), strict=True))
-            line = [statistics.median(values) for values in losses]
-            axis.plot(tokens, line, "o-", label=method, color=look[method].colour)
-            axis.fill_between(
-                tokens, [min(v) for v in losses], [max(v) for v in losses], alpha=0.15, color=look[method].colour
-            )
-        axis.set(title=f"{sparsity:.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)", xscale="log")
+            colour = look[method].colour
+            axis.plot(tokens, [statistics.median(v) for v in losses], "o-", ms=3, label=method, color=colour)
+            axis.fill_between(tokens, [min(v) for v in losses], [max(v) for v in losses], alpha=0.15, color=colour)
+        axis.set(
+            title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)", xscale="log"
+        )
     axes[0][0].set_ylabel("selection loss over dense (nats per token)")
     axes[0][-1].legend(frameon=False)
     figure.tight_layout()
-    with whole(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None})
+    for kind in ("svg", "png"):
+        with whole(path.with_suffix(f".{kind}")) as partial:
+            figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _cell(step)
     _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
     _paths(step, out="folder of the cell")
+    step.add_argument("--init", type=Path, metavar="DIR", help="folder of the cell whose policy the search starts from")
 
     step = _command(commands, "apply", _apply, "turn an allocation into the indices of the kept units")
     _cell(step)
@@ -178,9 +179,15 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 def _allocate(options: argparse.Namespace) -> None:
     project, cell = _open(options)
+    origin = project.init_cell(cell)
+    if (origin is None) != (options.init is None):
+        wanted = f"--init with the folder of {origin.path}" if origin else "no --init"
+        raise ConfigError(
+            f"{cell.path} starts from {origin.path if origin else 'no policy'} in {project.file}: give {wanted}."
+        )
     from ffp import steps
 
-    steps.allocate(project, cell, options.model_dir, options.calibration, options.out)
+    steps.allocate(project, cell, options.model_dir, options.calibration, options.out, options.init)
 
 
 def _apply(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Torch-free and quick to import, because the Snakefile of every cluster job reads
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -266,8 +267,20 @@ class PublishedConfig(Strict):
         return self
 
 
+class InitConfig(Strict):
+    """Where a search takes its first policy from: the same method's and seed's cell at sparsity `from`, e.g. "s0.20".
+
+    model: another model of the grid with the same number of decisions (transfer); its own without it.
+    """
+
+    sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(alias="from")
+    model: Name | None = None
+
+
 class MethodConfig(BaseModel):
-    """A named variant. use: the registered method; the rest are its parameters, but for three axes of their own.
+    """A named variant. use: the registered method; the rest are its parameters, but for four axes of their own.
+
+    init: a policy to start from, for methods that learn one.
 
     score: which units of a structured decision go first, calibration.score without it. compensate: what follows a
     structured cut. pruner: which single weights go, the grid's pruner without it.
@@ -275,6 +288,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str | None = None
+    init: InitConfig | None = None
     score: UnitScore | None = None
     compensate: Literal["none", "bias", "ridge", "ridge-dense"] = "none"
     pruner: Pruner | None = None
@@ -461,10 +475,35 @@ class Project:
             return {**arithmetic, **cut, **own}
         method = self.method(cell.method)
         facts = {"use": method.name, "version": method.version, "parameters": self.parameters(cell.method)}
+        if (origin := self.init_cell(cell)) is not None:
+            facts["init"] = origin.path
         if not method.is_search:
             return {**cut, **facts}
         search = {"reward_version": STEP_VERSIONS["reward"], "search": grid.search.model_dump()}
         return {**cut, **facts, **arithmetic, **search}
+
+    def init_cell(self, cell: Cell) -> Cell | None:
+        """The cell whose policy a search starts from; None where it starts afresh, as the named cell itself does.
+
+        ConfigError where the grid has no such cell, or the method learns no policy.
+        """
+        variant = self.grid.variants.get(cell.method)
+        if variant is None or variant.init is None or cell.method == "dense":
+            return None
+        origin = dataclasses.replace(
+            cell, model=variant.init.model or cell.model, sparsity=variant.init.sparsity.removeprefix("s")
+        )
+        if origin == cell:
+            return None
+        sparsities = {f"{sparsity:.2f}" for sparsity in self.grid.sparsities_of(cell.granularity)}
+        made = origin.model in self.models and origin.sparsity in sparsities
+        if not (made and self.method(cell.method).learns):
+            learners = ", ".join(name for name, method in registry.METHODS.items() if method.learns)
+            raise ConfigError(
+                f"{self.file}: variants.{cell.method}.init asks for the policy of {origin.path}, which the grid does "
+                f"not make. Name one of its models and sparsities, and a method that learns a policy ({learners})."
+            )
+        return origin
 
     def score(self, name: str) -> str:
         """Which units of a structured decision go first for a method of the grid."""

@@ -18,6 +18,7 @@ class Method:
 
     version: raised whenever the method's numbers can change; its cells, and no others, run again.
     needs: what allocate() is given: "stats" (calibration), "reward" (a model to evaluate candidates on).
+    learns: whether it leaves a policy that another search can start from (`init` in the grid's variants).
     """
 
     name: str
@@ -27,6 +28,7 @@ class Method:
     granularities: frozenset[str]
     summary: str
     citation: str
+    learns: bool = False
 
     @property
     def is_search(self) -> bool:
@@ -66,9 +68,11 @@ _METHODS = (
     Method("cma-es", "ffp.search.cma_es:CmaEs", "1", frozenset({"reward"}), ALL,
            "separable CMA-ES over logits", "Ros and Hansen, PPSN 2008"),
     Method("fastforward", "ffp.search.fastforward:FastForward", "1", frozenset({"reward"}), STRUCTURED,
-           "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977"),
-    Method("fastforward-guided", "ffp.search.fastforward_guided:FastForwardGuided", "1", frozenset({"reward"}),
-           STRUCTURED, "single-step policy led by gate gradients", "ours, after Yuan et al., arXiv:2511.18977"),
+           "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977",
+           learns=True),
+    Method("fastforward-guided", "ffp.search.fastforward_guided:FastForwardGuided", "2", frozenset({"reward"}),
+           STRUCTURED, "single-step policy led by gate gradients", "ours, after Yuan et al., arXiv:2511.18977",
+           learns=True),
 )  # fmt: skip
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
@@ -89,7 +93,10 @@ def find(name: str) -> Method:
 
 
 def create(name: str, parameters: Mapping[str, Any]) -> Allocator:
-    """The allocator with these hyper-parameters; ConfigError names an unknown one and near matches."""
+    """The allocator with these hyper-parameters; ConfigError names an unknown one and near matches.
+
+    A policy to start from is handed to a method that learns by its `started_from`, not among the hyper-parameters.
+    """
     module, _, attribute = find(name).target.partition(":")
     factory = getattr(importlib.import_module(module), attribute)
     known = {f.name for f in dataclasses.fields(factory) if f.init}

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ffp.artifacts import digest, sealed_line, sealed_lines
-from ffp.models.loss import window_losses
+from ffp.models.loss import token_losses, window_losses
+from ffp.models.placement import float64
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
 from ffp.types import Allocation, FfpError, FloatArray
@@ -120,13 +121,15 @@ class SlicedReward:
         return _reward(self.selection, everything, losses)
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """(n_units, 2): what the units at each decision's threshold are worth, nats per token and parameter.
+        """(n_units, 2, 3): what the units at each decision's threshold are worth, nats per token and parameter.
 
-        Column 0: those just inside (kept), column 1: those just outside; GATE_BAND of the decision on either side, NaN
-        where there are none. One forward and one backward with a gate on every unit: the value is -dL/dgate, the fall
-        of the mean loss. At an optimal allocation all decisions are worth the same (the KKT condition). Counted as
-        three forwards of the windows and one evaluation; the loss that the forward yields goes into the memo, so that
-        rewarding the same allocation on the same windows costs nothing more.
+        Axis 1: GATE_BAND of the decision just inside (kept) and just outside, NaN where there are none. Axis 2: the
+        slope and the curvature term of a second-order expansion of the mean loss in a gate that the band shares:
+            L(off) - L(on) = -g + h/2 from inside (gate 1),   -g - h/2 from outside (gate 0),
+        g the derivative, h the empirical Fisher information (see models/sliced.Gate); then the slope's standard error,
+        sqrt(h / tokens), where the loss is a mean over independent tokens. One forward and one backward;
+        counted as three forwards of the windows and one evaluation. The loss that the forward yields goes into the
+        memo, so that rewarding the same allocation on the same windows costs nothing more.
         """
         windows = list(dict.fromkeys(windows))
         key = f"gates:{digest([allocation.keep, windows])}"
@@ -142,10 +145,10 @@ class SlicedReward:
         memo.update(zip(windows, values[: len(windows)], strict=True))
         self.evaluations += 1
         self.spent_tokens += 3 * len(windows) * self.window_tokens
-        return np.array(values[len(windows) :]).reshape(-1, 2)
+        return np.array(values[len(windows) :]).reshape(-1, 2, 3)
 
     def _gate_gradients(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
-        """The mean loss of each window, then the two values of each decision."""
+        """The mean loss of each window, then the six values of each decision."""
         assert isinstance(self.sliced, SlicedModel), "methods that ask for gate gradients serve structured pruning only"
         losses: list[float] = []
         batch = max(1, self.batch_tokens // self.window_tokens)
@@ -153,15 +156,16 @@ class SlicedReward:
             for start in range(0, len(windows), batch):
                 ids = self.search.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
                 with torch.enable_grad():
-                    by_window = window_losses(self.sliced.model, ids)
-                    torch.autograd.backward(by_window.sum() / len(windows))
-                losses += by_window.detach().tolist()
-        values = []
-        for unit, keep, gate in zip(self.sliced.adapter.units, allocation.keep, gates, strict=True):
-            band = max(1, round(GATE_BAND * unit.budget.n_groups))
-            assert gate.grad is not None
-            for side in (gate.grad[max(0, keep - band) : keep], gate.grad[keep:]):
-                values.append(-float(side.mean()) / unit.budget.group_params if len(side) else math.nan)
+                    by_token = token_losses(self.sliced.model, ids)
+                    torch.autograd.backward(by_token.sum())
+                losses += float64(by_token.detach()).mean(1).tolist()
+        values: list[float] = []
+        n_tokens = len(windows) * (self.window_tokens - 1)
+        for unit, gate in zip(self.sliced.adapter.units, gates, strict=True):
+            for sign, band, (slope, square) in zip((0.5, -0.5), gate.bands, gate.sums.tolist(), strict=True):
+                scale = n_tokens * max(1, len(band)) * unit.budget.group_params
+                found = [-slope / scale, sign * square / scale, math.sqrt(square) / scale]
+                values += found if band else [math.nan] * 3
         return losses + values
 
     def _losses(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> tuple[list[float], int]:

@@ -24,7 +24,7 @@ from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
 from ffp.reward import Journal, SlicedReward, Text
 from ffp.texts import read_documents, token_windows
-from ffp.types import Allocation, ArtifactError, ConfigError, LayerBudget, PruningProblem, SearchResult
+from ffp.types import Allocation, ArtifactError, ConfigError, LayerBudget, Learner, PruningProblem, SearchResult
 
 log = logging.getLogger("ffp")
 ASSET, TOKENS, STATS, COST = "ffp/asset/1", "ffp/tokens/1", "ffp/stats/1", "ffp/cost/1"
@@ -77,15 +77,21 @@ def calibrate(project: Project, model_name: str, model_dir: Path, text_dir: Path
     artifacts.write_json(out / "calibrate.cost.json", COST, {**cost.as_dict(), "provenance": origin})
 
 
-def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, out: Path) -> None:
+def allocate(
+    project: Project, cell: Cell, model_dir: Path, calibration_dir: Path, out: Path, init_dir: Path | None = None
+) -> None:
     """Run the cell's method and write allocation.json, trace.parquet, search.cost.json (and policy.safetensors).
 
-    A search keeps a journal in `out` while it runs: killed and started again, it goes on where it was.
+    init_dir: folder of the cell whose policy the search starts from, where the grid names one. A search keeps a journal
+    in `out` while it runs: killed and started again, it goes on where it was.
     """
     config = project.models[cell.model]
     method = registry.find(project.method(cell.method).name)
     allocator = registry.create(method.name, project.parameters(cell.method))
     inputs: dict[str, Any] = {"model": _asset_digest(model_dir), "calibration": _calibration_digest(calibration_dir)}
+    if init_dir is not None and isinstance(allocator, Learner):
+        allocator = allocator.started_from(artifacts.read_tensors(init_dir / "policy.safetensors", POLICY)[0])
+        inputs["init"] = artifacts.sha256(init_dir / "policy.safetensors")
     load = load_model if method.needs else load_skeleton
     adapter = Adapter(load(model_dir, config), min_keep=config.min_keep, align=config.align)
     problem = adapter.problem(float(cell.sparsity), cell.granularity)
@@ -98,7 +104,7 @@ def allocate(project: Project, cell: Cell, model_dir: Path, calibration_dir: Pat
     stats = open_calibration(adapter, calibration_dir, cell.granularity) if method.needs else None
     journal, reward = out / "journal.txt", None
     if method.is_search and stats is not None:
-        identity = [settings, cell.path, problem.problem_id, origin["model"], origin["calibration"]]
+        identity = [settings, cell.path, problem.problem_id, *inputs.values()]
         candidates = cut_of(project, cell).candidates(stats)
         reward = open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
     with CostMeter() as cost:

@@ -217,9 +217,11 @@ class Reward(Protocol):
         ...
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """(n_units, 2): fall of the mean loss, nats per token and parameter, thanks to one more unit of a decision.
+        """(n_units, 2, 3): rise of the mean loss, nats per token and parameter, for the last units of a decision.
 
-        Column 0: of the units just inside the threshold, column 1: just outside; NaN where there are none.
+        Axis 1: of the units just inside the threshold if they went, and of those just outside, which are gone; NaN
+        where there are none. Axis 2: the slope, the curvature term to add to it for a finite step, the slope's standard
+        error.
         """
         ...
 
@@ -278,4 +280,13 @@ class Allocator(Protocol):
         seed: int,
     ) -> SearchResult:
         """Answer `problem`. Same arguments, same answer."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An allocator that leaves a policy behind, and can start from one."""
+
+    def started_from(self, policy: Mapping[str, npt.NDArray[Any]]) -> Allocator:
+        """The same allocator with another one's policy as its first; its sizes are checked by allocate()."""
         ...

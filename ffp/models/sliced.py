@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ffp.models.adapter import Adapter, Segment, Unit, rows
 from ffp.models.modeling_pruned import set_count
-from ffp.models.placement import forward_as
+from ffp.models.placement import float64, forward_as
 from ffp.types import Allocation
 
 
@@ -55,24 +56,19 @@ class SlicedModel:
         self.set_keep(allocation.keep)
 
     @contextmanager
-    def gated(self, keep: Sequence[int], band: float) -> Iterator[list[torch.Tensor]]:
-        """Put a differentiable gate on every unit around each decision's threshold.
+    def gated(self, keep: Sequence[int], band: float) -> Iterator[list[Gate]]:
+        """Put a gate on every unit around each decision's threshold and learn its worth from a backward pass.
 
         keep: units on (gate 1). band: share of a decision's units beyond the threshold that are let in with gate 0,
         at least one where one is left: the function stays that of `keep`, and the gradients say what they would do.
-        Yields the gates, one float32 vector a decision, in the order of adapter.units; blocks are checkpointed, so
-        that one block's activations stand in memory at a time.
+        Yields the gates, in the order of adapter.units; blocks are checkpointed, so that one block's activations
+        stand in memory at a time.
         """
-        reach = [
-            min(unit.budget.n_groups, k + max(1, round(band * unit.budget.n_groups)))
-            for unit, k in zip(self.adapter.units, keep, strict=True)
-        ]
-        self.set_keep(reach)
-        gates = [(torch.arange(r) < k).float().requires_grad_() for r, k in zip(reach, keep, strict=True)]
+        gates = [Gate(unit, k, band) for unit, k in zip(self.adapter.units, keep, strict=True)]
+        self.set_keep([gate.reach for gate in gates])
         with ExitStack() as undo:
             for unit, gate in zip(self.adapter.units, gates, strict=True):
-                hook = _Gate(gate, unit.output_width * unit.budget.size)
-                undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(hook).remove)
+                undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(gate).remove)
             for block in self.adapter.blocks:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
             yield gates
@@ -96,15 +92,49 @@ class SlicedModel:
             set_heads(self.adapter, unit, keep)
 
 
-class _Gate:
-    """Forward pre-hook of an output linear: multiplies the columns of each unit by its gate."""
+class Gate:
+    """The gates of one decision: a forward pre-hook of its output linear, which lets through the units that are on.
 
-    def __init__(self, gate: torch.Tensor, width: int):
-        self.gate, self.width = gate, width
+    Units next to the threshold form two bands, the ones just inside and just outside. With g_t the derivative of the
+    loss with respect to a gate that a whole band shares at token t (the sum over the band's columns of input times
+    gradient), a backward pass adds sum_t g_t and sum_t g_t^2 to `sums`, (2 bands, 2) float64. The second is the
+    band's diagonal of the empirical Fisher information, with tokens taken as independent: its curvature.
+    """
+
+    def __init__(self, unit: Unit, keep: int, band: float):
+        n = unit.budget.n_groups
+        size, width = max(1, round(band * n)), unit.output_width * unit.budget.size
+        self.reach = min(n, keep + size)
+        self.bands = (range(max(0, keep - size), keep), range(keep, self.reach))
+        self.sums = torch.zeros(2, 2, dtype=torch.float64)
+        self._columns = [slice(units.start * width, units.stop * width) for units in self.bands]
+        self._on = (torch.arange(self.reach * width) < keep * width).float().requires_grad_()
 
     def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = arguments[0]
-        return (x * self.gate.repeat_interleave(self.width).to(x), *arguments[1:])
+        return (_Gated.apply(x, self._on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
+
+    def take(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add what one backward pass tells; x, gradient: (batch, tokens, in) at the gates."""
+        for sums, columns in zip(self.sums, self._columns, strict=True):
+            slopes = float64((x[..., columns].float() * gradient[..., columns].float()).sum(-1))
+            sums += torch.stack([slopes.sum(), slopes.square().sum()]).cpu()
+
+
+class _Gated(torch.autograd.Function):
+    """x * on, whose backward tells the gate. `on` needs no gradient; that it asks for one starts the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
+        ctx.save_for_backward(x, on)
+        ctx.gate = gate
+        return x * on
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        x, on = ctx.saved_tensors
+        ctx.gate.take(x, gradient)
+        return gradient * on, None, None
 
 
 def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:

@@ -6,6 +6,7 @@ same windows, and the finalists meet once more on the selection text.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
@@ -20,6 +21,7 @@ from ffp.types import Allocation, ConfigError, FfpError, FloatArray, PruningProb
 
 log = logging.getLogger("ffp")
 T = TypeVar("T")
+L = TypeVar("L")
 Windows = tuple[int, ...]
 
 COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
@@ -50,6 +52,24 @@ def check_switch(method: str, key: str, value: Any) -> None:
     """ConfigError unless a hyper-parameter is true or false."""
     if not isinstance(value, bool):
         raise ConfigError(f"method {method!r}: {key} = {value!r} is neither true nor false. Correct it in variants.")
+
+
+def started(method: L, policy: Mapping[str, Any]) -> L:
+    """A copy of a frozen dataclass of a method that starts from a policy."""
+    warm = copy.copy(method)
+    object.__setattr__(warm, "policy", policy)
+    return warm
+
+
+def check_shapes(policy: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """ConfigError unless a policy to start from has the arrays of the search's own, in number and shape."""
+    shapes, wanted = ({name: np.shape(array) for name, array in arrays.items()} for arrays in (policy, own))
+    if shapes != wanted:
+        odd = next(name for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name))
+        raise ConfigError(
+            f"the policy to start from does not fit: {odd} is {shapes.get(odd, 'absent')}, this search needs "
+            f"{wanted.get(odd, 'none')}. Start from the same method, on a model with the same number of blocks."
+        )
 
 
 class Tracker:
@@ -115,7 +135,7 @@ class Tracker:
             raise Exhausted
         before = self.spent
         utility = self.reward.marginal_utility(candidate, windows=windows)
-        if not np.isfinite(np.nanmean(utility, axis=1)).all():
+        if not np.isfinite(np.nanmean(utility, axis=(1, 2))).all():
             raise FfpError(f"the gate gradients of {candidate.keep} are not finite. Use dtype float32 for this model.")
         self._measure(candidate, windows, stage, self.problem.target, before)
         return utility

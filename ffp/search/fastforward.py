@@ -23,19 +23,34 @@ to an eighth of the budget is set aside for the final comparison.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ffp.budget import project
-from ffp.search.base import Tracker, best_first, check_number, check_switch, needed
+from ffp.registry import near
+from ffp.search.base import Tracker, best_first, check_number, check_switch, needed, started
 from ffp.search.policy import PpoAgent, PpoSettings
-from ffp.types import Allocation, CalibrationStats, PruningProblem, Reward, SearchBudget, SearchResult
+from ffp.search.sequential import project_sequentially
+from ffp.types import (
+    Allocation,
+    CalibrationStats,
+    ConfigError,
+    FloatArray,
+    PruningProblem,
+    Reward,
+    SearchBudget,
+    SearchResult,
+)
 
 BATCH = 15
 MIN_BATCHES = 10
 REWARD_LIMIT = 2.0
+PROJECTIONS = {"water-filling": project, "sequential": project_sequentially}
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,9 @@ class Batch:
 @dataclass(frozen=True)
 class FastForward:
     """batch: episodes a batch, 0 for 15 or what the budget allows. curriculum: share of the episodes that the
-    curricula cover. start_sparsity, start_fidelity: where they start. The rest: see PpoSettings.
+    curricula cover. start_sparsity, start_fidelity: where they start. projection: "water-filling" or "sequential", the
+    published one. rescore: whether finalists meet on the selection text. zero_shot: answer with the mean action of the
+    policy handed over (the grid's `init`), without a search. The rest: see PpoSettings.
     """
 
     batch: int = 0
@@ -60,6 +77,9 @@ class FastForward:
     curriculum: float = 1 / 3
     start_sparsity: float = 0.05
     start_fidelity: float = 0.05
+    projection: str = "water-filling"
+    rescore: bool = True
+    zero_shot: bool = False
     epochs: int = PpoSettings.epochs
     clip: float = PpoSettings.clip
     learning_rate: float = PpoSettings.learning_rate
@@ -69,9 +89,10 @@ class FastForward:
     initial_std: float = PpoSettings.initial_std
     name: str = field(default="fastforward", init=False)
     version: str = field(default="1", init=False)
+    policy: Mapping[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for key in ("sparsity_curriculum", "fidelity_curriculum"):
+        for key in ("sparsity_curriculum", "fidelity_curriculum", "rescore", "zero_shot"):
             check_switch(self.name, key, getattr(self, key))
         for key in ("batch", "epochs"):
             check_number(self.name, key, getattr(self, key), int(key == "epochs"), 10_000, whole=True)
@@ -81,6 +102,14 @@ class FastForward:
             check_number(self.name, key, getattr(self, key), 0, math.inf)
         for key in ("learning_rate", "max_grad_norm", "initial_std"):
             check_number(self.name, key, getattr(self, key), 1e-12, math.inf)
+        if self.projection not in PROJECTIONS:
+            raise ConfigError(
+                f"method {self.name!r}: projection {self.projection!r}: {near(self.projection, PROJECTIONS)}"
+            )
+
+    def started_from(self, policy: Mapping[str, Any]) -> FastForward:
+        """The same method, whose policy and critic start as those of another search, at any sparsity."""
+        return started(self, policy)
 
     def allocate(
         self,
@@ -92,16 +121,22 @@ class FastForward:
         seed: int,
     ) -> SearchResult:
         """Answer `problem`; BudgetError if its target is infeasible."""
+        budget = budget if self.rescore else dataclasses.replace(budget, finalists=1)
         tracker = Tracker(problem, needed(reward, self.name, "a reward"), budget, method=self.name)
         rng = np.random.default_rng(seed)
         agent = PpoAgent(len(problem.units), self._ppo(), seed)
+        if self.policy is not None:
+            agent.load(self.policy)
+        to_allocation = PROJECTIONS[self.projection]
+        if self.zero_shot and self.policy is not None:
+            return tracker.result([to_allocation(problem, agent.mean(problem.target))], agent.arrays())
         winners: list[Allocation] = []
         for batch in self.plan(problem.target, budget):
-            best = run_batch(problem, tracker, agent, batch, tracker.draw(rng, batch.windows))
+            best = run_batch(problem, tracker, agent, batch, tracker.draw(rng, batch.windows), to_allocation)
             if batch.sparsity == problem.target:
                 winners.insert(0, best)
-            tracker.answer(project(problem, agent.mean(problem.target)))
-        contenders = [project(problem, agent.mean(problem.target)), *winners]
+            tracker.answer(to_allocation(problem, agent.mean(problem.target)))
+        contenders = [to_allocation(problem, agent.mean(problem.target)), *winners]
         contenders = list(dict.fromkeys(contenders))[: n_contenders(budget)]
         scores = tracker.score(contenders, tracker.draw(rng, budget.windows), stage="contenders")
         return tracker.result([contenders[i] for i in best_first(scores)], agent.arrays())
@@ -160,12 +195,17 @@ def n_contenders(budget: SearchBudget) -> int:
 
 
 def run_batch(
-    problem: PruningProblem, tracker: Tracker, agent: PpoAgent, batch: Batch, windows: tuple[int, ...]
+    problem: PruningProblem,
+    tracker: Tracker,
+    agent: PpoAgent,
+    batch: Batch,
+    windows: tuple[int, ...],
+    to_allocation: Callable[[PruningProblem, FloatArray], Allocation],
 ) -> Allocation:
     """Sample, project and score a batch, update the agent with it, and return the batch's best candidate."""
     easier = problem.at(batch.sparsity)
     actions = agent.sample(batch.sparsity, batch.episodes)
-    candidates = [project(easier, action) for action in actions]
+    candidates = [to_allocation(easier, action) for action in actions]
     stage = "policy" if batch.progress >= 1 else "curriculum"
     scores = tracker.score(candidates, windows, stage=stage, target=batch.sparsity)
     rewards = np.clip(scores, 0.0, REWARD_LIMIT)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffp.search.base import check_shapes
 from ffp.types import FloatArray
 
 HIDDEN = (256, 256, 128)
@@ -133,6 +135,11 @@ class PpoAgent:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self._optimizer.step()
+
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from the weights of another agent; the optimiser starts afresh. ConfigError if they do not fit."""
+        check_shapes(arrays, self.arrays())
+        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """The weights, by torch's names ("actor.0.weight", "log_std", ...)."""

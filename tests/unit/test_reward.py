@@ -9,6 +9,7 @@ import torch
 from ffp import budget
 from ffp.calibration import Calibration, collect
 from ffp.models.adapter import Adapter
+from ffp.models.loss import token_losses
 from ffp.models.sliced import SlicedModel, mask
 from ffp.pruning.masks import kept_units
 from ffp.reward import REWARD_FLOOR, Journal, SlicedReward, Text
@@ -112,44 +113,50 @@ def test_a_journal_of_another_search_is_not_used(tmp_path):
     assert not any(Journal(path, {"text": "b"}).find(key) for key in keys)
 
 
-def test_marginal_utility_equals_gate_gradients_by_differences():
-    """Against central differences of the masked model's loss with one unit's gate moved."""
+def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
+    """Against autograd with one gate for a band at each token, on the whole model with everything else masked."""
     reward = make()
     allocation, windows = candidates(reward)[0], [0, 2]
     utility = reward.marginal_utility(allocation, windows=windows)
     assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
-    adapter, ids = reward.sliced.adapter, reward.search.windows[windows]
+    sliced, ids = reward.sliced, reward.search.windows[windows]
+    sliced.set_keep([unit.budget.n_groups for unit in sliced.adapter.units])
 
-    def loss(unit, index, gate):
-        """Mean loss with unit `index` of one decision scaled by `gate`, all others as the allocation says."""
-        reach = list(allocation.keep)
-        position = adapter.units.index(unit)
-        reach[position] = max(reach[position], index + 1)
-        reward.sliced.set_keep(reach)
-        scale = torch.ones(reach[position], dtype=torch.float64)
-        scale[allocation.keep[position] :] = 0
-        scale[index] = gate
+    def gated(position, columns, on):
+        """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
+        gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
+        hooks = []
+        for i, unit in enumerate(sliced.adapter.units):
+            width = unit.output_width
+            scale = (torch.arange(unit.budget.n_groups * width) < allocation.keep[i] * width).double()
 
-        def scaled(module, arguments):
-            return (arguments[0] * scale.repeat_interleave(unit.output_width),)
+            def hook(module, arguments, scale=scale, own=i == position):
+                scaled = arguments[0] * scale
+                if own:
+                    chosen = torch.zeros_like(scale)
+                    chosen[columns] = 1
+                    scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
+                return (scaled,)
 
-        hook = adapter.linear(unit.output).register_forward_pre_hook(scaled)
-        with torch.no_grad():
-            value = reward.sliced.model(ids, labels=ids).loss.item()
-        hook.remove()
-        return value
+            hooks.append(sliced.adapter.linear(unit.output).register_forward_pre_hook(hook))
+        token_losses(sliced.model, ids).sum().backward()
+        for hook in hooks:
+            hook.remove()
+        return gate.grad[..., 0]
 
-    for position, unit in enumerate(adapter.units):
-        keep, n = allocation.keep[position], unit.budget.n_groups
+    n_tokens = ids[:, 1:].numel()
+    for position, unit in enumerate(sliced.adapter.units):
+        keep, n, width = allocation.keep[position], unit.budget.n_groups, unit.output_width
         band = max(1, round(0.1 * n))
         for side, units in enumerate((range(max(0, keep - band), keep), range(keep, min(n, keep + band)))):
-            if not len(units):
-                assert math.isnan(utility[position, side])
+            if not units:
+                assert np.isnan(utility[position, side]).all()
                 continue
-            slopes = [(loss(unit, i, 1 - side + 5e-3) - loss(unit, i, 1 - side - 5e-3)) / 1e-2 for i in units]
-            noise = 5e-3 * np.abs(slopes).max() / unit.budget.group_params  # the model's norms work in float32
-            expected = -np.mean(slopes) / unit.budget.group_params
-            assert utility[position, side] == pytest.approx(expected, abs=noise), unit.budget.name
+            slopes = gated(position, slice(units.start * width, units.stop * width), 1.0 - side)
+            scale = n_tokens * len(units) * unit.budget.group_params
+            square = slopes.square().sum().item()
+            expected = [-slopes.sum().item() / scale, (0.5 - side) * square / scale, math.sqrt(square) / scale]
+            assert utility[position, side] == pytest.approx(expected, rel=2e-3), unit.budget.name
 
 
 def test_the_gated_forward_pays_for_the_reward_too():

@@ -34,11 +34,11 @@ def test_the_synthetic_reward_is_a_reward_and_its_marginal_utility_predicts_it()
     for i, unit in enumerate(problem.units):
         for side, step in enumerate((-1, 1)):
             if start.keep[i] + step > unit.n_groups:
-                assert np.isnan(utility[i, side])
+                assert np.isnan(utility[i, side]).all()
                 continue
             other = Allocation(start.problem_id, tuple(k + step * (i == j) for j, k in enumerate(start.keep)))
             ratio = reward(other, windows=(0, 3)) / reward(start, windows=(0, 3))
-            assert step * np.log(ratio) / unit.group_params == pytest.approx(utility[i, side])
+            assert step * np.log(ratio) / unit.group_params == pytest.approx(utility[i, side, :2].sum())
 
 
 def test_rows_say_what_was_scored():
@@ -86,7 +86,7 @@ def test_gate_gradients_cost_three_forwards_and_yield_the_reward_in_one_row():
     t = tracker(evaluations=4, windows=2)
     [one] = candidates(t.problem, 1)
     utility = t.utility(one, (0, 1), stage="gates")
-    assert utility.shape == (len(t.problem.units), 2)
+    assert utility.shape == (len(t.problem.units), 2, 3)
     assert [(row["tokens"], row["stage"], row["evaluation"]) for row in t.rows] == [(60, "gates", 1)]
     assert t.score([one], (0, 1), stage="again") == [t.rows[0]["reward"]] == [t.rows[0]["best"]]
     assert len(t.rows) == t.reward.evaluations == 1

@@ -127,6 +127,30 @@ def test_a_change_runs_again_exactly_what_it_touches(site: Site, change: str) ->
     assert site.planned() == expected
 
 
+def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(site: Site) -> None:
+    before = len(site.commands())
+    grid = site.read("grid.yaml")
+    site.write("grid.yaml", {**grid, "variants": {"fastforward": {"init": {"from": "s0.20"}}}})
+    assert site.planned() == {"allocate_search": 1, "apply": 1, "evaluate": 1, "report": 1}
+    done = site.snakemake()
+    assert done.returncode == 0, done.stdout
+    [command] = [words for words in site.commands()[before:] if words[0] == "allocate"]
+    assert "tiny/structured/s0.30/fastforward/seed0" in command
+    assert command[-2:] == ["--init", "results/cells/tiny/structured/s0.20/fastforward/seed0"]
+    assert _parser().parse_args(command).init == Path(command[-1])
+
+
+@pytest.mark.parametrize("name", ["fastforward", "owl"])
+def test_a_policy_that_no_cell_makes_is_refused(site: Site, name: str) -> None:
+    wanted = "s0.45" if name == "fastforward" else "s0.20"
+    site.write("grid.yaml", {**site.read("grid.yaml"), "variants": {name: {"init": {"from": wanted}}}})
+    done = site.snakemake("--dry-run")
+    assert done.returncode != 0
+    assert f"variants.{name}.init asks for the policy of tiny/structured/{wanted}/{name}/seed0, which the grid" in (
+        done.stdout
+    )
+
+
 def test_a_raised_version_of_a_method_runs_its_cells_again(site: Site, tmp_path: Path) -> None:
     for name in ("ffp", "workflow"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -6,6 +6,7 @@ rule allocate_search:
         model=MODEL,
         tokens=f"{CALIBRATION}/tokens.safetensors",
         stats=f"{CALIBRATION}/stats.safetensors",
+        init=init_allocation,
     output:
         allocation=f"{CELLS}/{CELL}/allocation.json",
         trace=f"{CELLS}/{CELL}/trace.parquet",
@@ -31,6 +32,7 @@ rule allocate_search:
         model_dir=subpath(input.model, parent=True),
         calibration=subpath(input.stats, parent=True),
         out=subpath(output.allocation, parent=True),
+        init=folder_flag("init", "init"),
         settings=settings("allocate"),
     shell:
         """
@@ -40,6 +42,7 @@ rule allocate_search:
             --model-dir {params.model_dir:q} \
             --calibration {params.calibration:q} \
             --out {params.out:q} \
+            {params.init:q} \
             2>&1 | tee {log:q}
         """
 

@@ -38,3 +38,10 @@ rule calibrate:
             --out {params.out:q} \
             2>&1 | tee {log:q}
         """
+
+
+# Assets and calibration of every model: what benchmarks start from.
+rule calibrated:
+    input:
+        expand(f"{CALIBRATION}/stats.safetensors", model=GRID.models),
+    localrule: True

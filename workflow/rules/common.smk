@@ -105,6 +105,14 @@ def cut_files(wildcards):
     return [f"{CELLS}/{CELL}/{file}".format(**wildcards) for file in ("masks.safetensors", "updates.safetensors")]
 
 
+def init_allocation(wildcards):
+    """The cell that has to be searched first, because this one starts from its policy."""
+    origin = PROJECT.init_cell(
+        Cell(*(wildcards[name] for name in ("model", "granularity", "sparsity", "method", "seed")))
+    )
+    return [f"{CELLS}/{origin.path}/allocation.json"] if origin else []
+
+
 def folder_flag(name, key):
     """A params function: ["--name", folder of the input `key`], or [] where the job has no such input."""
 
