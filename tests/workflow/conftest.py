@@ -1,17 +1,11 @@
-"""The tiny real grid, run once for all tests that read it."""
+"""The tiny real grid, under the name that the tests of the workflow give it."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.workflow import tiny
-
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """A folder where the workflow has run to its end."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny.build(folder)
-    done = tiny.snakemake(folder)
-    assert done.returncode == 0, done.output
-    return folder
+def finished(tiny_grid: Path) -> Path:
+    """A folder where the workflow has run to its end; it is not run a second time."""
+    return tiny_grid

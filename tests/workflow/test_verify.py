@@ -27,7 +27,7 @@ CALIBRATION = Path("data/calibration/tiny")
 @pytest.fixture
 def grid(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the finished tiny grid, which is the working directory."""
-    for name in ("config", "data", "results"):
+    for name in ("config", "data", "logs", "results"):  # the page shows the ends of the logs
         shutil.copytree(tiny_grid / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return Project(Path("config/grid.yaml"))
