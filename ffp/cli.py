@@ -105,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _parity_options(step)
 
+    step = _command(commands, "validate", _validate, "check a grid, and say what it will take, before it is fetched")
+    _paths(step, config="grid file")
+    step.add_argument("--tflops", type=float, default=100.0, help="sustained speed of a device (default: 100)")
+
     step = _command(commands, "report", _report, "tables and plots of all cells that are there")
     _paths(step, config="grid file", out="folder to fill")
 
@@ -229,6 +233,16 @@ def _parity(options: argparse.Namespace) -> None:
         comparison = parity.check(result, options.reference, settings)
         parity.write(options.out, result, settings, comparison)
         print(", ".join(f"{key}: {value}" for key, value in comparison.items()))
+
+
+def _validate(options: argparse.Namespace) -> None:
+    project = Project(options.config)
+    _start_torch(project, project.grid.models[0])
+    from ffp import plan
+
+    if not options.tflops > 0:
+        raise ConfigError(f"--tflops {options.tflops:g} is not above 0. Give the sustained speed of a device.")
+    print(plan.report(project, tflops=options.tflops))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -111,6 +111,7 @@ class ModelConfig(Strict):
     """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step.
 
     license: of the weights, for the cards of checkpoints made of them. align: kept FFN channels are a multiple of it.
+    architecture: model_type and sizes, as transformers' configuration names them, for plans made before it is fetched.
     offload: weights stay on the host, and one block at a time goes to the device; for devices smaller than the model.
     """
 
@@ -123,6 +124,7 @@ class ModelConfig(Strict):
     align: Literal[1, 8, 16, 32, 64, 128] = 1
     batch_tokens: Count = 4096
     offload: bool = False
+    architecture: Mapping[str, Any] | None = None
     resources: Resources = Resources()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,29 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
 
 def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """The model's modules without its weights (on torch's meta device): enough to know the sizes of its units."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not (Path(folder) / "config.json").is_file():
         raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    return _empty(AutoConfig.from_pretrained(folder, **LOCAL))
+
+
+def skeleton_of(architecture: Mapping[str, Any]) -> PreTrainedModel:
+    """The same from the arguments of a transformers configuration, model_type among them."""
+    from transformers import AutoConfig
+
+    family_of(architecture["model_type"])
+    try:
+        return _empty(AutoConfig.for_model(**architecture))
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"architecture {dict(architecture)} makes no model: {str(error).splitlines()[0]}.") from error
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **LOCAL))
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return skeleton
 
 
