@@ -18,7 +18,7 @@ from ffp.cuts import cut_of
 from ffp.evaluation import perplexity, score_tasks
 from ffp.models.adapter import Adapter, load_model, load_skeleton, load_tokenizer
 from ffp.models.card import model_card
-from ffp.models.export import SHARD, save_pruned
+from ffp.models.export import save_pruned, save_stock
 from ffp.models.loss import window_losses
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
@@ -215,7 +215,7 @@ def export(
     with artifacts.whole_folder(out) as folder:
         facts = cut_model(adapter, project, cell, cut_dir, dense_shape=dense_shape)
         if dense_shape:
-            adapter.model.save_pretrained(folder, max_shard_size=SHARD)
+            save_stock(adapter.model, folder)
         else:
             save_pruned(adapter, folder)
         load_tokenizer(model_dir).save_pretrained(folder)

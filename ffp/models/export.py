@@ -36,6 +36,20 @@ class PrunedForCausalLM(Pruned, {model}):
 '''
 
 
+def save_stock(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """save_pretrained in shards, also where the parent's generation defaults contradict themselves.
+
+    transformers loads a temperature without do_sample but does not save it; sampling is what the temperature asks for.
+    """
+    defaults: Any = model.generation_config
+    try:
+        if defaults is not None:
+            defaults.validate(strict=True)
+    except ValueError:
+        defaults.do_sample = True
+    model.save_pretrained(folder, max_shard_size=SHARD, **options)
+
+
 def save_pruned(adapter: Adapter, folder: Path) -> None:
     """Write an already cut model into `folder`: safetensors, config.json with the sizes, modeling_pruned.py.
 
@@ -43,7 +57,7 @@ def save_pruned(adapter: Adapter, folder: Path) -> None:
     given a list of mismatched sizes.
     """
     model = adapter.model
-    model.save_pretrained(folder, max_shard_size=SHARD, save_original_format=False)
+    save_stock(model, folder, save_original_format=False)
     parent = type(model.config)
     model_type = f"{PREFIX}{parent.model_type}"
     body = json.loads((folder / "config.json").read_text())

@@ -87,6 +87,15 @@ def _deeper(checkpoint):
     return pruned | {"linears": longer}
 
 
+def test_generation_defaults_that_contradict_themselves_are_mended(tmp_path):
+    model = tiny("llama")
+    model.generation_config.temperature = 0.5
+    with pytest.raises(ValueError, match="do_sample"):
+        model.save_pretrained(tmp_path / "stock")
+    save_pruned(Adapter(model), tmp_path / "pruned")
+    assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
+
+
 def test_half_precision_on_request(checkpoint):
     assert ffp.load_pruned(checkpoint, device="cpu").dtype == torch.float64
     assert ffp.load_pruned(checkpoint, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
