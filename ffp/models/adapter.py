@@ -95,13 +95,15 @@ def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
 
 def skeleton_of(architecture: Mapping[str, Any]) -> PreTrainedModel:
     """The same from the arguments of a transformers configuration, model_type among them."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    family_of(architecture["model_type"])
+    family_of(str(architecture.get("model_type")))
     try:
         return _empty(AutoConfig.for_model(**architecture))
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ConfigError(f"architecture {dict(architecture)} makes no model: {str(error).splitlines()[0]}.") from error
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"architecture {dict(architecture)} makes no model: {reason}. Correct it.") from error
 
 
 def _empty(config: Any) -> PreTrainedModel:
