@@ -1,6 +1,7 @@
 # make demo     install the locked packages into .venv, run the embedded benchmark, write results/report/
 # make test     all tests                make check    linters, types, import order, dry run
 # make docs     the documentation site, in site/
+# make test-faults, make test-slurm   the long ones: kills and damage; a virtual cluster
 # make install  only the packages        make clean    remove caches, logs and the report; cells and data stay
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test check accept docs clean
+.PHONY: install demo test test-faults test-slurm check accept docs clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -43,6 +44,15 @@ demo: install
 
 test: install
 	@$(RUN) python -m pytest $(PYTEST_ARGS)
+
+# Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
+test-faults: install
+	@$(RUN) python -m pytest -m 'not slurm' --timeout 3600 --counts benchmarks/results/faults.json \
+	  tests/bad_input tests/faults $(PYTEST_ARGS)
+
+# A real Slurm of four virtual nodes (root on Debian; skipped with its reason elsewhere), ten minutes.
+test-slurm: install
+	@$(RUN) python -m pytest -m slurm --timeout 3600 tests/slurm $(PYTEST_ARGS)
 
 # After an edit of ffp/ that changes no number, or with a raised version: results so far stay valid, or only newer ones.
 accept: install

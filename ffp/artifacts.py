@@ -6,6 +6,7 @@ or an edited figure is found by whoever reads the file. One without a checksum i
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -156,11 +157,15 @@ def read_json(path: Path, schema: str, *, sealed: bool = False) -> dict[str, Any
 
 def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Write numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     header = {"schema": schema, "meta": json.dumps(meta, sort_keys=True)}
     with whole(path) as partial:
-        save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
+        try:
+            save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
+        except SafetensorError as error:  # safetensors has a type of its own for a disk's faults too
+            raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
         _sort_metadata(partial)
 
 

@@ -54,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"ffp {options.command}: {what}. Check the path, its rights and the space on its disk.", file=sys.stderr)
         return FfpError.exit_code
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
+        if not (isinstance(error, MemoryError) or re.search(r"allocate.*memory|out of memory", str(error))):
+            raise
+        print(
+            f"ffp {options.command}: out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb).",
+            file=sys.stderr,
+        )
+        return FfpError.exit_code
     except KeyboardInterrupt:
         print(f"ffp {options.command}: interrupted; start it again to go on.", file=sys.stderr)
         return 130

@@ -1,10 +1,39 @@
 """Fixtures that several kinds of tests share."""
 
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.workflow import tiny
+
+COUNTED = ("kills", "faults", "bad_inputs", "lost")
+COUNTS: Counter[str] = Counter()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--counts", type=Path, help="JSON to write: kills and faults survived, bad inputs refused, lost")
+
+
+def pytest_runtest_logreport(report):
+    """Count the tests that passed by their marks, and what they say that they counted themselves."""
+    if report.when == "call" and report.passed:
+        COUNTS.update(f"{name}s" for name in ("fault", "bad_input") if name in report.keywords)
+        COUNTS.update({name: value for name, value in report.user_properties if name in COUNTED})
+
+
+def pytest_terminal_summary(terminalreporter):
+    if any(COUNTS.values()):
+        terminalreporter.write_line(", ".join(f"{name}: {COUNTS[name]}" for name in COUNTED))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if (path := session.config.getoption("--counts")) is not None and exitstatus == 0:
+        from ffp.artifacts import provenance, write_json
+
+        marks = {name: COUNTS[name] for name in COUNTED}
+        write_json(path, "ffp/faults/1", {"marks": marks, "provenance": provenance()})
 
 
 @pytest.fixture(scope="session")

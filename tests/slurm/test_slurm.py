@@ -83,7 +83,7 @@ def snakemake(folder: Path) -> subprocess.Popen[str]:
 
 def finish(folder: Path, run: subprocess.Popen[str]) -> str:
     """Wait for the end of a run; what it said."""
-    code = run.wait(timeout=900)
+    code = run.wait(timeout=1500)
     said = (folder / "snakemake.log").read_text()
     assert code == 0, said[-5000:]
     return said
@@ -189,7 +189,7 @@ def test_out_of_memory_scancel_and_a_crashed_node_end_in_the_same_report(
     finished: tuple[Path, str], tmp_path: Path, tiny_source: Path
 ) -> None:
     """All three in one run: too little memory for every job, a job cancelled, a node killed with its jobs."""
-    folder, since = site(tmp_path, tiny_source, mem_mb=250), now()
+    folder, since = site(tmp_path, tiny_source, mem_mb=400), now()
     run = snakemake(folder)
     job, _ = wait_for(lambda: running(folder, "allocate_search"), run)[0]
     subprocess.run(["scancel", job], check=True)
@@ -205,7 +205,7 @@ def test_out_of_memory_scancel_and_a_crashed_node_end_in_the_same_report(
     memory = {
         tres.split("mem=")[1].split("M")[0] for _, tres in accounted(since, "jobid", "alloctres") if "mem=" in tres
     }
-    assert {"250", "500"} <= memory, "no job was given more memory after it failed"
+    assert {"400", "800"} <= memory, "no job was given more memory after it failed"
     for name in ("evolutionary", "fastforward", "fastforward-guided"):
         for seed in (0, 1):
             files = [root / CELLS / name / f"seed{seed}/allocation.json" for root in (finished[0], folder)]

@@ -1,0 +1,132 @@
+"""How the workflow scales: time and memory to plan 3,600 cells, and how busy it keeps the nodes of a Slurm cluster.
+
+    python benchmarks/scaling.py [--slurm]
+
+Writes benchmarks/results/scaling.json. Marks: dag_s and dag_peak_mem_bytes of a dry run of 10 models x 10 sparsities x
+12 methods x 3 seeds (the median of three); busy_share, with --slurm and a running cluster (tests/slurm/cluster.sh up):
+node seconds spent in jobs / node seconds from the first job's start to the last one's end, for a grid whose commands
+sleep. Nothing but the planning and the orchestration is real here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ffp.artifacts import provenance, write_json
+
+ROOT = Path(__file__).parents[1]
+WHEEL = {"kind": "wheel", "package": "x", "version": "1", "sha256": "0" * 64, "members": ["m.gguf"]}
+SEARCH_S, OTHER_S = 30, 5
+# Sleeps as long as a search or another step might take, then writes what the step would write.
+SLEEPER = """#!{python}
+import sys, time
+from pathlib import Path
+command, words = sys.argv[1], sys.argv[2:]
+out = Path(words[words.index("--out") + 1])
+time.sleep({{"allocate": {search}, "asset": 0}}.get(command, {other}))
+files = {{"asset": ["asset.json"], "calibrate": ["tokens.safetensors", "stats.safetensors", "calibrate.cost.json"],
+         "allocate": ["allocation.json", "trace.parquet", "search.cost.json"],
+         "apply": ["masks.safetensors", "updates.safetensors"]}}
+for path in [out / name for name in files[command]] if command in files else [out]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(command)
+"""
+
+
+def configure(folder: Path, *, models: int, sparsities: int, methods: int, seeds: int) -> int:
+    """Write a grid of searches; its number of cells, the dense ones not counted."""
+    parts: dict[str, Any] = {
+        f"models/m{i}": {"title": f"M{i}", "source": WHEEL, "resources": {"mem_mb": 500, "gpu": 1, "runtime_min": 10}}
+        for i in range(models)
+    }
+    shares = dict.fromkeys(("calibration", "search", "selection", "test"), 0.25)
+    parts["texts/t"] = {"title": "T", "sources": [{"name": "c", "source": WHEEL}], "shares": shares}
+    variants = {f"v{i}": {"use": "evolutionary"} for i in range(methods)}
+    parts["grid"] = {
+        "title": "Scale", "models": [f"m{i}" for i in range(models)], "text": "t", "methods": list(variants),
+        "sparsities": [round(0.05 * (i + 1), 2) for i in range(sparsities)], "seeds": list(range(seeds)),
+        "variants": variants,
+    }  # fmt: skip
+    for name, body in parts.items():
+        path = folder / "config" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(body))
+    return models * sparsities * methods * seeds
+
+
+def snakemake(folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "all", *words,
+            "--directory", str(folder), "--config", "grid=config/grid.yaml"]  # fmt: skip
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+
+
+def plan(folder: Path, repeats: int = 3) -> dict[str, Any]:
+    """Dry runs of the large grid: median seconds, and the peak memory of them all."""
+    cells = configure(folder, models=10, sparsities=10, methods=12, seeds=3)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        done = subprocess.run(
+            snakemake(folder, "--dry-run", "--quiet", "all"), cwd=folder, env=environment(folder), capture_output=True
+        )
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stdout[-2000:]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return {"cells": cells, "dag_s": statistics.median(seconds), "dag_peak_mem_bytes": peak, "seconds": seconds}
+
+
+def keep_busy(folder: Path) -> dict[str, Any]:
+    """A grid of sleeping commands on the running cluster: share of its node seconds that were spent in jobs."""
+    cells = configure(folder, models=1, sparsities=4, methods=6, seeds=1)
+    sleeper = folder / "bin/ffp"
+    sleeper.parent.mkdir()
+    sleeper.write_text(SLEEPER.format(python=sys.executable, search=SEARCH_S, other=OTHER_S))
+    sleeper.chmod(0o755)
+    since = time.strftime("%Y-%m-%dT%H:%M:%S")
+    profile = ["--profile", str(ROOT / "profiles/slurm"), "--quiet", "all", "--until", "evaluate"]
+    subprocess.run(snakemake(folder, *profile), cwd=folder, env=environment(folder), check=True)
+    fields = ["sacct", "-X", "-n", "-P", "-S", since, "-o", "start,end,elapsedraw"]
+    told = subprocess.run(fields, text=True, capture_output=True, check=True).stdout.split()
+    jobs = [line.split("|") for line in told]
+    moments = [[time.mktime(time.strptime(job[i], "%Y-%m-%dT%H:%M:%S")) for job in jobs] for i in (0, 1)]
+    places = subprocess.run(["sinfo", "-h", "-o", "%D %c"], text=True, capture_output=True, check=True).stdout.split()
+    capacity = int(places[0]) * int(places[1]) * (max(moments[1]) - min(moments[0]))
+    return {"cells": cells, "jobs": len(jobs), "busy_share": sum(float(job[2]) for job in jobs) / capacity}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slurm", action="store_true", help="also keep a running cluster busy (two minutes)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.json")
+    options = parser.parse_args()
+    scratch = Path(tempfile.mkdtemp(prefix="ffp-scaling-"))
+    try:
+        planned = plan(scratch / "plan")
+        busy = keep_busy(scratch / "busy") if options.slurm else {}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    marks = {"dag_s": planned["dag_s"], "dag_peak_mem_bytes": planned["dag_peak_mem_bytes"]}
+    marks |= {"busy_share": busy["busy_share"]} if busy else {}
+    body = {"marks": marks, "plan": planned, "busy": busy, "provenance": provenance()}
+    write_json(options.out, "ffp/benchmark-scaling/1", body)
+    print(f"{options.out}: {marks}")
+
+
+if __name__ == "__main__":
+    main()

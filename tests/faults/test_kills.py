@@ -1,0 +1,96 @@
+"""kill -9 of Snakemake and of its steps at random moments: the next run goes on by itself, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.compare import differences
+from tests.workflow import tiny
+
+
+def steps_of(run: subprocess.Popen[str]) -> list[int]:
+    """The processes of `ffp` commands below a run, which is the leader of its session."""
+    told = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(run.pid)], text=True, capture_output=True).stdout
+    pairs = (line.split(None, 1) for line in told.splitlines())
+    return [int(pid) for pid, command in pairs if "/ffp " in command and "bash" not in command]
+
+
+def everything(run: subprocess.Popen[str]) -> None:
+    os.killpg(run.pid, signal.SIGKILL)
+
+
+def only_snakemake(run: subprocess.Popen[str]) -> None:
+    """Its jobs go on, as orphans, into the next run."""
+    run.kill()
+
+
+def one_step(run: subprocess.Popen[str]) -> None:
+    if steps := steps_of(run):
+        os.kill(random.choice(steps), signal.SIGKILL)
+    else:
+        run.kill()
+
+
+KILLERS: tuple[Callable[[subprocess.Popen[str]], None], ...] = (everything, only_snakemake, one_step)
+
+
+def disturb(folder: Path, kills: int, seed: int) -> int:
+    """Start the grid again and again and kill it each time at a random moment; how often it was killed under way."""
+    rng, done, patience = random.Random(seed), 0, 6.0
+    while done < kills:
+        run = tiny.snakemake(folder, start_only=True)
+        try:
+            run.communicate(timeout=rng.uniform(1.0, patience))
+            break  # the grid is finished: there is nothing left to kill
+        except subprocess.TimeoutExpired:
+            rng.choice(KILLERS)(run)
+            done += 1
+            patience += 0.5
+            run.communicate()
+    return done
+
+
+def settle(folder: Path) -> None:
+    """Run the grid, unattended, until it is finished; three attempts are enough for what orphans may still disturb."""
+    for _ in range(3):
+        last = tiny.snakemake(folder)
+        if last.returncode == 0:
+            return
+    raise AssertionError(last.output[-4000:])  # type: ignore[attr-defined]
+
+
+def survive(
+    kills: int, seed: int, finished: Path, source: Path, folder: Path, record: Callable[[str, object], None]
+) -> None:
+    """Kill a grid so often, starting anew when it is done too soon, and compare its end with an undisturbed one's."""
+    done = rounds = 0
+    while done < kills:
+        site = folder / f"round{rounds}"
+        shutil.copytree(source, site)
+        tiny.configure(site)
+        done += disturb(site, kills - done, seed + rounds)
+        settle(site)
+        lost = differences(finished, site, folder / f"compared{rounds}")
+        assert not lost
+        assert "Nothing to be done" in tiny.snakemake(site).output  # type: ignore[attr-defined]
+        rounds += 1
+    record("kills", done)
+    record("lost", len(lost))
+
+
+@pytest.mark.long
+@pytest.mark.fault
+@pytest.mark.timeout(3600)
+def test_twenty_kills_change_nothing(
+    tiny_grid: Path, tiny_source: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    survive(20, int(time.time()), tiny_grid, tiny_source, tmp_path, record_property)

