@@ -285,7 +285,8 @@ class MethodConfig(BaseModel):
     init: a policy to start from, for methods that learn one.
 
     score: which units of a structured decision go first, calibration.score without it. compensate: what follows a
-    structured cut. pruner: which single weights go, the grid's pruner without it.
+    structured cut. pruner: which single weights go, the grid's pruner without it. fitness: what a search is rewarded
+    for, a small perplexity or a small KL divergence from the dense model.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -294,6 +295,7 @@ class MethodConfig(BaseModel):
     score: UnitScore | None = None
     compensate: Literal["none", "bias", "ridge", "ridge-dense"] = "none"
     pruner: Pruner | None = None
+    fitness: Literal["ppl", "kl"] = "ppl"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -482,6 +484,7 @@ class Project:
         if not method.is_search:
             return {**cut, **facts}
         search = {"reward_version": STEP_VERSIONS["reward"], "search": grid.search.model_dump()}
+        search |= {"fitness": "kl"} if self.fitness(cell.method) == "kl" else {}
         return {**cut, **facts, **arithmetic, **search}
 
     def init_cell(self, cell: Cell) -> Cell | None:
@@ -516,6 +519,11 @@ class Project:
         """Which single weights go for a method of the grid."""
         variant = self.grid.variants.get(name)
         return (variant.pruner if variant else None) or self.grid.pruner
+
+    def fitness(self, name: str) -> str:
+        """What the search of a method of the grid is rewarded for."""
+        variant = self.grid.variants.get(name)
+        return variant.fitness if variant else "ppl"
 
     def compensation(self, name: str) -> str:
         """What follows the cut for a method of the grid."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from ffp.artifacts import digest, sealed_line, sealed_lines
-from ffp.models.loss import token_losses, window_losses
+from ffp.models.loss import last_hidden, token_losses, window_divergences, window_losses
 from ffp.models.placement import float64
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.masked import MaskedModel
-from ffp.types import Allocation, FfpError, FloatArray
+from ffp.types import Allocation, ConfigError, FfpError, FloatArray
 
 log = logging.getLogger("ffp")
 REWARD_FLOOR = 1e-6
@@ -77,7 +77,11 @@ class Text:
 
 
 class SlicedReward:
-    """Reward of allocations on the search text, PPL_dense / PPL_pruned, and of finalists on the selection text."""
+    """Reward of allocations on the search text, and of finalists on the selection text.
+
+    fitness "ppl": PPL_dense / PPL_pruned. "kl": exp of minus the mean KL divergence from the dense model's predictions;
+    the dense model's last hidden states of both texts then stay in memory, and its forwards are no search tokens.
+    """
 
     def __init__(
         self,
@@ -87,10 +91,15 @@ class SlicedReward:
         *,
         batch_tokens: int,
         journal: Journal | None = None,
+        fitness: str = "ppl",
     ):
         """batch_tokens: tokens in one forward, at least one window. Gate gradients need a SlicedModel."""
         self.sliced, self.search, self.selection = sliced, search, selection
         self.batch_tokens = batch_tokens
+        self._teacher: dict[str, list[torch.Tensor]] = {}
+        if fitness == "kl":
+            self._teacher = {text.name: self._dense_states(text) for text in (search, selection)}
+            self.search, self.selection = (Text(t.name, t.windows, 0 * t.dense_loss) for t in (search, selection))
         self.journal = journal or Journal(None)
         self.evaluations = 0
         self.spent_tokens = 0
@@ -131,6 +140,8 @@ class SlicedReward:
         counted as three forwards of the windows and one evaluation. The loss that the forward yields goes into the
         memo, so that rewarding the same allocation on the same windows costs nothing more.
         """
+        if self._teacher:
+            raise ConfigError("gate gradients are of the perplexity: this method knows no fitness kl. Use ppl.")
         windows = list(dict.fromkeys(windows))
         key = f"gates:{digest([allocation.keep, windows])}"
         known = self.journal.find(key)
@@ -191,9 +202,23 @@ class SlicedReward:
         losses: list[float] = []
         batch = max(1, self.batch_tokens // text.windows.shape[1])
         for start in range(0, len(windows), batch):
-            ids = text.windows[list(windows[start : start + batch])].to(self.sliced.model.device)
-            losses += window_losses(self.sliced.model, ids).tolist()
+            chosen = list(windows[start : start + batch])
+            ids = text.windows[chosen].to(self.sliced.model.device)
+            if self._teacher:
+                teacher = torch.stack([self._teacher[text.name][window] for window in chosen])
+                losses += window_divergences(self.sliced.model, ids, teacher).tolist()
+            else:
+                losses += window_losses(self.sliced.model, ids).tolist()
         return losses
+
+    @torch.no_grad()
+    def _dense_states(self, text: Text) -> list[torch.Tensor]:
+        """The dense model's last hidden states of each window; called before anything is switched off."""
+        batch = max(1, self.batch_tokens // text.windows.shape[1])
+        parts = [
+            last_hidden(self.sliced.model, ids.to(self.sliced.model.device)) for ids in torch.split(text.windows, batch)
+        ]
+        return list(torch.cat(parts))
 
 
 def _reward(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:

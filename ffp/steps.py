@@ -106,7 +106,10 @@ def allocate(
     if method.is_search and stats is not None:
         identity = [settings, cell.path, problem.problem_id, *inputs.values()]
         candidates = cut_of(project, cell).candidates(stats)
-        reward = open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
+        reward = open_reward(
+            candidates, calibration_dir, config.batch_tokens, Journal(journal, identity),
+            fitness=project.fitness(cell.method),
+        )  # fmt: skip
     with CostMeter() as cost:
         result = allocator.allocate(
             problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed
@@ -324,14 +327,14 @@ def open_calibration(adapter: Adapter, folder: Path, granularity: str = "structu
 
 
 def open_reward(
-    candidates: SlicedModel | MaskedModel, folder: Path, batch_tokens: int, journal: Journal
+    candidates: SlicedModel | MaskedModel, folder: Path, batch_tokens: int, journal: Journal, *, fitness: str = "ppl"
 ) -> SlicedReward:
     """The evaluator over a calibration folder's search and selection texts."""
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     search, selection = (
         Text(name, _windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
     )
-    return SlicedReward(candidates, search, selection, batch_tokens=batch_tokens, journal=journal)
+    return SlicedReward(candidates, search, selection, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
 
 
 def _windows(folder: Path, name: str) -> torch.Tensor:

@@ -13,7 +13,8 @@ Departures, all for structured budgets: the paper keeps a database of levels, on
 whose offspring are neutral by construction; here a switch moves parameters between decisions of any size, the
 attention and FFN of a block among them; near a bound it moves what fits, and rounding to whole units settles the
 remainder. Offspring equal to the parent are rejected, not only those equal to each other; drawing stops after a
-bounded number of tries; the fitness is the reward, not the KL divergence, as for all methods.
+bounded number of tries; the fitness is the reward of all methods, which a variant's `fitness: kl` makes the published
+KL divergence.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ffp.models.adapter import Adapter
 from ffp.pruning.masked import MaskedModel
 from ffp.pruning.masks import count_kept
 from ffp.reward import SlicedReward, Text
-from ffp.types import ArtifactError
+from ffp.types import ArtifactError, ConfigError
 from tests.contracts.families import tiny, tokens
 
 GRANULARITIES = ["unstructured", "n-of-4"]
@@ -83,6 +83,25 @@ def test_the_reward_of_single_weights_is_the_ratio_of_perplexities():
     pruned = [float(other.adapter.model(w[None], labels=w[None]).loss) for w in windows[:2]]
     assert reward(allocation, windows=[0, 1]) == pytest.approx(np.exp(dense[:2].mean() - np.mean(pruned)), rel=1e-5)
     assert (reward.evaluations, reward.spent_tokens) == (1, 40)
+
+
+def test_the_reward_of_kl_is_that_of_whole_logits():
+    stats, windows = calibrated("unstructured"), tokens(6)
+    dense = stats.adapter.model(windows).logits[:, :-1].log_softmax(-1)
+    masked = WeightCut("unstructured", "wanda").candidates(stats)
+    texts = [
+        Text(name, part, np.ones(len(part))) for name, part in (("search", windows[:4]), ("selection", windows[4:]))
+    ]
+    reward = SlicedReward(masked, *texts, batch_tokens=40, fitness="kl")
+    problem, allocation = random_allocation(stats.adapter, "unstructured")
+    assert reward(budget.dense(problem), windows=[0, 3]) == pytest.approx(1, abs=1e-6)
+    value = reward(allocation, windows=[0, 1, 3])
+    pruned = masked.model(windows).logits[:, :-1].log_softmax(-1)
+    divergence = (dense.exp() * (dense - pruned)).sum(-1)
+    assert value == pytest.approx(float(torch.exp(-divergence[[0, 1, 3]].mean())), rel=1e-4)
+    assert reward.select(allocation) == pytest.approx(float(torch.exp(-divergence[4:].mean())), rel=1e-4)
+    with pytest.raises(ConfigError, match="knows no fitness kl"):
+        reward.marginal_utility(allocation, windows=[0])
 
 
 def test_files_that_do_not_fit_are_refused():

@@ -1,0 +1,84 @@
+"""Single weights from files to files: allocated, pruned, evaluated and verified by the commands of the rules."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from ffp import artifacts, cli
+from tests.workflow import tiny
+
+CELLS = [
+    ("unstructured", "0.60", "uniform-sparsegpt"),
+    ("unstructured", "0.60", "evolutionary"),
+    ("n-of-8", "0.50", "owl"),
+    ("n-of-8", "0.50", "shortgpt"),
+    ("structured", "0.30", "flap-bias"),
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A calibrated site whose grid has all granularities."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)  # the grid names its sources relative to it
+        yield make(folder)
+
+
+def make(folder):
+    grid = tiny.build(folder)
+    body = yaml.safe_load(grid.read_text())
+    body |= {
+        "granularities": ["structured", "unstructured", "n-of-8"],
+        "own_sparsities": {"unstructured": [0.6], "n-of-8": [0.5]},
+        "methods": ["uniform-sparsegpt", "evolutionary", "owl", "shortgpt", "flap-bias"],
+        "variants": {
+            "uniform-sparsegpt": {"use": "uniform", "pruner": "sparsegpt"},
+            "flap-bias": {"use": "flap", "score": "wifv", "compensate": "bias"},
+            "evolutionary": {"fitness": "kl", "step": 500},
+        },
+    }
+    grid.write_text(yaml.safe_dump(body))
+    config = folder / "config"
+    run("asset", "model", "--config", config / "models/tiny.yaml", "--out", folder / "model")
+    run("asset", "text", "--config", config / "texts/docs.yaml", "--out", folder / "text")
+    run("calibrate", "--config", grid, "--model", "tiny", "--model-dir", folder / "model", "--text-dir",
+        folder / "text", "--out", folder / "calibration")  # fmt: skip
+    return folder
+
+
+def run(*words):
+    assert cli.main([str(word) for word in words]) == 0
+
+
+@pytest.mark.parametrize(("granularity", "sparsity", "method"), CELLS)
+def test_a_cell(site, granularity, sparsity, method):
+    cell = f"tiny/{granularity}/s{sparsity}/{method}/seed0"
+    out, grid = site / "results" / "cells" / cell, site / "config" / "grid.yaml"
+    common = ["--config", grid, "--cell", cell, "--model-dir", site / "model"]
+    run("allocate", *common, "--calibration", site / "calibration", "--out", out)
+    run("apply", *common, "--calibration", site / "calibration", "--allocation", out / "allocation.json", "--out", out)
+    run("evaluate", *common, "--text-dir", site / "text", "--cut", out, "--out", out / "scores.json")
+    scores, allocation = (json.loads((out / f"{name}.json").read_text()) for name in ("scores", "allocation"))
+    assert scores["block_sparsity"] == pytest.approx(allocation["block_sparsity"], abs=1e-12)
+    assert float(sparsity) <= scores["block_sparsity"] < float(sparsity) + 0.1
+    assert np.isfinite(scores["ppl"]["value"])
+    if granularity == "unstructured":
+        assert scores["block_sparsity"] == pytest.approx(0.6, abs=1e-4)
+        gone = scores["params"]["dense"] - scores["params"]["kept"]
+        assert gone == pytest.approx(0.6 * sum(unit[1] for unit in allocation["problem"]["units"]), abs=1)
+    updates, _ = artifacts.read_tensors(out / "updates.safetensors", "ffp/updates/1")
+    assert bool(updates) == (method in ("uniform-sparsegpt", "flap-bias"))
+
+
+def test_cells_are_those_that_a_granularity_serves(site):
+    from ffp.config import Project
+
+    project = Project(site / "config" / "grid.yaml")
+    cells = {(cell.granularity, cell.sparsity, cell.method) for cell in project.cells(dense=False)}
+    assert set(CELLS) <= cells
+    assert ("structured", "0.30", "uniform-sparsegpt") not in cells
+    assert project.refusal("flap-bias", "unstructured") == "flap-bias serves structured pruning only"
+    assert "unstructured" in project.refusal("uniform-sparsegpt", "structured")
