@@ -204,6 +204,7 @@ def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "ffp"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from ffp.report.plots import looks
 
@@ -216,15 +217,17 @@ def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
             colour = look[method].colour
             axis.plot(tokens, [statistics.median(v) for v in losses], "o-", ms=3, label=method, color=colour)
             axis.fill_between(tokens, [min(v) for v in losses], [max(v) for v in losses], alpha=0.15, color=colour)
-        axis.set(
-            title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)", xscale="log"
-        )
+        axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)")
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(tokens[::2], [f"{count / 1000:.3g} k" for count in tokens[::2]])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(MaxNLocator(6))
+        axis.yaxis.set_major_formatter("{x:.2f}")
     axes[0][0].set_ylabel("selection loss over dense (nats per token)")
     axes[0][-1].legend(frameon=False)
     figure.tight_layout()
-    for kind in ("svg", "png"):
-        with whole(path.with_suffix(f".{kind}")) as partial:
-            figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with whole(path) as partial:
+        figure.savefig(partial, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
