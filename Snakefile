@@ -43,9 +43,7 @@ onsuccess:
 
 
 onerror:
-    print(
-        "Failed. The messages above name the rule and its log; finished cells are kept: run the same command again."
-    )
+    print("Failed. The messages above name the rule and its log; finished cells are kept: run the command again.")
     print(
         f"What is there so far: ffp status --config {PROJECT.file}; ffp report --config {PROJECT.file} --out {REPORT}"
     )

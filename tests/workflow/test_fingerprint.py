@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ffp import fingerprint
@@ -61,7 +62,7 @@ EDITS = {
     "a number of one method": ("search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 4", {"evolutionary"}),
     "what the searches share": (
         "search/base.py", "LOG_LINES = 20", "LOG_LINES = 21",
-        {"evolutionary", "random-search", "cma-es", "fastforward", "fastforward-guided"},
+        {name for name, method in METHODS.items() if method.is_search},
     ),
     "how texts are cut into windows": (
         "texts.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
@@ -118,7 +119,8 @@ def test_nothing_that_runs_in_a_method_is_missing(name: str) -> None:
     from ffp.types import SearchBudget
 
     problem = PROBLEMS["structured"]()
-    allocator = create(name, {})
+    parameters = {"import": {"values": list(np.linspace(0.2, 0.8, len(problem.units) // 2))}}
+    allocator = create(name, parameters.get(name, {}))
 
     def run() -> None:
         needs = {"stats": SyntheticStats(problem), "reward": SyntheticReward(problem)}

@@ -127,7 +127,9 @@ def test_a_change_runs_again_exactly_what_it_touches(site: Site, change: str) ->
     assert site.planned() == expected
 
 
-def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(site: Site) -> None:
+def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    assert site.snakemake().returncode == 0
     before = len(site.commands())
     grid = site.read("grid.yaml")
     site.write("grid.yaml", {**grid, "variants": {"fastforward": {"init": {"from": "s0.20"}}}})
