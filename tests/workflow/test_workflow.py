@@ -192,7 +192,7 @@ def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: 
     done = site.snakemake(fail="s0.20/owl/seed0")
     assert done.returncode != 0
     assert "ffp: the stand-in was told to fail" in done.stdout
-    assert "finished cells are kept: run the same command again" in done.stdout
+    assert "finished cells are kept: run the command again" in done.stdout
     log = tmp_path / "logs/allocate/tiny/structured/s0.20/owl/seed0.log"
     assert log.read_text() == "ffp: the stand-in was told to fail\n"
     assert site.planned() == {"allocate_cheap": 1, "apply": 1, "evaluate": 1, "report": 1}
