@@ -1,5 +1,5 @@
 # make demo     install the locked packages into .venv, run the embedded benchmark, write results/report/
-# make test     all tests                make check    linters, types, import order, dry run
+# make test     all but the long tests   make check    linters, types, import order, dry run
 # make docs     the documentation site, in site/
 # make test-faults, make test-slurm   the long ones: kills and damage; a virtual cluster
 # make install  only the packages        make clean    remove caches, logs and the report; cells and data stay

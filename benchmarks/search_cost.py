@@ -95,7 +95,7 @@ def _run(config_file: Path, work: Path, path: str) -> None:
         return -math.log(reward.select(Allocation(problem.problem_id, keep)))
 
     total = project.grid.search.budget().tokens(reward.window_tokens)
-    answers = [(0, result.allocation.keep), *result.answers] if not result.answers else result.answers
+    answers = result.answers or ((0, result.allocation.keep),)
     seen = [[keep for tokens, keep in answers if tokens <= share * total] for share in CHECKPOINTS]
     curve = [
         {"tokens": round(share * total), "selection_excess": excess(keeps[-1] if keeps else answers[0][1])}

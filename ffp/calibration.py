@@ -131,6 +131,11 @@ class Calibration:
                 module=module.rpartition(".")[2], output=path in self._outputs,
             )  # fmt: skip
 
+    @property
+    def sq_means(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Mean square of each input feature, (in,), by the linear's path."""
+        return {path: moments.sq_mean for path, moments in self.moments.items()}
+
     def block_influence(self) -> npt.NDArray[np.float64]:
         if self._influence is None or len(self._influence) != self.n_blocks:
             raise ArtifactError(

@@ -102,8 +102,7 @@ class WeightCut:
     pruner: str
 
     def candidates(self, stats: Calibration) -> MaskedModel:
-        moments = {path: known.sq_mean for path, known in stats.moments.items()}
-        return MaskedModel(stats.adapter, granularity=self.granularity, pruner=self.pruner, sq_means=moments)
+        return MaskedModel(stats.adapter, granularity=self.granularity, pruner=self.pruner, sq_means=stats.sq_means)
 
     def make(
         self, problem: PruningProblem, allocation: Allocation, stats: Calibration, windows: torch.Tensor, batch: int
@@ -111,10 +110,9 @@ class WeightCut:
         """Packed keep masks by parameter name; the kept weights, row by row, where the pruner changed them."""
         adapter = stats.adapter
         remove = removals(adapter, self.granularity, allocation.keep)
-        moments = {path: known.sq_mean for path, known in stats.moments.items()}
         masks = prune(
             adapter, remove, pruner=self.pruner, m=group_size(self.granularity), windows=windows, batch_tokens=batch,
-            sq_means=moments,
+            sq_means=stats.sq_means,
         )  # fmt: skip
         if self.pruner != "sparsegpt":
             return pack(masks), {}
