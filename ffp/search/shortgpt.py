@@ -3,8 +3,8 @@
     BI_l = 1 - mean over tokens of cos(h_l, h_{l+1})       block influence, h the residual stream of the dense model
 
 Blocks are emptied in rising order of BI until the budget is met; the last one in part. Departs: an emptied block keeps
-min_keep units of each decision, and so stays in the model; the budget is of parameters, not of blocks. It is the extreme
-of what an allocation can be, and a yardstick for depth pruning.
+min_keep units of each decision, and so stays in the model; the budget is of parameters, not of blocks. It is the
+extreme of what an allocation can be, and a yardstick for depth pruning.
 """
 
 from __future__ import annotations
