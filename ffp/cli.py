@@ -154,13 +154,18 @@ def _parity_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tensor", default="calibration", metavar="NAME", help="of a .safetensors; %(default)s")
     command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     command.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
+    command.add_argument("--prune-n", type=int, default=0, metavar="N", help="remove N of every M; 0 for none")
+    command.add_argument("--prune-m", type=int, default=0, metavar="M", help="see --prune-n")
+    command.add_argument("--variant", action="store_true", help="of Wanda: its search for a part of each row's sum")
+    command.add_argument("--block-size", type=int, default=128, metavar="N", help="of SparseGPT; %(default)s")
+    command.add_argument("--damping", type=float, default=0.01, metavar="X", help="of SparseGPT; %(default)s")
     command.add_argument("--outlier-multiple", type=float, default=5.0, metavar="M", help="of OWL; %(default)s")
     command.add_argument("--strength", type=float, default=0.08, metavar="LAMBDA", help="of OWL; %(default)s")
+    command.add_argument("--pruner", default="wanda", help="of OWL: wanda, magnitude or sparsegpt; %(default)s")
+    command.add_argument("--special", action="store_true", help="of OWL's N:M: what would save 1 of M saves 2")
     command.add_argument("--structure", default="AL-AM", help="of FLAP: AL-AM, AL-MM, UL-MM or UL-UM; %(default)s")
     command.add_argument("--metric", default="WIFV", help="of FLAP: WIFV, IFV or WIFN; %(default)s")
     command.add_argument("--remove-heads", type=int, default=8, metavar="N", help="of FLAP's *-MM; %(default)s")
-    command.add_argument("--prune-n", type=int, default=0, metavar="N", help="remove N of every M; 0 for none")
-    command.add_argument("--prune-m", type=int, default=0, metavar="M", help="see --prune-n")
 
 
 def _cell(command: argparse.ArgumentParser) -> None:

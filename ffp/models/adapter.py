@@ -155,7 +155,7 @@ class Adapter:
             budgets = [LayerBudget(name, n, 1, min_keep=min(self.min_keep, n)) for name, n in sizes.items()]
             return PruningProblem(tuple(budgets), target, granularity)
         m = group_size(granularity)
-        self._check_groups(m)
+        self.check_groups(m)
         budgets = [LayerBudget(name, m, n // m, min_keep=min(self.min_keep, m)) for name, n in sizes.items()]
         return PruningProblem(tuple(budgets), target, granularity)
 
@@ -168,12 +168,13 @@ class Adapter:
                 found[path] = name.get(granularity, module.partition(".")[0])
         return found
 
-    def _check_groups(self, m: int) -> None:
+    def check_groups(self, m: int) -> None:
+        """ConfigError where a block linear's inputs do not divide into groups of m."""
         for path in self.decisions("unstructured"):
             if (width := self.linear(path).in_features) % m:
                 raise ConfigError(
                     f"{path} has {width} inputs, which do not divide into groups of {m}. "
-                    "Remove that granularity from the grid, or this model."
+                    "Remove that granularity, or this model."
                 )
 
     def linear(self, path: str) -> nn.Linear:

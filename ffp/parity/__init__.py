@@ -18,13 +18,13 @@ import torch
 
 from ffp import artifacts
 from ffp.models.adapter import Adapter
-from ffp.parity.flap import METRICS, STRUCTURES, flap
-from ffp.parity.weights import magnitude, owl, sparsegpt, wanda
+from ffp.parity.flap import flap
+from ffp.parity.settings import METHODS, METRICS, STRUCTURES, Settings
+from ffp.parity.weights import prune_as_published
 from ffp.pruning.unstructured import pack
 from ffp.types import ArtifactError, ConfigError, FfpError
 
 SCHEMA = "ffp/parity/1"
-METHODS = ("magnitude", "wanda", "sparsegpt", "owl", "flap")
 TOLERANCE = 1e-4
 Bits = Mapping[str, npt.NDArray[np.uint8]]
 
@@ -38,25 +38,6 @@ class ParityError(FfpError):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a reference is started with, under the names of this project.
-
-    outlier_multiple, strength: M and lambda of OWL. structure, metric, remove_heads: of FLAP; the last counts heads of
-    the whole model and matters to UL-MM and AL-MM only. prune_n, prune_m: remove n of every m weights (0: none).
-    """
-
-    method: str
-    sparsity: float
-    outlier_multiple: float = 5.0
-    strength: float = 0.08
-    structure: str = "AL-AM"
-    metric: str = "WIFV"
-    remove_heads: int = 8
-    prune_n: int = 0
-    prune_m: int = 0
-
-
-@dataclass(frozen=True)
 class Result:
     """counts: kept and all weights by parameter name, or FLAP's kept units. bits: packed keep masks."""
 
@@ -66,16 +47,9 @@ class Result:
 
 def run(adapter: Adapter, tokens: torch.Tensor, settings: Settings) -> Result:
     """Prune the model, in place where single weights go; tokens: (n, context), one window at a time as there."""
-    if not 0 < settings.sparsity < 1:
-        raise ConfigError(f"sparsity {settings.sparsity} is outside (0, 1). Give the share of weights to remove.")
-    n, m, sparsity = settings.prune_n, settings.prune_m, settings.sparsity
     if settings.method == "flap":
-        return Result(flap(adapter, tokens, sparsity, settings.structure, settings.metric, settings.remove_heads), {})
-    if settings.method == "owl":
-        masks = owl(adapter, tokens, sparsity, settings.outlier_multiple, settings.strength)
-    else:
-        pruner = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[settings.method]
-        masks = pruner(adapter, tokens, sparsity, n, m)
+        return Result(flap(adapter, tokens, settings), {})
+    masks = prune_as_published(adapter, tokens, settings)
     counts = {f"{path}.weight": {"kept": int(mask.sum()), "numel": mask.numel()} for path, mask in masks.items()}
     return Result({"masks": counts}, pack(masks))
 
@@ -131,8 +105,7 @@ def _entry(reference: Path, settings: Settings) -> dict[str, Any]:
         raise ArtifactError(f"{reference} cannot be read: {error}. Give a JSON of kept units.") from error
     entries = body.get(settings.method, body) if isinstance(body, dict) else body
     for entry in entries if isinstance(entries, list) else [entries]:
-        named = {"sparsity": settings.sparsity, "structure": settings.structure, "metric": settings.metric,
-                 "M": settings.outlier_multiple, "lam": settings.strength}  # fmt: skip
+        named = {**vars(settings), "M": settings.outlier_multiple, "lam": settings.strength}
         if isinstance(entry, dict) and all(entry.get(key, value) == value for key, value in named.items()):
             return entry
     raise ConfigError(f"{reference} has no result of {settings.method} with these settings. Give those of the file.")

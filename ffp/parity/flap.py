@@ -15,10 +15,8 @@ import torch
 
 from ffp.models.adapter import Adapter
 from ffp.models.stream import Inputs
+from ffp.parity.settings import Settings
 from ffp.types import ConfigError
-
-STRUCTURES = ("AL-AM", "AL-MM", "UL-MM", "UL-UM")
-METRICS = ("WIFV", "IFV", "WIFN")
 
 
 class Fluctuation:
@@ -46,14 +44,10 @@ class Fluctuation:
 
 
 @torch.no_grad()
-def flap(
-    adapter: Adapter, tokens: torch.Tensor, sparsity: float, structure: str, metric: str, remove_heads: int
-) -> dict[str, Any]:
+def flap(adapter: Adapter, tokens: torch.Tensor, settings: Settings) -> dict[str, Any]:
     """Which heads and channels of each block stay: heads_kept, ffn_kept (ascending indices) and ffn_kept_count."""
-    for value, known in ((structure, STRUCTURES), (metric, METRICS)):
-        if value not in known:
-            raise ConfigError(f"FLAP knows {', '.join(known)}, not {value!r}. Give one of them.")
-    attention, ffn = _metrics(adapter, tokens, metric)
+    sparsity, structure, remove_heads = settings.sparsity, settings.structure, settings.remove_heads
+    attention, ffn = _metrics(adapter, tokens, settings.metric)
     if structure == "AL-AM":
         heads, channels = _adaptive(adapter, attention, ffn, sparsity)
     elif structure == "AL-MM":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from ffp.models.adapter import Adapter, group_size
 from ffp.models.placement import float64
 from ffp.models.stream import BlockStream, Inputs
-from ffp.pruning.weights import grouped, saliency, smallest, sparsegpt
+from ffp.pruning.weights import Quota, exactly, grouped, saliency, smallest, sparsegpt
 from ffp.types import ArtifactError
 
 log = logging.getLogger("ffp")
@@ -50,25 +50,44 @@ def prune(
             masks[path] = _zero(adapter.linear(path), known, count, pruner, m)
         return masks
     assert windows is not None
+
+    def cut(path: str, seen: Seen) -> torch.Tensor:
+        linear = adapter.linear(path)
+        if pruner != "sparsegpt":
+            return _zero(linear, seen.sq_mean, remove[path], pruner, m)
+        return replace(linear, seen.gram, exactly(remove[path], linear.in_features), m, path)
+
+    return prune_stream(adapter, windows, cut, full=pruner == "sparsegpt", batch_tokens=batch_tokens)
+
+
+@torch.no_grad()
+def prune_stream(
+    adapter: Adapter, windows: torch.Tensor, cut: Callable[[str, Seen], torch.Tensor], *, full: bool, batch_tokens: int
+) -> dict[str, torch.Tensor]:
+    """Hand each linear's path and inputs to `cut`, which prunes it in place and answers its keep mask; all of them.
+
+    A block's inputs are seen while its own weights are whole, on the stream of the pruned blocks before it. full:
+    whether their Gram matrix is wanted.
+    """
+    masks: dict[str, torch.Tensor] = {}
     stream = BlockStream(adapter, windows, batch_tokens=batch_tokens)
     blocks = len(adapter.blocks)
     for block in range(blocks):
         paths = [path for path, _ in adapter.linears(block)]
-        seen = observe(adapter, stream, block, paths, full=pruner == "sparsegpt")
-        for path in paths:
-            linear, moments = adapter.linear(path), seen[path]
-            if pruner == "sparsegpt":
-                weight = linear.weight.data
-                new, gone = sparsegpt(weight.to(moments.gram.device), moments.gram, remove[path], m, name=path)
-                masks[path] = ~gone.to(weight.device)
-                weight.copy_(new)
-            else:
-                masks[path] = _zero(linear, moments.sq_mean, remove[path], pruner, m)
-        del seen
+        for path, seen in observe(adapter, stream, block, paths, full=full).items():
+            masks[path] = cut(path, seen)
         if block + 1 < blocks:
             stream.advance(block)
         log.info("prune: block %d/%d", block + 1, blocks)
     return masks
+
+
+def replace(linear: nn.Linear, gram: torch.Tensor, quota: Quota, m: int, path: str, **settings: float) -> torch.Tensor:
+    """Put SparseGPT's weight into a linear; the mask of those that stay. settings: its block and damping."""
+    weight = linear.weight.data
+    new, gone = sparsegpt(weight.to(gram.device), gram, quota, m, name=path, **settings)  # type: ignore[arg-type]
+    weight.copy_(new)
+    return ~gone.to(weight.device)
 
 
 def _zero(linear: nn.Linear, sq_mean: torch.Tensor | None, remove: int, pruner: str, m: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ffp import budget
 from ffp.models.adapter import Adapter
 from ffp.pruning import weights
 from ffp.pruning.unstructured import pack, prune, removals, unpack
-from ffp.pruning.weights import grouped, removal_rank, saliency, smallest, sparsegpt
+from ffp.pruning.weights import exactly, grouped, removal_rank, saliency, smallest, sparsegpt
 from ffp.search.uniform import uniform_allocation
 from ffp.types import ArtifactError, ConfigError, FfpError
 from tests.contracts.families import CONFIGS, tiny, tokens
@@ -57,25 +57,24 @@ def test_groups_of_the_pruners():
     assert grouped(torch.ones(3, 8), "wanda", 4).shape == (6, 4)
 
 
-def slow_sparsegpt(weight, gram, remove, m):
+def slow_sparsegpt(weight, gram, quota, m=0, *, block=128, damping=0.01):
     """Elimination of one column after the other, the inverse of what is left computed anew each time."""
     w, out, columns = weight.double().clone(), weight.shape[0], weight.shape[1]
     h = gram.double().clone()
-    h += weights.DAMPING * h.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    h += damping * h.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     gone = torch.zeros_like(w, dtype=torch.bool)
     for j in range(columns):
-        if j % (m or weights.BLOCK) == 0:
-            stop = min(j + (m or weights.BLOCK), columns)
+        if j % (m or block) == 0:
+            stop = min(j + (m or block), columns)
             # the pivots of the elimination that is to come, for the columns of this block
             pivots = torch.stack([torch.linalg.inv(h[c:, c:])[0, 0] for c in range(j, stop)])
             score = w[:, j:stop] ** 2 / pivots
-            quota = remove * stop // columns - remove * j // columns
             order = score.flatten().argsort() if not m else None
             if m:
                 for row in range(out):
-                    gone[row, j + score[row].argsort()[: quota // out]] = True
+                    gone[row, j + score[row].argsort()[: quota(j, stop) // out]] = True
             else:
-                for flat in order[:quota].tolist():
+                for flat in order[: quota(j, stop)].tolist():
                     gone[flat // (stop - j), j + flat % (stop - j)] = True
         inverse = torch.linalg.inv(h[j:, j:])
         error = torch.where(gone[:, j], w[:, j], 0.0) / inverse[0, 0]
@@ -85,13 +84,13 @@ def slow_sparsegpt(weight, gram, remove, m):
 
 
 @pytest.mark.parametrize("m", [0, 4])
-def test_sparsegpt_equals_elimination_with_explicit_inverses(m, monkeypatch):
-    monkeypatch.setattr(weights, "BLOCK", 8)
+def test_sparsegpt_equals_elimination_with_explicit_inverses(m):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(200, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
     weight, remove = torch.randn(6, 24, generator=generator), 6 * 24 // 2 if m else 77
-    found, gone = sparsegpt(weight, x.T @ x, remove, m)
-    expected, expected_gone = slow_sparsegpt(weight, x.T @ x, remove, m)
+    settings = {"block": 8, "damping": 0.03}
+    found, gone = sparsegpt(weight, x.T @ x, exactly(remove, 24), m, **settings)
+    expected, expected_gone = slow_sparsegpt(weight, x.T @ x, exactly(remove, 24), m, **settings)
     assert int(gone.sum()) == remove
     assert bool((gone == expected_gone).all())
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
@@ -103,7 +102,7 @@ def test_sparsegpt_errs_less_than_its_mask_alone():
     x = torch.randn(500, 16, generator=generator) @ torch.randn(16, 64, generator=generator)
     x += torch.randn(500, 64, generator=generator)
     weight = torch.randn(32, 64, generator=generator)
-    updated, gone = sparsegpt(weight, x.T @ x, weight.numel() // 2)
+    updated, gone = sparsegpt(weight, x.T @ x, exactly(weight.numel() // 2, 64))
     wanda = weight.masked_fill(smallest(saliency(weight, x.square().mean(0)), weight.numel() // 2), 0)
     errors = [float((x @ (weight - w).T).norm()) for w in (updated, weight.masked_fill(gone, 0), wanda)]
     assert errors[0] < 0.7 * min(errors[1:])
@@ -112,10 +111,10 @@ def test_sparsegpt_errs_less_than_its_mask_alone():
 def test_dead_inputs_lose_their_weights_first_and_a_bad_hessian_is_named():
     x = torch.randn(100, 8, generator=torch.Generator().manual_seed(3))
     x[:, 5] = 0
-    updated, gone = sparsegpt(torch.ones(4, 8), x.T @ x, 4)
+    updated, gone = sparsegpt(torch.ones(4, 8), x.T @ x, exactly(4, 8))
     assert bool(gone[:, 5].all()) and not updated[:, 5].any()
     with pytest.raises(FfpError, match=r"the inputs of q_proj give no positive definite Hessian\. Calibrate on more"):
-        sparsegpt(torch.ones(4, 8), -torch.eye(8), 4, name="q_proj")
+        sparsegpt(torch.ones(4, 8), -torch.eye(8), exactly(4, 8), name="q_proj")
 
 
 @pytest.mark.parametrize("pruner", weights.PRUNERS)
