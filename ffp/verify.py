@@ -12,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,13 @@ SCHEMAS = {
     "calibrate.cost.json": "ffp/cost/1",
     "allocation.json": "ffp/allocation/1",
     "search.cost.json": "ffp/cost/1",
+    "policy.safetensors": "ffp/policy/1",
     "masks.safetensors": "ffp/masks/1",
     "updates.safetensors": "ffp/updates/1",
     "scores.json": "ffp/scores/1",
 }
+CELL_FILES = ["allocation.json", "trace.parquet", "search.cost.json", "masks.safetensors", "updates.safetensors",
+              "scores.json"]  # fmt: skip
 TOLERANCE = 1e-9  # relative; figures are stored exactly, only sums may be ordered differently
 
 
@@ -85,6 +88,19 @@ class Verifier:
         self.checked["file"] += 1
         return artifacts.read_tensors(path, SCHEMAS[path.name], sealed=True)
 
+    def _broken(self, paths: Iterable[Path]) -> list[str]:
+        """What is wrong with the files that are missing, damaged or of another schema, one line a file."""
+        found = []
+        for path in paths:
+            try:
+                if path.suffix == ".parquet":
+                    artifacts.read_table(path)
+                else:
+                    (self._json if path.suffix == ".json" else self._tensors)(path)
+            except ArtifactError as error:
+                found.append(str(error))
+        return found
+
     def _asset(self, key: str, folder: Path) -> Faults:
         """The files of an asset against asset.json. Models need not be here: they come again from pinned sources."""
         if key.startswith("models/") and not folder.exists():
@@ -123,6 +139,9 @@ class Verifier:
     def _calibration(self, model: str) -> Faults:
         folder = self.data / "calibration" / model
         files = [folder / name for name in ("tokens.safetensors", "stats.safetensors")]
+        if broken := self._broken([*files, folder / "calibrate.cost.json"]):
+            yield from broken
+            return
         origins = [self._tensors(path)[1] for path in files]
         origins.append(self._json(folder / "calibrate.cost.json")["provenance"])
         settings = _plain(self.project.settings("calibrate", Cell(model, "structured", "0.00", "dense", 0)))
@@ -137,8 +156,18 @@ class Verifier:
             if key in self.digests:
                 yield from _equal(f"{where}: its {name}'s digest", origin[name], self.digests[key])
 
+    def _calibrated(self, where: Path, origin: Mapping[str, Any], cell: Cell) -> Faults:
+        """The same for its calibration; a broken one has been told of already."""
+        if cell.model in self.calibrations:
+            yield from _equal(f"{where}: calibration", origin["calibration"], self.calibrations[cell.model])
+
     def _cell(self, cell: Cell) -> Faults:
         folder, problem = self.cells / cell.path, None
+        names = ["scores.json"] if cell.method == "dense" else CELL_FILES
+        learned = folder.glob("policy.safetensors")
+        if broken := self._broken([*learned, *(folder / name for name in names)]):
+            yield from broken
+            return
         if cell.method != "dense":
             body = self._json(folder / "allocation.json")
             problem = _problem(body)
@@ -160,7 +189,7 @@ class Verifier:
         yield from _equal(f"{where}: granularity", problem.granularity, cell.granularity)
         yield from _equal(f"{where}: block_sparsity", body["block_sparsity"], problem.sparsity_of(keep))
         yield from _equal(f"{where}: settings", body["settings"], _plain(self.project.settings("allocate", cell)))
-        yield from _equal(f"{where}: calibration", origin["calibration"], self.calibrations.get(cell.model))
+        yield from self._calibrated(where, origin, cell)
         yield from self._origin(where, origin, model=f"models/{cell.model}")
         for name, expected in body["files"].items():
             self.checked["file"] += 1
@@ -193,7 +222,7 @@ class Verifier:
             where = folder / f"{name}.safetensors"
             yield from _equal(f"{where}: allocation", origin["allocation"], allocation)
             yield from _equal(f"{where}: settings", origin["settings"], settings)
-            yield from _equal(f"{where}: calibration", origin["calibration"], self.calibrations.get(cell.model))
+            yield from self._calibrated(where, origin, cell)
         compensated = self.project.compensation(cell.method) != "none"
         expected = compensated if cell.granularity == "structured" else self.project.pruner(cell.method) == "sparsegpt"
         yield from _equal(f"{folder / 'updates.safetensors'}: holds updates", bool(updates), expected)
