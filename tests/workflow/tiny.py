@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -100,10 +100,12 @@ def _model(folder: Path, family: str, sizes: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
+def run(
+    folder: Path, *words: str, start_only: bool = False, stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start a command of this environment in `folder`; wait for its end unless told otherwise."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", *words], cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
         env=_environment(), start_new_session=True,
     )  # fmt: skip
     if not start_only:
@@ -124,7 +126,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def snakemake(folder: Path, *words: str, start_only: bool = False) -> subprocess.Popen[str]:
-    """Snakemake on the tiny grid, on two cores."""
+def snakemake(folder: Path, *words: str, **options: Any) -> subprocess.Popen[str]:
+    """Snakemake on the tiny grid, on two cores. options: of run()."""
     common = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--profile", str(ROOT / "profiles/local")]
-    return run(folder, "snakemake", *words, *common, "--config", "grid=config/grid.yaml", start_only=start_only)
+    return run(folder, "snakemake", *words, *common, "--config", "grid=config/grid.yaml", **options)
