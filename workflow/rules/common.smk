@@ -1,5 +1,6 @@
 # What the rules look up: paths, settings and resources, all from the grid file. No rule is defined here.
 import functools
+import gc
 import json
 import os
 import re
@@ -10,6 +11,10 @@ from ffp.config import STEP_VERSIONS, Cell, Project, code_of
 
 if workflow.is_main_process:
     runlock.clear_stale()  # what kill -9 left behind; see ffp/runlock.py
+
+# Planning thousands of cells makes millions of objects that stay; looking through them for garbage as often as Python
+# does by default is a fifth of the time.
+gc.set_threshold(1_000_000)
 
 as_json = functools.partial(json.dumps, sort_keys=True)
 
