@@ -15,7 +15,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 NOTHING = "Nothing to be done"
 
-# Notes its arguments in commands.txt and writes the same bytes each time; fails on a cell that matches $FAIL.
+# Notes its arguments in commands.txt and writes the same bytes each time, in JSON the number $FIGURE; fails on a cell
+# that matches $FAIL.
 STAND_IN = """#!{python}
 import os, sys
 from pathlib import Path
@@ -38,9 +39,10 @@ files = {{
     "allocate": ["allocation.json", "trace.parquet", "search.cost.json"],
     "report": ["index.html", "metrics.json", *plots, *tables],
 }}
+bodies = {{".json": '{{"figure": ' + os.environ.get("FIGURE", "1") + "}}", ".svg": "<svg/>"}}
 for path in [out / name for name in files[words[0]]] if words[0] in files else [out]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(" ".join(words[:2]))
+    path.write_text(bodies.get(path.suffix, " ".join(words[:2])))
 """
 
 

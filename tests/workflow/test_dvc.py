@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
 
-from tests.workflow.site import ROOT, make
+from tests.workflow.site import ROOT, Site, make
 
 BIN = Path(sys.executable).parent
 TRACKED = ("Snakefile", "workflow", "profiles", "ffp", "constraints.txt", "environment.yml", "dvc.yaml", ".dvcignore")
 
 
-def run(folder: Path, *words: str) -> str:
+KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def run(folder: Path, *words: str, figure: int = 1) -> str:
     """A command that has to succeed, with the stand-in for ffp before the real one; all that it said."""
     path = f"{folder / 'bin'}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}"
     names = {f"GIT_{who}_{what}": "ffp" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     done = subprocess.run(
         words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **names, "PATH": path, "PYTHONPATH": str(folder), "FAIL": "no cell",
-             "DVC_NO_ANALYTICS": "1", "SNAKEMAKE_PROFILE": "profiles/local"},
+        env={**os.environ, **names, **KEYS, "PATH": path, "PYTHONPATH": str(folder), "FAIL": "no cell",
+             "FIGURE": str(figure), "DVC_NO_ANALYTICS": "1", "SNAKEMAKE_PROFILE": "profiles/local"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
@@ -35,19 +44,44 @@ def commands(folder: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with a grid of stand-ins, whose results are in dvc.lock and in a store."""
+def s3() -> Iterator[str]:
+    """The address of an S3 server on this machine with an empty bucket `store`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **KEYS},
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            with contextlib.suppress(OSError), urlopen(Request(f"{address}/store", method="PUT")):
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail("the S3 server did not start within a minute")
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
+    """A checkout with a grid of stand-ins, whose results are in dvc.lock and in a store on S3."""
     folder = tmp_path_factory.mktemp("dvc") / "first"
     folder.mkdir()
     site = make(folder)
     for name in TRACKED:
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    site.write("demo.yaml", site.read("grid.yaml"))
+    site.write("demo.yaml", {**site.read("grid.yaml"), "evaluation": {"seed": 0}})
     (folder / ".gitignore").write_text("/data/\n/results/\n/logs/\n/.snakemake/\n__pycache__/\n/commands.txt\n")
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
-    run(folder, "dvc", "remote", "add", "-d", "store", str(folder.parent / "store"))
+    run(folder, "dvc", "remote", "add", "-d", "store", "s3://store/ffp")
+    run(folder, "dvc", "remote", "modify", "store", "endpointurl", s3)
     run(folder, "dvc", "repro")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-q", "-m", "results")
@@ -88,3 +122,47 @@ def test_an_edit_of_one_methods_code_is_never_recorded_with_old_results(reposito
     before = commands(repository)
     run(repository, "dvc", "repro")
     assert commands(repository) == before, "a comment changes no number"
+
+
+def test_one_model_more_runs_just_its_cells(repository: Path) -> None:
+    site = Site(repository)
+    site.write("models/second.yaml", site.read("models/tiny.yaml"))
+    site.write("demo.yaml", {**site.read("demo.yaml"), "models": ["tiny", "second"]})
+    before = commands(repository)
+    run(repository, "dvc", "repro")
+    new = site.commands()[before:]
+    assert len(new) == 2 + (8 + 8 + 9) + 1, "the model, its calibration, its cells; one report"
+    assert all("second" in " ".join(words) for words in new if words[0] != "report")
+
+
+def test_commits_are_compared_by_metrics_and_plots(repository: Path) -> None:
+    """Another figure after a raised search budget, against the last commit; nothing is fetched or run for it."""
+    site = Site(repository)
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-q", "-m", "before")
+    site.write("demo.yaml", {**site.read("demo.yaml"), "search": {"evaluations": 7}})
+    run(repository, "dvc", "repro", figure=2)
+    told = json.loads(run(repository, "dvc", "metrics", "diff", "HEAD", "--json"))
+    assert told["results/report/metrics.json"] == {"figure": {"old": 1, "new": 2, "diff": 1}}
+    assert "figure" in run(repository, "dvc", "metrics", "show")
+    for words in (["show"], ["diff", "HEAD"]):
+        run(repository, "dvc", "plots", *words, "--out", "plots")
+        page = (repository / "plots/index.html").read_text()
+        assert "quality_cost.svg" in page and "allocation.svg" in page
+        shutil.rmtree(repository / "plots")
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-q", "-m", "after")
+
+
+def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(repository: Path) -> None:
+    site = Site(repository)
+    before = commands(repository)
+    run(repository, "dvc", "exp", "run", "-q", "-n", "seven", "-S", "config/demo.yaml:evaluation.seed=7", figure=3)
+    assert site.read("demo.yaml")["evaluation"] == {"seed": 7}
+    new = site.commands()[before:]
+    assert {words[0] for words in new} == {"evaluate", "report"}, "no search is repeated for another evaluation"
+    assert len(new) == 2 * 9 + 1
+    assert json.loads((repository / "results/report/metrics.json").read_text()) == {"figure": 3}
+    assert "seven" in run(repository, "dvc", "exp", "list")
+    told = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "seven", "--json"))
+    assert told["metrics"]["results/report/metrics.json"]["figure"]["diff"] == 1
