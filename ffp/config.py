@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -478,7 +479,10 @@ class Project:
             own = {"compensate": self.compensation(cell.method)} if cell.granularity == "structured" else {}
             return {**arithmetic, **cut, **own}
         method = self.method(cell.method)
-        facts = {"use": method.name, "version": method.version, "parameters": self.parameters(cell.method)}
+        parameters = self.parameters(cell.method)
+        facts: dict[str, Any] = {"use": method.name, "version": method.version, "parameters": parameters}
+        if files := [str(parameters[name]) for name in method.files if parameters.get(name)]:
+            facts["files"] = {file: _digest(Path(file)) for file in files}
         if (origin := self.init_cell(cell)) is not None:
             facts["init"] = origin.path
         if not method.is_search:
@@ -532,6 +536,14 @@ class Project:
 
 
 S = TypeVar("S", bound=Strict)
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of a file that a method reads; None where it cannot be read, which is told when the method runs."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 class _UniqueLoader(yaml.SafeLoader):

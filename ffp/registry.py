@@ -19,6 +19,7 @@ class Method:
     version: raised whenever the method's numbers can change; its cells, and no others, run again.
     needs: what allocate() is given: "stats" (calibration), "reward" (a model to evaluate candidates on).
     learns: whether it leaves a policy that another search can start from (`init` in the grid's variants).
+    files: the parameters that name files, whose content counts as a setting.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Method:
     summary: str
     citation: str
     learns: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def is_search(self) -> bool:
@@ -58,7 +60,7 @@ _METHODS = (
     Method("shortgpt", "ffp.search.shortgpt:ShortGpt", "1", frozenset({"stats"}), ALL,
            "whole blocks go, the least influential first", "Men et al., arXiv:2403.03853"),
     Method("import", "ffp.search.imported:Import", "1", frozenset(), ALL,
-           "a published allocation, scored again", "-"),
+           "a published allocation, scored again", "-", files=("file",)),
     Method("error-table-dp", "ffp.search.error_table_dp:ErrorTableDp", "1", frozenset({"reward"}), ALL,
            "each decision's own damage, summed, by exact knapsack", "Frantar and Alistarh, arXiv:2203.14714"),
     Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), ALL,

@@ -232,14 +232,18 @@ class Verifier:
         yield from _equal(f"{where}: cell", body["cell"], _identity(cell))
         yield from _equal(f"{where}: settings", body["settings"], _plain(self.project.settings("evaluate", cell)))
         yield from self._origin(where, origin, model=f"models/{cell.model}", text="text")
-        removed = 0
+        removed = biases = 0
         if problem is not None:
             keep = self._json(folder / "allocation.json")["keep"]
             removed = int(np.dot(problem.n_groups - np.asarray(keep), problem.group_params))
+            updates, _ = self._tensors(folder / "updates.safetensors")
+            biases = sum(array.size for name, array in updates.items() if name.endswith(".bias"))
             for name in ("masks", "updates"):
                 yield from _equal(f"{where}: {name}", origin[name], artifacts.sha256(folder / f"{name}.safetensors"))
             yield from _equal(f"{where}: block_sparsity", body["block_sparsity"], problem.sparsity_of(keep))
-        yield from _equal(f"{where}: parameters removed", params["dense"] - params["kept"], removed)
+        gone = params["dense"] - params["kept"]
+        if gone != removed - biases:  # biases that a compensation adds where the parent has none
+            yield from _equal(f"{where}: parameters removed", gone, removed)
         yield from _equal(f"{where}: model_sparsity", body["model_sparsity"], 1 - params["kept"] / params["dense"])
         yield from _perplexity(where, body["ppl"])
         wanted = self.project.tasks.tasks if self.project.tasks else {}

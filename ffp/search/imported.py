@@ -37,8 +37,7 @@ LEVEL = re.compile(r"^\s*\S*?\.(\d+)\.(?:\S*\.)?(\w+)\s*:\s*(-?\d+)\s*$")
 class Import:
     """file: what was published; values: one ratio for each block, given in the grid itself; one of the two.
 
-    kind: "sparsity" or "density", of ratios. step: weights between two levels of EvoPress. A file is read when the cell
-    is allocated; give an edited one another name, so that the cell runs again.
+    kind: "sparsity" or "density", of ratios. step: weights between two levels of EvoPress.
     """
 
     file: str = ""

@@ -1,14 +1,18 @@
 """Single weights from files to files: allocated, pruned, evaluated and verified by the commands of the rules."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from ffp import artifacts, cli
+from ffp.config import Project
+from ffp.verify import Verifier
 from tests.workflow import tiny
 
+MODEL, TEXT, CALIBRATION = "data/models/tiny", "data/text/docs", "data/calibration/tiny"
 CELLS = [
     ("unstructured", "0.60", "uniform-sparsegpt"),
     ("unstructured", "0.60", "evolutionary"),
@@ -42,10 +46,10 @@ def make(folder):
     }
     grid.write_text(yaml.safe_dump(body))
     config = folder / "config"
-    run("asset", "model", "--config", config / "models/tiny.yaml", "--out", folder / "model")
-    run("asset", "text", "--config", config / "texts/docs.yaml", "--out", folder / "text")
-    run("calibrate", "--config", grid, "--model", "tiny", "--model-dir", folder / "model", "--text-dir",
-        folder / "text", "--out", folder / "calibration")  # fmt: skip
+    run("asset", "model", "--config", config / "models/tiny.yaml", "--out", folder / MODEL)
+    run("asset", "text", "--config", config / "texts/docs.yaml", "--out", folder / TEXT)
+    run("calibrate", "--config", grid, "--model", "tiny", "--model-dir", folder / MODEL, "--text-dir",
+        folder / TEXT, "--out", folder / CALIBRATION)  # fmt: skip
     return folder
 
 
@@ -57,10 +61,10 @@ def run(*words):
 def test_a_cell(site, granularity, sparsity, method):
     cell = f"tiny/{granularity}/s{sparsity}/{method}/seed0"
     out, grid = site / "results" / "cells" / cell, site / "config" / "grid.yaml"
-    common = ["--config", grid, "--cell", cell, "--model-dir", site / "model"]
-    run("allocate", *common, "--calibration", site / "calibration", "--out", out)
-    run("apply", *common, "--calibration", site / "calibration", "--allocation", out / "allocation.json", "--out", out)
-    run("evaluate", *common, "--text-dir", site / "text", "--cut", out, "--out", out / "scores.json")
+    common = ["--config", grid, "--cell", cell, "--model-dir", site / MODEL]
+    run("allocate", *common, "--calibration", site / CALIBRATION, "--out", out)
+    run("apply", *common, "--calibration", site / CALIBRATION, "--allocation", out / "allocation.json", "--out", out)
+    run("evaluate", *common, "--text-dir", site / TEXT, "--cut", out, "--out", out / "scores.json")
     scores, allocation = (json.loads((out / f"{name}.json").read_text()) for name in ("scores", "allocation"))
     assert scores["block_sparsity"] == pytest.approx(allocation["block_sparsity"], abs=1e-12)
     assert float(sparsity) <= scores["block_sparsity"] < float(sparsity) + 0.1
@@ -71,11 +75,44 @@ def test_a_cell(site, granularity, sparsity, method):
         assert gone == pytest.approx(0.6 * sum(unit[1] for unit in allocation["problem"]["units"]), abs=1)
     updates, _ = artifacts.read_tensors(out / "updates.safetensors", "ffp/updates/1")
     assert bool(updates) == (method in ("uniform-sparsegpt", "flap-bias"))
+    assert not faults(cell)
+
+
+def faults(cell):
+    """What verify finds wrong with a cell and the assets behind it, in a grid that is not finished."""
+    verifier = Verifier(Project(Path("config/grid.yaml")))
+    return [fault for fault in verifier.run() if cell in fault or "data/" in fault]
+
+
+def flip(packed, name, *weights):
+    """Turn over the bits of some weights of one packed mask."""
+    bits = np.unpackbits(packed[name])
+    bits[list(weights)] ^= 1
+    return {**packed, name: np.packbits(bits)}
+
+
+@pytest.mark.parametrize(("granularity", "sparsity", "method"), CELLS[:3])
+def test_a_weight_more_or_another_weight_in_a_sealed_mask_is_found(site, granularity, sparsity, method):
+    cell = f"tiny/{granularity}/s{sparsity}/{method}/seed0"
+    if not (site / "results/cells" / cell / "scores.json").exists():
+        test_a_cell(site, granularity, sparsity, method)
+    file = site / "results/cells" / cell / "masks.safetensors"
+    before = file.read_bytes()
+    masks, meta = artifacts.read_tensors(file, "ffp/masks/1")
+    name = next(iter(masks))
+    bits = np.unpackbits(masks[name])
+    kept, gone = int(np.flatnonzero(bits)[0]), int(np.flatnonzero(bits == 0)[0])
+    artifacts.write_tensors(file, "ffp/masks/1", flip(masks, name, gone), meta)
+    counted = faults(cell)
+    assert any("masks.safetensors: units kept is" in fault or "keeps no whole N" in fault for fault in counted), counted
+    artifacts.write_tensors(file, "ffp/masks/1", flip(masks, name, gone, kept), meta)
+    exchanged = faults(cell)
+    assert any("scores.json: masks is" in fault for fault in exchanged), exchanged
+    file.write_bytes(before)
+    assert not faults(cell)
 
 
 def test_cells_are_those_that_a_granularity_serves(site):
-    from ffp.config import Project
-
     project = Project(site / "config" / "grid.yaml")
     cells = {(cell.granularity, cell.sparsity, cell.method) for cell in project.cells(dense=False)}
     assert set(CELLS) <= cells

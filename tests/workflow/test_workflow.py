@@ -248,3 +248,16 @@ def test_the_snakefile_is_short_and_parsing_it_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_edited_allocation_that_is_imported_runs_its_cells_again(site: Site) -> None:
+    file = site.folder / "published.txt"
+    file.write_text("0.2 0.3")
+    grid = site.read("grid.yaml")
+    variants = {"theirs": {"use": "import", "file": "published.txt"}}
+    site.write("grid.yaml", {**grid, "methods": [*grid["methods"], "theirs"], "variants": variants})
+    done = site.snakemake()
+    assert done.returncode == 0, done.stdout
+    assert site.planned() == {}
+    file.write_text("0.3 0.2")
+    assert site.planned() == {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1}
