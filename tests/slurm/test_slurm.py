@@ -169,6 +169,35 @@ def test_a_second_run_does_nothing(finished: tuple[Path, str]) -> None:
     assert len(places(folder)) == before
 
 
+def dvc(folder: Path, *words: str) -> str:
+    """A command of DVC that has to succeed, with Slurm as the site; what it said."""
+    path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["dvc", *words], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment, "SNAKEMAKE_PROFILE": "slurm", "DVC_NO_ANALYTICS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def test_dvc_repro_brings_a_missing_cell_from_the_cluster(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    before = len(places(folder))
+    for name in ("constraints.txt", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    outs = pipeline["stages"]["grid"]["outs"]
+    pipeline["stages"]["grid"]["outs"] = [out for out in outs if "data/tasks" not in out]  # the tiny grid has none
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    dvc(folder, "init", "--no-scm", "-q")
+    (folder / CELLS / "evolutionary/seed1/scores.json").unlink()
+    dvc(folder, "repro")
+    ((node, _, command, cell),) = places(folder)[before:]
+    assert node.startswith("node") and command == "evaluate" and cell.endswith("evolutionary/seed1")
+    assert "up to date" in dvc(folder, "repro")
+
+
 def running(folder: Path, what: str) -> list[list[str]]:
     """(job, node) of running jobs whose comment names `what`."""
     command = ["squeue", "-h", "-t", "R", "-o", "%A|%N|%k"]
