@@ -10,6 +10,7 @@ from tests.workflow import tiny
 
 COUNTED = ("kills", "faults", "bad_inputs", "lost")
 COUNTS: Counter[str] = Counter()
+TESTS: dict[str, list[str]] = {"fault": [], "bad_input": [], "skipped": []}
 
 
 def pytest_addoption(parser):
@@ -18,8 +19,13 @@ def pytest_addoption(parser):
 
 def pytest_runtest_logreport(report):
     """Count the tests that passed by their marks, and what they say that they counted themselves."""
+    if report.skipped:
+        TESTS["skipped"].append(report.nodeid)
     if report.when == "call" and report.passed:
-        COUNTS.update(f"{name}s" for name in ("fault", "bad_input") if name in report.keywords)
+        for name in ("fault", "bad_input"):
+            if name in report.keywords:
+                COUNTS[f"{name}s"] += 1
+                TESTS[name].append(report.nodeid)
         COUNTS.update({name: value for name, value in report.user_properties if name in COUNTED})
 
 
@@ -33,7 +39,7 @@ def pytest_sessionfinish(session, exitstatus):
         from ffp.artifacts import provenance, write_json
 
         marks = {name: COUNTS[name] for name in COUNTED}
-        write_json(path, "ffp/faults/1", {"marks": marks, "provenance": provenance()})
+        write_json(path, "ffp/faults/1", {"marks": marks, "tests": TESTS, "provenance": provenance()})
 
 
 @pytest.fixture(scope="session")
