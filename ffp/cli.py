@@ -14,6 +14,7 @@ from typing import NoReturn
 import ffp
 from ffp import registry
 from ffp.config import Cell, LocalSource, ModelConfig, Project, TasksConfig, TextConfig, read_part
+from ffp.site import claim_gpus
 from ffp.types import ConfigError, FfpError
 
 EXAMPLES = """examples:
@@ -294,11 +295,14 @@ def _open(options: argparse.Namespace) -> tuple[Project, Cell]:
 
 
 def _start_torch(project: Project, model: str) -> None:
-    """Fix the number of threads, on which the last bits of every sum depend."""
+    """Fix the number of threads, on which the last bits of every sum depend, and take GPUs that nobody else has."""
+    config = project.models[model]
+    if config.device in ("auto", "cuda"):
+        claim_gpus(config.resources.gpu)
     _quiet_libraries()
     import torch
 
-    torch.set_num_threads(project.models[model].resources.threads)
+    torch.set_num_threads(config.resources.threads)
 
 
 def _quiet_libraries() -> None:
