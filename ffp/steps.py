@@ -139,7 +139,7 @@ def apply(
         allocation=artifacts.sha256(allocation_file),
         settings=project.settings("apply", cell),
     )
-    windows = _windows(calibration_dir, "calibration")
+    windows = read_windows(calibration_dir, "calibration")
     masks, updates = cut_of(project, cell).make(problem, allocation, stats, windows, config.batch_tokens)
     artifacts.write_tensors(out / "updates.safetensors", UPDATES, updates, {"provenance": origin})
     meta = {"problem_id": problem.problem_id, "provenance": origin}
@@ -332,12 +332,12 @@ def open_reward(
     """The evaluator over a calibration folder's search and selection texts."""
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     search, selection = (
-        Text(name, _windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
+        Text(name, read_windows(folder, name), arrays[f"{name}.dense_loss"]) for name in ("search", "selection")
     )
     return SlicedReward(candidates, search, selection, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
 
 
-def _windows(folder: Path, name: str) -> torch.Tensor:
+def read_windows(folder: Path, name: str) -> torch.Tensor:
     """A text's token windows, (n, context) int64."""
     arrays, _ = artifacts.read_tensors(folder / "tokens.safetensors", TOKENS)
     return torch.from_numpy(arrays[name].astype(np.int64))
