@@ -36,7 +36,7 @@ STEP_VERSIONS = {
     "calibrate": "1",
     "allocate": "1",
     "reward": "1",
-    "apply": "2",
+    "apply": "3",
     "evaluate": "1",
     "report": "2",
 }

@@ -19,6 +19,7 @@ from ffp.types import ArtifactError
 
 log = logging.getLogger("ffp")
 Removals = Mapping[str, int]
+CACHED_ROWS = 64  # squared at once: two to four times as fast as all at once
 
 
 def removals(adapter: Adapter, granularity: str, keep: Sequence[int]) -> dict[str, int]:
@@ -107,9 +108,8 @@ class Seen:
         self.sums: torch.Tensor | float = 0.0
 
     def add(self, x: torch.Tensor) -> None:
-        x = x.float()
         self.tokens += len(x)
-        self.sums = self.sums + float64(x.T @ x if self.full else x.square().sum(0))
+        self.sums = self.sums + float64(x.float().T @ x.float() if self.full else sum_of_squares(x))
 
     @property
     def sq_mean(self) -> torch.Tensor:
@@ -117,6 +117,12 @@ class Seen:
         return self.sums / self.tokens
 
     gram = sq_mean
+
+
+def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
+    """The sum over rows of x^2 in float32, (tokens, in) to (in,); on a CPU in parts that its cache holds."""
+    parts = x.split(CACHED_ROWS) if x.device.type == "cpu" else (x,)
+    return torch.stack([part.float().square().sum(0) for part in parts]).sum(0)
 
 
 def observe(adapter: Adapter, stream: BlockStream, block: int, paths: Iterable[str], *, full: bool) -> dict[str, Seen]:
