@@ -3,16 +3,19 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ffp import budget as projection
 from ffp import registry
+from ffp.config import Project
 from ffp.search.base import COLUMNS
-from ffp.types import BudgetError, ConfigError, PruningProblem, SearchBudget
+from ffp.types import Allocation, BudgetError, ConfigError, LayerBudget, PruningProblem, SearchBudget
 from tests.synthetic import PROBLEMS, SyntheticReward, SyntheticStats
 
+CONFIG = Path(__file__).parents[2] / "config"
 CASES = [(name, kind) for name, method in registry.METHODS.items() for kind in sorted(method.granularities)]
 BUDGETS = [SearchBudget(1, 1, 1), SearchBudget(7, 2, 2), SearchBudget(40, 4, 4)]
 each_case = pytest.mark.parametrize(("name", "kind"), CASES)
@@ -46,6 +49,24 @@ def test_the_sparsity_is_the_target_and_less_than_a_unit_more(name, kind, target
     addable = [u.group_params for u, k in zip(problem.units, allocation.keep, strict=True) if k < u.n_groups]
     assert 0 <= removed - problem.target * problem.total_params + 1e-6 < min(addable) + 1
     assert all(type(k) is int for k in allocation.keep)
+
+
+@each_case
+def test_an_allocation_and_its_problem_survive_json(name, kind):
+    problem = PROBLEMS[kind]()
+    allocation = run(name, problem).allocation
+    body = json.loads(json.dumps({"units": [unit.facts for unit in problem.units], "keep": list(allocation.keep)}))
+    again = PruningProblem(tuple(LayerBudget(*facts) for facts in body["units"]), problem.target, kind)
+    assert again == problem
+    assert Allocation(again.problem_id, tuple(body["keep"])) == allocation
+
+
+@pytest.mark.parametrize(("name", "kind"), [(m, k) for m in registry.METHODS for k in PROBLEMS if (m, k) not in CASES])
+def test_a_granularity_that_is_not_served_is_refused_with_the_reason(name, kind):
+    served = ", ".join(sorted(registry.METHODS[name].granularities))
+    project = Project(CONFIG / "baselines.yaml")
+    assert project.refusal(name, kind) == f"{name} serves {served} pruning only"
+    assert not any((cell.method, cell.granularity) == (name, kind) for cell in project.cells())
 
 
 @each_case

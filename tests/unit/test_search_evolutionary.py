@@ -126,6 +126,26 @@ def test_a_generation_costs_what_is_planned(windows, offspring):
     assert cost - memoised * windows * reward.window_tokens <= tracker.spent <= cost
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_best_quarter_of_each_stage_goes_on_and_the_parent_joins_the_last(problem):
+    reward = SyntheticReward(problem, n_windows=1000)
+    tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test")
+    rng = np.random.default_rng(4)
+    parent = uniform_allocation(problem)
+    brood = breed(problem, parent, 20, default_step(problem), rng)
+    winner = select(tracker, parent, brood, rng)
+    stages = [[row for row in tracker.rows if row["stage"] == f"stage{n}"] for n in (1, 2, 3)]
+    assert [len(rows) for rows in stages] == [20, 5, 1 + 2]
+    assert [{row["windows"] for row in rows} for rows in stages] == [{2}, {4}, {8}]
+    assert {tuple(row["keep"]) for row in stages[0]} == {child.keep for child in brood}
+    for rows, later, survivors in zip(stages, stages[1:], (5, 2), strict=False):
+        ranked = sorted(rows, key=lambda row: -row["reward"])
+        best = {tuple(row["keep"]) for row in ranked[:survivors]}
+        assert {tuple(row["keep"]) for row in later} - {parent.keep} == best
+    assert parent.keep in {tuple(row["keep"]) for row in stages[2]}
+    assert winner.keep == tuple(max(stages[2], key=lambda row: row["reward"])["keep"])
+
+
 @pytest.mark.parametrize("evaluations", [30, 96, 400, 1000, 10_000])
 @pytest.mark.parametrize("windows", [1, 2, 4, 16])
 def test_ten_generations_fit(evaluations, windows):
