@@ -121,7 +121,7 @@ class Seen:
 
 def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     """The sum over rows of x^2 in float32, (tokens, in) to (in,); on a CPU in parts that its cache holds."""
-    parts = x.split(CACHED_ROWS) if x.device.type == "cpu" else (x,)
+    parts = torch.split(x, CACHED_ROWS) if x.device.type == "cpu" else (x,)
     return torch.stack([part.float().square().sum(0) for part in parts]).sum(0)
 
 
