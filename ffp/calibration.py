@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -33,17 +34,32 @@ class InputMoments:
         return np.maximum(self.sq_mean - self.mean**2, 0.0)
 
 
-class _Accumulator:
-    """Sums of x and x^2 over tokens: float32 within a batch of tokens, float64 across batches."""
+class _Columns:
+    """Sums over tokens of x and x^2, float32 within a batch; once for all linears in a row that are given one x."""
 
     def __init__(self) -> None:
+        self._seen: Callable[[], torch.Tensor | None] = lambda: None
+        self._sums: tuple[torch.Tensor, torch.Tensor]
+
+    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._seen() is not x:
+            rows = x.detach().flatten(0, -2).float()
+            self._sums = float64(rows.sum(0)), float64(rows.square().sum(0))
+            self._seen = weakref.ref(x)
+        return self._sums
+
+
+class _Accumulator:
+    """One linear's sums of x and x^2, float64 across batches."""
+
+    def __init__(self, columns: _Columns) -> None:
+        self.columns = columns
         self.total: torch.Tensor | float = 0.0
         self.squares: torch.Tensor | float = 0.0
 
     def __call__(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        x = arguments[0].detach().flatten(0, -2).float()
-        self.total = self.total + float64(x.sum(0))
-        self.squares = self.squares + float64(x.square().sum(0))
+        total, squares = self.columns.of(arguments[0])
+        self.total, self.squares = self.total + total, self.squares + squares
 
 
 @torch.no_grad()
@@ -54,10 +70,11 @@ def collect(adapter: Adapter, windows: torch.Tensor, *, batch_tokens: int) -> di
     batch's activations, and a few vectors a linear. Sources: Wanda (||X_j||_2) and FLAP (Var X_j) need just these.
     """
     sums: dict[str, _Accumulator] = {}
+    columns = _Columns()
     with ExitStack() as hooks:
         for block in range(len(adapter.blocks)):
             for path, _ in adapter.linears(block):
-                sums[path] = _Accumulator()
+                sums[path] = _Accumulator(columns)
                 hooks.callback(adapter.linear(path).register_forward_pre_hook(sums[path]).remove)
         batch = max(1, batch_tokens // windows.shape[1])
         for start in range(0, len(windows), batch):
