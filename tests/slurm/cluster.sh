@@ -132,8 +132,8 @@ all_up() { [ "$(sinfo -h -N -p gpu -o %T | grep -cE '^(idle|mixed|allocated)$')"
 
 up() {
   if ! dpkg -s "${PACKAGES[@]}" >/dev/null 2>&1; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" >/dev/null
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}"
+    } >/dev/null || { echo "apt cannot install ${PACKAGES[*]} here"; exit 1; }
   fi
   write_configuration
   start_munge

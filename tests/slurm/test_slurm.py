@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +44,11 @@ def nodes() -> Iterator[None]:
         pytest.skip("a virtual Slurm needs root on Debian, or a kin of it")
     if any(path.exists() and not path.is_symlink() for path in [Path("/etc/slurm/slurm.conf")]):
         pytest.skip("this machine has a Slurm of its own")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            os.mknod(Path(scratch, "null"), stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("pretended GPUs are devices, which cannot be made here")
     up = subprocess.run([SCRIPT, "up"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if up.returncode and "apt" in up.stdout.lower():
         pytest.skip(f"Slurm cannot be installed: {up.stdout.splitlines()[-1]}")
@@ -213,6 +220,7 @@ def wait_for(found: object, run: subprocess.Popen[str]) -> list[list[str]]:
     raise AssertionError("the run ended too soon")
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_out_of_memory_scancel_and_a_crashed_node_end_in_the_same_report(
     finished: tuple[Path, str], tmp_path: Path, tiny_source: Path
