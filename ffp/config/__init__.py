@@ -1,0 +1,40 @@
+"""The one typed source of configuration: a grid file, and the models, texts and tasks that it names.
+
+Torch-free and quick to import, because the Snakefile of every cluster job reads it again.
+"""
+
+from ffp.config.assets import (
+    CorpusConfig,
+    HubSource,
+    LocalSource,
+    ModelConfig,
+    Source,
+    TaskConfig,
+    TasksConfig,
+    TextConfig,
+    WheelSource,
+)
+from ffp.config.grid import GridConfig
+from ffp.config.project import STEP_VERSIONS, Cell, Project, accept_code, code_of
+from ffp.config.published import PublishedSet
+from ffp.config.reading import read_part
+
+__all__ = [
+    "STEP_VERSIONS",
+    "Cell",
+    "CorpusConfig",
+    "GridConfig",
+    "HubSource",
+    "LocalSource",
+    "ModelConfig",
+    "Project",
+    "PublishedSet",
+    "Source",
+    "TaskConfig",
+    "TasksConfig",
+    "TextConfig",
+    "WheelSource",
+    "accept_code",
+    "code_of",
+    "read_part",
+]

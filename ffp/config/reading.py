@@ -1,0 +1,95 @@
+"""A YAML file as a checked section: no unknown or repeated keys, no aliases, one line for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from ffp.registry import near
+from ffp.types import ConfigError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=1)]
+MAX_YAML_BYTES = 1_000_000
+
+
+class Strict(BaseModel):
+    """Base of every section: no unknown keys, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Strict)
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML without aliases (they can blow a small file up) and without repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; ConfigError if it is missing, too large, or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"config file {path} cannot be read: {reason}. Give an existing YAML file.") from error
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(f"config file {path} has {len(text)} characters, over {MAX_YAML_BYTES}. Make it smaller.")
+    try:
+        body = yaml.load(text, _UniqueLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"config file {path} holds a {type(body).__name__}, not a mapping of keys.")
+    return body
+
+
+def read_part(shape: type[S], path: Path) -> S:
+    """A config file as a section, checked; ConfigError with one line that names the file, the key and the remedy."""
+    return _validate(shape, _load(path), path)
+
+
+def _validate(shape: type[S], body: Mapping[str, Any], path: Path) -> S:
+    try:
+        return shape.model_validate(body)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error, shape)}") from error
+
+
+def _first(error: ValidationError, shape: type[BaseModel]) -> str:
+    """One line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {where!r}: {near(str(fault['loc'][-1]), _keys(shape))}"
+    message = re.sub(r"^Value error, ", "", fault["msg"])
+    if fault["type"] == "missing":
+        return f"key {where!r} is missing."
+    return f"{where} = {str(fault['input'])[:80]!r}: {message}."
+
+
+def _keys(shape: type[BaseModel], seen: frozenset[type] = frozenset()) -> set[str]:
+    """All keys of a section and of the sections below it, for near matches."""
+    keys = set(shape.model_fields)
+    for part in Strict.__subclasses__():
+        if part not in seen and any(part.__name__ in str(f.annotation) for f in shape.model_fields.values()):
+            keys |= _keys(part, seen | {shape})
+    return keys
