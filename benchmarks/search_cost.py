@@ -30,6 +30,7 @@ from typing import Any
 
 from ffp.artifacts import provenance, whole, write_json
 from ffp.config import Cell, Project
+from ffp.types import Allocation
 
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 GAP_WINDOWS = 16
@@ -68,52 +69,61 @@ def _run(config_file: Path, work: Path, path: str) -> None:
     """One search from its start to its test perplexity, in a process of its own."""
     import torch
 
-    from ffp import steps
     from ffp.cost import CostMeter
-    from ffp.cuts import cut_of
-    from ffp.models.adapter import Adapter, load_model
     from ffp.reward import Journal
-    from ffp.types import Allocation
 
     torch.set_num_threads(1)
     project = Project(config_file)
     cell = project.cell(path)
-    config, data = project.models[cell.model], Path(project.grid.data)
-    model_dir, calibration_dir = data / "models" / cell.model, data / "calibration" / cell.model
-    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
-    stats = steps.open_calibration(adapter, calibration_dir, cell.granularity)
     journal = _file(work, cell).with_suffix(".journal")
     identity = [path, {} if cell.method == "dense" else project.settings("allocate", cell)]
-    candidates = cut_of(project, cell).candidates(stats)
-    reward = steps.open_reward(candidates, calibration_dir, config.batch_tokens, Journal(journal, identity))
-    problem = adapter.problem(float(cell.sparsity), cell.granularity)
+    problem, stats, reward = opened(project, cell, Journal(journal, identity))
     with CostMeter() as cost:
         result = _search(project, cell, problem, stats, reward)
         cost.evaluations, cost.n_tokens, cost.earlier_s = reward.evaluations, reward.spent_tokens, reward.earlier_s
 
-    def excess(keep: tuple[int, ...]) -> float:
-        return -math.log(reward.select(Allocation(problem.problem_id, keep)))
-
     total = project.grid.search.budget().tokens(reward.window_tokens)
     answers = result.answers or ((0, result.allocation.keep),)
     seen = [[keep for tokens, keep in answers if tokens <= share * total] for share in CHECKPOINTS]
+    points = [Allocation(problem.problem_id, keeps[-1] if keeps else answers[0][1]) for keeps in seen]
     curve = [
-        {"tokens": round(share * total), "selection_excess": excess(keeps[-1] if keeps else answers[0][1])}
-        for share, keeps in zip(CHECKPOINTS, seen, strict=True)
+        {"tokens": round(share * total), "selection_excess": selection_excess(reward, point)}
+        for share, point in zip(CHECKPOINTS, points, strict=True)
     ]
     body = {
         "method": cell.method,
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "curve": curve,
-        "final_selection_excess": excess(result.allocation.keep),
+        "final_selection_excess": selection_excess(reward, result.allocation),
         "final_search_excess": -math.log(reward(result.allocation, windows=range(GAP_WINDOWS))),
         "keep": list(result.allocation.keep),
         "cost": cost.as_dict(),
-        "test": _test(project, cell, reward.sliced, result.allocation, model_dir),
+        "test": _test(project, cell, reward.sliced, result.allocation),
     }
     write_json(_file(work, cell), SCHEMA, body)
     journal.unlink(missing_ok=True)
+
+
+def opened(project: Project, cell: Cell, journal: Any = None) -> tuple[Any, Any, Any]:
+    """The problem of a cell, its calibration statistics, and the evaluator over its model."""
+    from ffp import steps
+    from ffp.cuts import cut_of
+    from ffp.models.adapter import Adapter, load_model
+    from ffp.reward import Journal
+
+    config, data = project.models[cell.model], Path(project.grid.data)
+    model_dir, calibration_dir = data / "models" / cell.model, data / "calibration" / cell.model
+    adapter = Adapter(load_model(model_dir, config), min_keep=config.min_keep, align=config.align)
+    stats = steps.open_calibration(adapter, calibration_dir, cell.granularity)
+    candidates = cut_of(project, cell).candidates(stats)
+    reward = steps.open_reward(candidates, calibration_dir, config.batch_tokens, journal or Journal(None))
+    return adapter.problem(float(cell.sparsity), cell.granularity), stats, reward
+
+
+def selection_excess(reward: Any, allocation: Allocation) -> float:
+    """Loss over dense on the selection text, nats per token."""
+    return -math.log(reward.select(allocation))
 
 
 def _search(project: Project, cell: Cell, problem: Any, stats: Any, reward: Any) -> Any:
@@ -126,7 +136,7 @@ def _search(project: Project, cell: Cell, problem: Any, stats: Any, reward: Any)
     return allocator.allocate(problem, stats=stats, reward=reward, budget=project.grid.search.budget(), seed=cell.seed)
 
 
-def _test(project: Project, cell: Cell, sliced: Any, allocation: Any, model_dir: Path) -> dict[str, float]:
+def _test(project: Project, cell: Cell, sliced: Any, allocation: Allocation) -> dict[str, float]:
     """Perplexity of the answer on the test text."""
     from ffp.evaluation import perplexity
     from ffp.models.adapter import load_tokenizer
@@ -134,6 +144,7 @@ def _test(project: Project, cell: Cell, sliced: Any, allocation: Any, model_dir:
 
     documents = read_documents(Path(project.grid.data) / "text" / project.grid.text / "test.jsonl")
     settings = project.grid.evaluation
+    model_dir = Path(project.grid.data) / "models" / cell.model
     windows = token_windows(
         load_tokenizer(model_dir), documents, context=settings.context, windows=settings.windows, name="test text"
     )

@@ -72,7 +72,7 @@ _METHODS = (
     Method("fastforward", "ffp.search.fastforward:FastForward", "1", frozenset({"reward"}), STRUCTURED,
            "single-step PPO on whole allocations", "Yuan et al., arXiv:2511.18977",
            learns=True),
-    Method("fastforward-guided", "ffp.search.fastforward_guided:FastForwardGuided", "2", frozenset({"reward"}),
+    Method("fastforward-guided", "ffp.search.fastforward_guided:FastForwardGuided", "3", frozenset({"reward"}),
            STRUCTURED, "single-step policy led by gate gradients", "ours, after Yuan et al., arXiv:2511.18977",
            learns=True),
 )  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ffp import registry
-from ffp.search.fastforward_guided import CLIP, FastForwardGuided, Worths
+from ffp.search.fastforward_guided import CLIP, FastForwardGuided, Policy
 from ffp.search.ffn_only import ffn_only_allocation
 from ffp.search.uniform import uniform_allocation
 from ffp.types import Allocation, ConfigError, SearchBudget
@@ -40,62 +40,97 @@ def test_it_beats_its_start_and_evolution_from_the_same_start(target, seed):
     assert reward.select(found) > reward.select(rival) > reward.select(ffn_only_allocation(problem)) - 1e-9
 
 
+def policy_of(problem, start=None, **parameters):
+    """A policy amid its range, and an allocation that it is at."""
+    start = start or uniform_allocation(problem)
+    return Policy(problem, np.zeros(len(problem.units)), FastForwardGuided(**parameters)), start
+
+
+def learned(policy, allocation, found):
+    """By how much one step moves the mean."""
+    before = policy.mean
+    policy.learn(allocation, found, np.zeros(len(before)))
+    return policy.mean - before
+
+
+def fine_of(problem):
+    return problem.group_params == problem.group_params.min()
+
+
 def test_worths_within_their_noise_move_nothing_much():
     problem = structured_problem()
     slopes = np.linspace(1, 2, len(problem.units))
-    clear, noisy = (Worths(problem, 0.9, True) for _ in range(2))
-    start = uniform_allocation(problem)
-    clear.see(start, utility(problem, slopes))
-    noisy.see(start, utility(problem, slopes, stderr=10.0))
-    assert np.abs(clear.scores()).max() > 1
-    assert np.abs(noisy.scores()).max() < 0.05
+    clear, noisy = (learned(*policy_of(problem), utility(problem, slopes, stderr=e)) for e in (0.0, 20.0))
+    assert np.abs(clear).max() > 0.3
+    assert np.abs(noisy).max() < 0.01
 
 
-def test_noise_averages_out_over_steps():
+def test_a_clear_first_step_goes_all_the_way_in_logits():
     problem = structured_problem()
-    slopes = np.linspace(1, 2, len(problem.units))
-    worths, start = Worths(problem, 0.99, True), uniform_allocation(problem)
-    sizes = []
-    for _ in range(60):
-        worths.see(start, utility(problem, slopes, stderr=0.5))
-        sizes.append(np.abs(worths.scores()).max())
-    assert sizes[0] < sizes[20] < sizes[-1]
+    fine = fine_of(problem)
+    slopes = np.ones(len(fine))
+    dear, cheap = np.flatnonzero(fine)[:2]
+    slopes[dear], slopes[cheap] = 2.0, 0.5
+    moved = learned(*policy_of(problem), utility(problem, slopes))
+    assert moved[dear] == pytest.approx(np.log(2))
+    assert moved[cheap] == pytest.approx(-0.5)
+    assert np.flatnonzero(moved).tolist() == sorted([dear, cheap])
+
+
+def test_steps_shrink_as_the_belief_gets_certain():
+    problem = structured_problem()
+    policy, start = policy_of(problem, drift=0.0)
+    found = utility(problem, np.where(np.arange(len(problem.units)) == 1, 1.2, 1.0), stderr=0.5)
+    moves = [learned(policy, start, found)[1] for _ in range(30)]
+    assert (np.diff(moves) < 0).all()
+    # the posterior of a mean over n observations, whose noise is that of two sides, relative to the worth
+    assert policy.variance[1] == pytest.approx(1 / (1 / 0.5**2 + 30 * 1.2**2 / (0.5**2 / 2)))
+
+
+def test_a_sampled_action_is_taken_into_account():
+    """What an action off the mean measures, it measures there."""
+    problem = structured_problem()
+    fine = fine_of(problem)
+    policy, start = policy_of(problem)
+    before, sampled = policy.mean, np.where(fine, 0.3, 0.0)
+    policy.learn(start, utility(problem, np.ones(len(fine))), sampled)
+    assert policy.mean - before == pytest.approx(sampled)
 
 
 def test_a_coarse_decision_moves_only_where_a_whole_unit_should():
     problem = structured_problem()
-    fine = problem.group_params == problem.group_params.min()
-    found = utility(problem, np.where(fine, np.linspace(0.9, 1.1, len(fine)), 1.0))
-    first, second, third = np.flatnonzero(~fine)[:3]
+    found = utility(problem, np.ones(len(problem.units)))
+    first, second, third = np.flatnonzero(~fine_of(problem))[:3]
     found[first, :, 0] = [3.0, 0.2]  # the last kept is worth its price, the first removed is not: right as it is
-    found[second, :, 0] = [0.1, 0.0]
+    found[second, :, 0] = [-0.1, -0.2]
     found[third, :, 0] = [9.0, 4.0]
-    worths = Worths(problem, 0.9, True)
-    worths.see(uniform_allocation(problem), found)
-    scores = worths.scores()
-    assert scores[first] == 0
-    assert scores[second] == -CLIP and scores[third] == CLIP
+    moved = learned(*policy_of(problem), found)
+    assert moved[first] == 0
+    assert moved[second] == -CLIP and moved[third] == CLIP
 
 
 def test_curvature_saves_what_the_slope_would_give_away():
     problem = structured_problem()
-    fine = problem.group_params == problem.group_params.min()
-    found = utility(problem, np.where(fine, np.linspace(0.9, 1.1, len(fine)), -0.1))
+    fine = fine_of(problem)
+    found = utility(problem, np.where(fine, 1.0, -0.1))
     found[~fine, 0, 1] = 5.0
     found[~fine, 1] = np.nan
     for curvature, moves in ((True, False), (False, True)):
-        worths = Worths(problem, 0.9, curvature)
-        worths.see(Allocation("", tuple(problem.n_groups)), found)
-        assert (worths.scores()[~fine] < 0).all() == moves
+        policy, whole = policy_of(problem, Allocation("", tuple(problem.n_groups)), curvature=curvature)
+        assert (learned(policy, whole, found)[~fine] < 0).all() == moves
 
 
-def test_a_unit_that_moved_starts_its_estimates_again():
+def test_a_coarse_decision_that_moved_starts_its_average_again():
     problem = structured_problem()
-    worths, start = Worths(problem, 0.9, True), uniform_allocation(problem)
-    worths.see(start, utility(problem, np.full(len(problem.units), 2.0)))
-    moved = Allocation("", tuple(k - (i == 0) for i, k in enumerate(start.keep)))
-    worths.see(moved, utility(problem, np.full(len(problem.units), 1.0)))
-    assert (worths.weight[0] == 1).all() and (worths.weight[1:] == 1.9).all()
+    dear, cheap = (utility(problem, np.where(fine_of(problem), 1.0, worth)) for worth in (2.0, 0.5))
+    policy, start = policy_of(problem, memory=0.9)
+    policy.learn(start, dear, np.zeros(len(problem.units)))
+    stayed = Allocation("", tuple(k - (i == 0) for i, k in enumerate(start.keep)))
+    moved = learned(policy, stayed, cheap)
+    assert moved[0] == pytest.approx(-0.5)  # as if seen for the first time
+    assert moved[2] == pytest.approx(
+        (2.0 * 0.9 + 0.5) / 1.9 - 1
+    )  # the average of both: still worth more than the price
 
 
 @pytest.mark.parametrize("name", LEARNERS)
