@@ -357,6 +357,7 @@ def test_a_fetch_that_breaks_off_is_named_and_works_once_the_network_is_back(tmp
     server = ThreadingHTTPServer(("127.0.0.1", 0), Breaking)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     index = {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}/simple", "PIP_EXTRA_INDEX_URL": "",
+             "NO_PROXY": "127.0.0.1",
              "PIP_RETRIES": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}  # fmt: skip
     command = ["asset", "text", "--config", "config/texts/docs.yaml", "--out", "data/text/docs"]
     done = ffp(tmp_path, *command, env=index)

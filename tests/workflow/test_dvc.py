@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 import yaml
@@ -23,7 +23,8 @@ BIN = Path(sys.executable).parent
 TRACKED = ("Snakefile", "workflow", "profiles", "ffp", "constraints.txt", "environment.yml", "dvc.yaml", ".dvcignore")
 
 
-KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1"}  # fmt: skip
 
 
 def run(folder: Path, *words: str, figure: int = 1) -> str:
@@ -53,10 +54,10 @@ def s3() -> Iterator[str]:
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **KEYS},
     )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
+    address, direct = f"http://127.0.0.1:{port}", build_opener(ProxyHandler({}))
     try:
         for _ in range(120):
-            with contextlib.suppress(OSError), urlopen(Request(f"{address}/store", method="PUT")):
+            with contextlib.suppress(OSError), direct.open(Request(f"{address}/store", method="PUT")):
                 break
             time.sleep(0.5)
         else:
