@@ -5,7 +5,8 @@
 Needs the grid's model and calibration. The texts are the selection windows and as many of the search windows; no score
 of a report is from them. Weights go by Wanda's score on the dense statistics. M and lambda are those of the paper's
 grid. In `marks`, by sparsity and "M, lambda": the mean difference in nats a token and its standard error over windows,
-OWL minus uniform, so that below zero OWL is better.
+OWL minus uniform, so that below zero OWL is better. `relief` says why: what the loss at uniform gains, in nats, when
+one block (every third of them) keeps 10 points more, and by M the correlation of that with OWL's shares of outliers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ffp.config import Project
 from ffp.models.adapter import Adapter, load_model
 from ffp.models.loss import window_losses
 from ffp.pruning.masked import MaskedModel
-from ffp.search.owl import Owl
+from ffp.search.blockwise import blocks_of
+from ffp.search.owl import Owl, outlier_share
 from ffp.search.uniform import uniform_allocation
 from ffp.steps import open_calibration, read_windows
 from ffp.types import FloatArray, LinearStats, SearchBudget
@@ -32,6 +34,7 @@ from ffp.types import FloatArray, LinearStats, SearchBudget
 SCHEMA = "ffp/benchmark/owl/1"
 MULTIPLES, STRENGTHS = (3, 5, 7, 10), (0.02, 0.05, 0.08, 0.1, 0.2)
 BATCH = 4
+EVERY, MORE = 3, 0.1  # blocks that are tried alone, and what each keeps more
 
 
 class Dense:
@@ -61,10 +64,12 @@ def main() -> None:
     windows = torch.cat([selection, read_windows(folder, "search")[: len(selection)]])
     dense = Dense(stats)
     candidates = MaskedModel(adapter, granularity="unstructured", pruner="wanda", sq_means=stats.sq_means)
-    body = {str(sparsity): _sweep(candidates, dense, windows, sparsity) for sparsity in options.sparsities}
-    marks = {sparsity: found["owl_minus_uniform"] for sparsity, found in body.items()}
     settings = {"model": name, "windows": list(windows.shape), "sparsities": options.sparsities}
-    write_json(options.out, SCHEMA, {"marks": marks, **body, "provenance": provenance(settings=settings)})
+    body: dict[str, dict[str, object]] = {}
+    for sparsity in options.sparsities:
+        body[str(sparsity)] = _sweep(candidates, dense, windows, sparsity)
+        marks = {key: found["owl_minus_uniform"] for key, found in body.items()}
+        write_json(options.out, SCHEMA, {"marks": marks, **body, "provenance": provenance(settings=settings)})
     print(json.dumps(marks, indent=1))
 
 
@@ -82,7 +87,28 @@ def _sweep(candidates: MaskedModel, stats: Dense, windows: torch.Tensor, sparsit
             key = f"{multiple}, {strength}"
             differences[key] = [float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)]
             print(sparsity, key, differences[key], flush=True)
-    return {"uniform_loss": float(uniform.mean()), "owl_minus_uniform": differences}
+    relief = _relief(candidates, stats, windows, sparsity, float(uniform.mean()))
+    return {"uniform_loss": float(uniform.mean()), "owl_minus_uniform": differences, "relief": relief}
+
+
+def _relief(
+    candidates: MaskedModel, stats: Dense, windows: torch.Tensor, sparsity: float, uniform: float
+) -> dict[str, object]:
+    problem = candidates.adapter.problem(sparsity, "unstructured")
+    keep, blocks = np.array(uniform_allocation(problem).keep), blocks_of(problem)
+    tried = list(range(0, stats.n_blocks, EVERY))
+    gains = []
+    for block in tried:
+        more = np.where(blocks == block, (problem.n_groups * (1 - sparsity + MORE)).astype(np.int64), keep)
+        candidates.set_keep(more.tolist())
+        gains.append(uniform - float(_losses(candidates, windows).mean()))
+    shares = {m: [outlier_share(list(stats.linears(block)), m) for block in tried] for m in MULTIPLES}
+    return {
+        "blocks": tried,
+        "gain": gains,
+        "outlier_share": {str(m): share for m, share in shares.items()},
+        "correlation": {str(m): float(np.corrcoef(share, gains)[0, 1]) for m, share in shares.items()},
+    }
 
 
 @torch.no_grad()
