@@ -8,8 +8,8 @@ that 30 blocks make from 60 decisions down to 6. Model, texts, seeds and the bud
 config/race.yaml, at `--sparsity`. Each run leaves a file in --work, so that a killed benchmark goes on where it was.
 
 - `runs[].curve`: selection loss over dense, nats per token, of what the search would have answered at CHECKPOINTS.
-- `marks.tokens_needed`: by number of decisions, median over seeds: tokens until the curve has made, and keeps, SHARE of
-  the way from the start to the best point of the runs with that number.
+- `marks.tokens_needed`: by number of decisions, tokens until the median curve over seeds has made SHARE of the way from
+  the start to its lowest point. `marks.gain`: how long that way is, nats per token.
 - `marks.exponent`: of the power law tokens = c * decisions^exponent, least squares on logarithms.
 - `marks.projected_7b_tokens`: that law at the 64 decisions of a model of 32 blocks; `projected_7b_seconds` the time of
   so many tokens at 2 x 6.74e9 operations each, on half the peak of an A100 (312e12 operations a second in bfloat16).
@@ -153,28 +153,32 @@ def _run(project: Project, options: argparse.Namespace, tied: int, seed: int) ->
 
 def marks(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """See the module's text."""
-    needed: dict[int, float] = {}
-    for count in sorted({run["decisions"] for run in runs}):
-        curves = [run["curve"] for run in runs if run["decisions"] == count]
-        best = min(point["selection_excess"] for curve in curves for point in curve)
-        needed[count] = statistics.median(_tokens_needed(curve, best) for curve in curves)
+    medians = _medians(runs)
+    needed = {count: _tokens_needed(curve) for count, curve in medians.items()}
     slope, constant = np.polyfit(np.log(list(needed)), np.log(list(needed.values())), 1)
     tokens = float(np.exp(constant) * DECISIONS_7B**slope)
     return {
         "tokens_needed": {str(count): tokens for count, tokens in needed.items()},
+        "gain": {str(count): curve[0][1] - min(loss for _, loss in curve) for count, curve in medians.items()},
         "exponent": float(slope),
         "projected_7b_tokens": tokens,
         "projected_7b_seconds": tokens * 2 * PARAMETERS_7B / OPERATIONS_A_SECOND,
     }
 
 
-def _tokens_needed(curve: list[dict[str, Any]], best: float) -> float:
-    """Tokens of the first point from which on the curve stays SHARE of the way down, or of the last."""
-    start = curve[0]["selection_excess"]
-    goal = start - SHARE * (start - best)
-    below = [point["selection_excess"] <= goal for point in curve]
-    first = next((i for i in range(len(curve)) if all(below[i:])), len(curve) - 1)
-    return float(curve[first]["tokens"])
+def _medians(runs: list[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
+    """By number of decisions: (tokens, median selection loss over seeds) at each checkpoint."""
+    found = {}
+    for count in sorted({run["decisions"] for run in runs}):
+        points = zip(*(run["curve"] for run in runs if run["decisions"] == count), strict=True)
+        found[count] = [(at[0]["tokens"], statistics.median(p["selection_excess"] for p in at)) for at in points]
+    return found
+
+
+def _tokens_needed(curve: list[tuple[int, float]]) -> int:
+    """Tokens of the first point of a curve that has made SHARE of the way from its start to its lowest point."""
+    start, lowest = curve[0][1], min(loss for _, loss in curve)
+    return next(tokens for tokens, loss in curve if loss <= start - SHARE * (start - lowest))
 
 
 def _plot(body: dict[str, Any], path: Path) -> None:
@@ -188,17 +192,21 @@ def _plot(body: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     needed = {int(count): tokens for count, tokens in body["marks"]["tokens_needed"].items()}
     for count, colour in zip(needed, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(needed))), strict=True):
-        curves = [run["curve"] for run in body["runs"] if run["decisions"] == count]
-        losses = np.median([[point["selection_excess"] for point in curve] for curve in curves], axis=0)
-        tokens = [point["tokens"] for point in curves[0]]
+        tokens, losses = zip(*_medians(body["runs"])[count], strict=True)
         left.plot(tokens, losses, "o-", ms=3, color=colour, label=f"{count} decisions")
     left.set(xlabel="tokens forwarded (a backward counts as two)", ylabel="selection loss over dense (nats per token)")
-    left.legend(frameon=False)
-    right.loglog(list(needed), list(needed.values()), "o", label="measured, median over seeds")
+    left.set_ylim(top=1.15 * left.get_ylim()[1])
+    left.legend(frameon=False, ncols=2, loc="upper right")
+    right.loglog(list(needed), list(needed.values()), "o", label="measured")
     line = np.geomspace(min(needed), DECISIONS_7B)
     exponent = body["marks"]["exponent"]
     law = body["marks"]["projected_7b_tokens"] * (line / DECISIONS_7B) ** exponent
     right.loglog(line, law, "--", color="grey", label=f"tokens = c · decisions^{exponent:.2f}")
+    right.set_xticks(list(needed), [str(count) for count in needed])
+    right.minorticks_off()
+    right.set_yticks(
+        sorted(set(needed.values())), [f"{tokens / 1000:.3g} k" for tokens in sorted(set(needed.values()))]
+    )
     right.set(xlabel="decisions", ylabel=f"tokens for {SHARE:.0%} of the gain")
     right.legend(frameon=False)
     figure.tight_layout()
