@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from ffp.report.groups import Block, Group, by_block
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the markers keep them apart in grey.
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
 MARKERS = ("s", "^", "o", "D", "v", "P", "X", "*")
+TITLE_WIDTH = 46  # characters over a panel
 DASHES = (0, (5, 3))
 LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 # The colours of text and grid: no method has them, so that the page can put those of its theme in their place.
@@ -361,7 +363,8 @@ def _panels(
     for index, (model, granularity, sparsity) in enumerate(blocks):
         axes.append(figure.add_subplot(rows, columns, index + 1))
         kind = f", {granularity}" if several else ""
-        axes[-1].set_title(f"{project.models[model].title}{kind}\n{float(sparsity):.0%} sparsity", fontsize=10)
+        name = textwrap.fill(f"{project.models[model].title}{kind}", TITLE_WIDTH)
+        axes[-1].set_title(f"{name}\n{float(sparsity):.0%} sparsity", fontsize=10)
     return figure, axes
 
 

@@ -382,6 +382,17 @@ def test_tiles_are_drawn_for_the_modules_that_each_granularity_has(tmp_path):
     assert titles[:-1] == ["attention", "FFN", "attention", "FFN", "whole blocks"]
 
 
+def test_a_long_title_stays_within_its_panel(project):
+    named = project.models["tiny"].model_copy(update={"title": "A model whose name goes on and on " * 4})
+    project.models["tiny"] = named
+    fill(project)
+    figure = plots.FIGURES["quality_cost"](project, groups_of(project))
+    figure.draw_without_rendering()
+    assert figure.axes
+    for axis in figure.axes:
+        assert axis.title.get_window_extent().width <= 1.1 * axis.get_window_extent().width
+
+
 def test_ablation_compares_a_variant_with_its_base(tmp_path):
     variants = {"owl-strong": {"use": "owl", "strength": 0.2, "compensate": "ridge"}}
     project = make_project(tmp_path, methods=["owl-strong", "owl", "uniform"], variants=variants, sparsities=[0.2])
