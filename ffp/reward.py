@@ -96,7 +96,7 @@ class SlicedReward:
         """batch_tokens: tokens in one forward, at least one window. Gate gradients need a SlicedModel."""
         self.sliced, self.search, self.selection = sliced, search, selection
         self.batch_tokens = batch_tokens
-        self._teacher: dict[str, list[torch.Tensor]] = {}
+        self._teacher: dict[str, torch.Tensor] = {}
         if fitness == "kl":
             self._teacher = {text.name: self._dense_states(text) for text in (search, selection)}
             self.search, self.selection = (Text(t.name, t.windows, 0 * t.dense_loss) for t in (search, selection))
@@ -205,20 +205,16 @@ class SlicedReward:
             chosen = list(windows[start : start + batch])
             ids = text.windows[chosen].to(self.sliced.model.device)
             if self._teacher:
-                teacher = torch.stack([self._teacher[text.name][window] for window in chosen])
-                losses += window_divergences(self.sliced.model, ids, teacher).tolist()
+                losses += window_divergences(self.sliced.model, ids, self._teacher[text.name][chosen]).tolist()
             else:
                 losses += window_losses(self.sliced.model, ids).tolist()
         return losses
 
     @torch.no_grad()
-    def _dense_states(self, text: Text) -> list[torch.Tensor]:
-        """The dense model's last hidden states of each window; called before anything is switched off."""
-        batch = max(1, self.batch_tokens // text.windows.shape[1])
-        parts = [
-            last_hidden(self.sliced.model, ids.to(self.sliced.model.device)) for ids in torch.split(text.windows, batch)
-        ]
-        return list(torch.cat(parts))
+    def _dense_states(self, text: Text) -> torch.Tensor:
+        """The dense model's last hidden states, (n, context - 1, hidden); called before anything is switched off."""
+        model, batch = self.sliced.model, max(1, self.batch_tokens // text.windows.shape[1])
+        return torch.cat([last_hidden(model, ids.to(model.device)) for ids in torch.split(text.windows, batch)])
 
 
 def _reward(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:

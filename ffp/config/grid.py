@@ -59,10 +59,9 @@ class InitConfig(Strict):
 
 
 class MethodConfig(BaseModel):
-    """A named variant. use: the registered method; the rest are its parameters, but for four axes of their own.
+    """A named variant. use: the registered method; keys that are none of these are its parameters.
 
     init: a policy to start from, for methods that learn one.
-
     score: which units of a structured decision go first, calibration.score without it. compensate: what follows a
     structured cut. pruner: which single weights go, the grid's pruner without it. fitness: what a search is rewarded
     for, a small perplexity or a small KL divergence from the dense model.
