@@ -18,9 +18,7 @@ from torch import nn
 from ffp.types import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ffp.models.adapter import Adapter
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def choose_device(name: str) -> torch.device:
@@ -85,23 +83,24 @@ def offload(model: PreTrainedModel, blocks: nn.ModuleList, device: torch.device,
 
 
 @contextmanager
-def resident(adapter: Adapter, index: int) -> Iterator[None]:
+def resident(blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> Iterator[None]:
     """Let a block be changed, where it computes, and have it back as it was at the end.
 
-    A twin takes its place: modules of its own, tensors shared where they already are on the device. What is done to the
-    twin has to put new parameters in, not to write into those that are there.
+    config: the model's, which all blocks share. A twin takes its place: modules of its own, tensors shared where they
+    already are on the device. What is done to the twin has to put new parameters in, not to write into those that are
+    there.
     """
-    block, config = adapter.blocks[index], adapter.model.config
+    block = blocks[index]
     memo: dict[int, Any] = {id(config): config}
     hook = getattr(block, "_hf_hook", None)
     for tensor in (*block.parameters(), *block.buffers()):
         memo[id(tensor)] = hook.lent(tensor) if isinstance(hook, Lend) else tensor
-    twin = adapter.blocks[index] = copy.deepcopy(block, memo)
+    twin = blocks[index] = copy.deepcopy(block, memo)
     del memo
     try:
         yield
     finally:
-        adapter.blocks[index] = block
+        blocks[index] = block
         for part in twin.modules():  # modules refer to each other in circles: let go of the weights now
             part._parameters.clear()
 

@@ -66,7 +66,7 @@ def compensate(
     updates: dict[str, torch.Tensor] = {}
     for block in range(len(adapter.blocks)):
         targets: dict[str, list[torch.Tensor]] = {}
-        with resident(adapter, block):
+        with resident(adapter.blocks, block, adapter.model.config):
             if dense is not None:
                 dense = _dense_block(adapter, stream, block, dense, targets)
             for unit in (unit for unit in adapter.units if unit.block == block):

@@ -108,7 +108,7 @@ def test_a_resident_block_is_on_the_device_and_forgotten_afterwards():
     adapter = Adapter(model)
     offload(model, adapter.blocks, CPU, torch.float32)
     before = adapter.blocks[1]
-    with resident(adapter, 1):
+    with resident(adapter.blocks, 1, adapter.model.config):
         twin = adapter.blocks[1]
         assert twin is not before
         assert {p.dtype for p in twin.parameters()} == {torch.float32}
@@ -121,7 +121,7 @@ def test_a_resident_block_is_on_the_device_and_forgotten_afterwards():
 def test_a_resident_block_that_is_at_home_costs_no_copy():
     adapter = Adapter(tiny("llama"))
     block = adapter.blocks[0]
-    with resident(adapter, 0):
+    with resident(adapter.blocks, 0, adapter.model.config):
         assert adapter.blocks[0].mlp.up_proj.weight is block.mlp.up_proj.weight
 
 
