@@ -22,6 +22,7 @@ import numpy as np
 from ffp.artifacts import provenance, write_json
 from ffp.config import Project
 from ffp.report.collect import Record, collect
+from ffp.types import FloatArray
 
 SCHEMA = "ffp/benchmark/baselines/1"
 PAIRS = {
@@ -48,7 +49,7 @@ def main() -> None:
             if granularity == "unstructured" and method == first and other is not None:
                 difference = _difference(done[granularity, sparsity, first], other)
                 marks.setdefault(name, {})[sparsity] = difference
-    rows = [_row(record) for record in records if record.done]
+    rows = [row(record) for record in records if record.done]
     missing = [record.cell.path for record in records if not record.done]
     settings = {"grid": project.grid.title, "model": project.grid.models, "evaluation": rows[0]["tokens"]}
     body = {"marks": marks, "cells": rows, "missing": missing, "provenance": provenance(settings=settings)}
@@ -58,18 +59,23 @@ def main() -> None:
 
 
 def _difference(first: Record, second: Record) -> list[float]:
-    """Mean and standard error over windows of the difference in loss, nats a token."""
-    losses = [np.array((record.scores or {})["ppl"]["loss_by_window"]) for record in (first, second)]
-    change = losses[0] - losses[1]
+    """Mean and standard error over windows of the difference in loss."""
+    change = losses(first) - losses(second)
     return [float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)]
 
 
-def _row(record: Record) -> dict[str, Any]:
+def losses(record: Record) -> FloatArray:
+    """(windows,): mean test loss of each window, nats a token."""
+    return np.array((record.scores or {})["ppl"]["loss_by_window"])
+
+
+def row(record: Record) -> dict[str, Any]:
     ppl = (record.scores or {})["ppl"]
     return {
         "granularity": record.cell.granularity,
         "sparsity": float(record.cell.sparsity),
         "method": record.cell.method,
+        "seed": record.cell.seed,
         "block_sparsity": record.row["block_sparsity"],
         "ppl": ppl["value"],
         "stderr": ppl["stderr"],
