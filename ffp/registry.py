@@ -62,7 +62,7 @@ _METHODS = (
     Method("import", "ffp.search.imported:Import", "1", frozenset(), ALL,
            "a published allocation, scored again", "-", files=("file",)),
     Method("error-table-dp", "ffp.search.error_table_dp:ErrorTableDp", "1", frozenset({"reward"}), ALL,
-           "each decision's own damage, summed, by exact knapsack", "Frantar and Alistarh, arXiv:2203.14714"),
+           "each decision's own damage, summed, by exact knapsack", "Frantar and Alistarh, arXiv:2201.13096"),
     Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), ALL,
            "elitist level switches, staged selection", "Sieberling et al., arXiv:2410.14649"),
     Method("random-search", "ffp.search.random_search:RandomSearch", "1", frozenset({"reward"}), ALL,

@@ -3,7 +3,7 @@
 The table: decisions are cut one at a time, the rest of the model dense, and the loss of the whole model is measured
 end to end at a few levels. If damages added up, the best allocation would be a multiple-choice knapsack; it is solved
 exactly, by dynamic programming over removed parameters, for a grid of levels between which the table is interpolated.
-Source of the idea: SPDY (Frantar and Alistarh, arXiv:2203.14714) and the additive baseline in EvoPress's code
+Source of the idea: SPDY (Frantar and Alistarh, arXiv:2201.13096) and the additive baseline in EvoPress's code
 (Sieberling et al., arXiv:2410.14649), whose tables hold layer-wise errors; ours holds the end-to-end loss that all
 searches see.
 
