@@ -10,7 +10,8 @@ searches see.
 The table is paid from the search budget. Where that has fewer evaluations than there are decisions, neighbours in
 forward order are cut together and share an entry; with a single evaluation the answer is uniform. Damage is
 interpolated by its secant slope, cost(x) = x * slope(x), the slope linear between levels from 0 at x = 0: quadratic
-below the first level.
+below the first level. No decision gives more than was measured of it: damages do not add up, and a decision whose
+removal happened to cost nothing on few windows would be given up whole.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ BINS = 20_000  # of the removed parameters, where they have no greater common di
 
 @dataclass(frozen=True)
 class ErrorTableDp:
-    """levels: measured of each decision; 0 fits the number to the budget, MAX_LEVELS at most."""
+    """levels: measured of each decision; 0 fits the number to the budget, MAX_LEVELS at most. reach: the odds, removed
+    to kept, of the largest share of a decision that is measured and given, over those of the target.
+    """
 
     levels: int = 0
+    reach: float = 3.0
     name: str = field(default="error-table-dp", init=False)
-    version: str = field(default="1", init=False)
+    version: str = field(default="2", init=False)
 
     def __post_init__(self) -> None:
         check_number(self.name, "levels", self.levels, 0, 100, whole=True)
+        check_number(self.name, "reach", self.reach, 1, 1000)
 
     def allocate(
         self,
@@ -59,7 +64,9 @@ class ErrorTableDp:
         affordable = tracker.windows_left // len(windows)
         levels = min(self.levels or MAX_LEVELS, max(1, affordable // len(problem.units)))
         groups = np.array_split(np.arange(len(problem.units)), min(len(problem.units), max(1, affordable // levels)))
-        entries = [_entry(tracker, group, levels, windows) for group in groups]
+        odds = self.reach * problem.target / (1 - problem.target)
+        shares = odds / (1 + odds) * np.arange(1, levels + 1) / levels
+        entries = [_entry(tracker, group, shares, windows) for group in groups]
         removed = int(np.dot(problem.n_groups, problem.group_params)) - kept_budget(problem)
         choice = knapsack([entry.removed for entry in entries], [entry.costs for entry in entries], removed)
         keep = problem.n_groups.copy()
@@ -77,15 +84,15 @@ class _Entry:
     costs: FloatArray
 
 
-def _entry(tracker: Tracker, group: npt.NDArray[np.int64], levels: int, windows: Windows) -> _Entry:
-    """Measure one group at its levels, spread about the target, and interpolate between them."""
+def _entry(tracker: Tracker, group: npt.NDArray[np.int64], shares: FloatArray, windows: Windows) -> _Entry:
+    """Measure one group at shares of its units, ascending, and interpolate between them."""
     problem, xs, ys = tracker.problem, [0.0], [0.0]
     total = float(np.dot(problem.n_groups, problem.group_params))
 
     def gone(share: float) -> int:
         return int(np.dot(problem.n_groups - cut_group(problem, group, share), problem.group_params))
 
-    for share in problem.target * 2 * np.arange(1, levels + 1) / (levels + 1):
+    for share in shares:
         keep = cut_group(problem, group, share)
         if (x := gone(share) / total) > xs[-1]:
             candidate = Allocation(problem.problem_id, tuple(int(k) for k in keep))
@@ -93,8 +100,10 @@ def _entry(tracker: Tracker, group: npt.NDArray[np.int64], levels: int, windows:
             value = tracker.score([candidate], windows, stage="table", target=sparsity)[0]
             xs.append(x)
             ys.append(max(-math.log(value), 0.0))
-    options = options_of(problem, group)
+    options = options_of(problem, group, shares[-1])
     removed = np.array([gone(share) for share in options])
+    known = removed / total <= xs[-1]
+    options, removed = options[known], removed[known]
     return _Entry(options, removed, interpolate(np.array(xs), np.array(ys), removed / total))
 
 
@@ -106,22 +115,19 @@ def cut_group(problem: PruningProblem, group: npt.NDArray[np.int64], share: floa
     return keep
 
 
-def options_of(problem: PruningProblem, group: npt.NDArray[np.int64]) -> FloatArray:
-    """Shares that a group may give, 0 and all included: every whole unit of one coarse decision, else OPTIONS steps."""
+def options_of(problem: PruningProblem, group: npt.NDArray[np.int64], most: float) -> FloatArray:
+    """Shares that a group may give, from 0 on: all whole units of one coarse decision, else OPTIONS steps to `most`."""
     units = int(problem.n_groups[group].max())
-    steps = units if len(group) == 1 and units <= OPTIONS else OPTIONS
-    options: FloatArray = np.arange(steps + 1) / steps
+    options: FloatArray = np.arange(OPTIONS + 1) / OPTIONS * most
+    if len(group) == 1 and units <= OPTIONS:
+        options = np.arange(units + 1) / units
     return options
 
 
 def interpolate(xs: FloatArray, ys: FloatArray, at: FloatArray) -> FloatArray:
-    """Damage at removed shares `at` from a table that begins with (0, 0); the last slope goes on beyond its end."""
-    if len(xs) == 1:
-        return np.zeros(len(at))
+    """Damage at removed shares `at`, up to the last of a table that begins with (0, 0)."""
     slopes = np.concatenate([[0.0], ys[1:] / xs[1:]])
-    step = (slopes[-1] - slopes[-2]) / (xs[-1] - xs[-2])
-    beyond = slopes[-1] + max(step, 0.0) * (at - xs[-1])
-    damage: FloatArray = at * np.where(at > xs[-1], beyond, np.interp(at, xs, slopes))
+    damage: FloatArray = at * np.interp(at, xs, slopes)
     return damage
 
 

@@ -237,8 +237,7 @@ def test_a_coarse_knapsack_still_meets_its_target():
 def test_damage_between_levels_follows_the_secant_slope():
     xs, ys = np.array([0.0, 0.2, 0.4]), np.array([0.0, 0.02, 0.16])
     np.testing.assert_allclose(interpolate(xs, ys, xs), ys)
-    np.testing.assert_allclose(interpolate(xs, ys, np.array([0.1, 0.3, 0.5])), [0.005, 0.3 * 0.25, 0.5 * 0.55])
-    assert not interpolate(np.array([0.0]), np.array([0.0]), np.array([0.0, 0.1])).any()
+    np.testing.assert_allclose(interpolate(xs, ys, np.array([0.1, 0.3])), [0.005, 0.3 * 0.25])
 
 
 @pytest.mark.parametrize("problem", [structured_problem(0.3), unstructured_problem(0.6)])
@@ -251,7 +250,20 @@ def test_the_table_finds_what_separable_damage_asks_for(problem):
     uniform = reward.loss(uniform_allocation(problem).keep, reward.damage[list(everything)])
     assert reward.spent_tokens <= 60 * 8 * reward.window_tokens
     best = greedy(problem, reward)
-    assert loss - best < 0.15 * (uniform - best)
+    assert loss - best < 0.2 * (uniform - best)  # the cheapest decisions would give more than its reach
+
+
+def test_the_table_gives_no_more_of_a_decision_than_was_measured():
+    """Not even where nothing seems to cost anything: free by the table, a decision would be given up whole."""
+    problem = unstructured_problem(0.6)
+    reward = SyntheticReward(problem)
+    reward.damage = np.where(np.arange(len(problem.units)) % 2, reward.damage, 0.0)
+    result = allocate(ErrorTableDp(reach=2.0), problem, reward=reward, budget=SearchBudget(60, 8, 2))
+    most = 3 / 4  # odds of 3 to 2, twice
+    shares = 1 - np.array(result.allocation.keep) / problem.n_groups
+    measured = 1 - np.array([row["keep"] for row in result.trace]) / problem.n_groups
+    assert shares.max() <= measured.max() == pytest.approx(most, abs=0.01)
+    assert shares[::2].mean() > 1.2 * shares[1::2].mean()
 
 
 def greedy(problem, reward):
