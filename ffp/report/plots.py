@@ -34,6 +34,7 @@ from ffp.report.groups import Block, Group, by_block
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
 MARKERS = ("s", "^", "o", "D", "v", "P", "X", "*")
 TITLE_WIDTH = 46  # characters over a panel
+SPACING, ROOM = 11.0, 50.0  # between markers of equal cost, and for all of them, in typographic points
 DASHES = (0, (5, 3))
 LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 # The colours of text and grid: no method has them, so that the page can put those of its theme in their place.
@@ -159,7 +160,7 @@ def _quality_panel(
     """Points of equal cost stand side by side, so that none hides another; the front and the levels are exact."""
     points = [(_cost(group.row, cost), float(group.row["ppl"])) for group in groups]
     errors = [float(group.row.get("ppl_sd", group.row.get("ppl_stderr") or 0.0)) for group in groups]
-    for group, (x, ppl), error, shift in zip(groups, points, errors, _shifts(points), strict=True):
+    for group, (x, ppl), error, shift in zip(groups, points, errors, shifts(points), strict=True):
         look = style[group.method]
         beside = offset_copy(axis.transData, fig=figure, x=shift, units="points")
         drawn = axis.errorbar(x, ppl, yerr=error, color=look.colour, marker=look.marker, markersize=8, capsize=3,
@@ -188,14 +189,26 @@ def _cost(row: Mapping[str, Any], key: str) -> float:
     return float(row.get(key) or 0) if row.get("search_tokens") else 0.0
 
 
-def _shifts(points: list[tuple[float, float]]) -> list[float]:
-    """Horizontal offsets in typographic points: neighbours within 2 % of the largest cost stand 11 points apart."""
-    reach = 0.02 * max(tokens for tokens, _ in points)
-    shifts = []
-    for index, (tokens, _) in enumerate(points):
-        near = [other for other, (cost, _) in enumerate(points) if abs(cost - tokens) <= reach]
-        shifts.append(11.0 * (near.index(index) - (len(near) - 1) / 2))
-    return shifts
+def shifts(points: list[tuple[float, float]]) -> list[float]:
+    """Horizontal offsets in typographic points, for markers that would hide each other.
+
+    Neighbours within 2 % of the largest cost and 7 % of the range of log perplexity stand SPACING points apart, or
+    closer where the axis has no room for so many.
+    """
+    reach = 0.02 * max(cost for cost, _ in points)
+    logs = [math.log(ppl) for _, ppl in points]
+    close = 0.07 * (max(logs) - min(logs))
+    offsets = [0.0] * len(points)
+    chain: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (round(points[i][0] / (reach or 1)), logs[i])):
+        last = chain[-1] if chain else index
+        if abs(points[index][0] - points[last][0]) > reach or logs[index] - logs[last] > close:
+            chain = []
+        chain.append(index)
+        step = min(SPACING, ROOM / max(1, len(chain) - 1))
+        for place, member in enumerate(sorted(chain)):
+            offsets[member] = step * (place - (len(chain) - 1) / 2)
+    return offsets
 
 
 def _cost_axis(axis: Axes, costs: list[float]) -> None:
@@ -227,12 +240,12 @@ def _ppl_axis(axis: Axes, low: float, high: float) -> None:
     if high > 4 * low > 0:
         axis.set_yscale("log")
         axis.set_ylim(low / 1.15, high * 1.15)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 300 * low else (1,)))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         margin = 0.08 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def anytime(project: Project, groups: list[Group]) -> Figure:
@@ -293,7 +306,8 @@ def allocation(project: Project, groups: list[Group]) -> Figure:
     for (block, kind), axis in zip(panels, axes, strict=True):
         tiles: Any = _tiles(axis, blocks[block], kind, style)
         axis.set_title(f"{axis.get_title()}, {_kind_title(kind)}", fontsize=10)
-    figure.colorbar(tiles, ax=axes, location="top", label="kept (% of units)", shrink=0.6, aspect=45)
+    pad = 0.2 / figure.get_figheight()
+    figure.colorbar(tiles, ax=axes, location="top", label="kept (% of units)", shrink=0.6, aspect=45, pad=pad)
     return figure
 
 

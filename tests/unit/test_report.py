@@ -50,6 +50,16 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def test_markers_of_one_cost_hide_neither_each_other_nor_behind_the_axis():
+    many = [(0.0, 100.0 + place) for place in range(12)]
+    points = [*many, (0.0, 5000.0), (20_000.0, 100.0), (20_100.0, 101.0), (30_000.0, 100.0)]
+    offsets = plots.shifts(points)
+    assert len({round(offset, 3) for offset in offsets[:12]}) == 12
+    assert max(map(abs, offsets)) == pytest.approx(plots.ROOM / 2)
+    assert offsets[12] == offsets[15] == 0  # apart in perplexity, apart in cost
+    assert offsets[14] - offsets[13] == plots.SPACING
+
+
 def test_leading_columns_are_the_contract_and_csv_is_exact(built):
     project, report = built
     rows = read_csv(report)
