@@ -61,7 +61,7 @@ _METHODS = (
            "whole blocks go, the least influential first", "Men et al., arXiv:2403.03853"),
     Method("import", "ffp.search.imported:Import", "1", frozenset(), ALL,
            "a published allocation, scored again", "-", files=("file",)),
-    Method("error-table-dp", "ffp.search.error_table_dp:ErrorTableDp", "1", frozenset({"reward"}), ALL,
+    Method("error-table-dp", "ffp.search.error_table_dp:ErrorTableDp", "2", frozenset({"reward"}), ALL,
            "each decision's own damage, summed, by exact knapsack", "Frantar and Alistarh, arXiv:2201.13096"),
     Method("evolutionary", "ffp.search.evolutionary:Evolutionary", "1", frozenset({"reward"}), ALL,
            "elitist level switches, staged selection", "Sieberling et al., arXiv:2410.14649"),
