@@ -25,6 +25,7 @@ from ffp.config import Project
 from ffp.report.collect import Record, collect
 
 SCHEMA = "ffp/benchmark/ablation/1"
+LINEAR, TICKS = 0.1, (-0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats, of an axis that is logarithmic beyond LINEAR
 
 
 def main() -> None:
@@ -48,9 +49,9 @@ def main() -> None:
 
 
 def marks(project: Project, done: list[Record]) -> dict[str, Any]:
-    """See the module's text."""
+    """See the module's text; the dense model, at sparsity 0, is left out."""
     by_method: dict[str, dict[str, dict[int, Record]]] = {}
-    for record in done:
+    for record in (record for record in done if record.cell.method != "dense"):
         seeds = by_method.setdefault(record.cell.sparsity, {}).setdefault(record.cell.method, {})
         seeds[record.cell.seed] = record
     found: dict[str, Any] = {"change": {}, "test_ppl": {}}
@@ -96,6 +97,10 @@ def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
                 axis.plot(seeds, [at] * len(seeds), "|", color="grey", ms=8)
                 axis.errorbar(of[name]["mean"], at, xerr=2 * of[name]["stderr"], fmt="o", ms=4, color="C0")
         axis.axvline(0, color="black", lw=0.8)
+        axis.set_xscale("symlog", linthresh=LINEAR)
+        axis.set_xlim(-0.5, 5)
+        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axis.minorticks_off()
         axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="test loss over the method's (nats per token)")
     axes[0][0].set_yticks(range(len(names)), names)
     figure.tight_layout()
