@@ -225,9 +225,13 @@ def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
         for method in (m for m in of if project.method(m).is_search):
             tokens = [point["tokens"] for point in of[method][0]["curve"]]
             losses = list(zip(*([p["selection_excess"] for p in run["curve"]] for run in of[method]), strict=True))
+            first = len(losses) - 1 if len(set(losses[:-1])) == 1 else 0  # an answer at its end only is a point
+            medians = [statistics.median(values) for values in losses]
+            low, high = zip(*((min(values), max(values)) for values in losses), strict=True)
             colour = look[method].colour
-            axis.plot(tokens, [statistics.median(v) for v in losses], "o-", ms=3, label=method, color=colour)
-            axis.fill_between(tokens, [min(v) for v in losses], [max(v) for v in losses], alpha=0.15, color=colour)
+            axis.plot(tokens[first:], medians[first:], "o-", ms=3, label=method, color=colour)
+            axis.fill_between(tokens[first:], low[first:], high[first:], alpha=0.15, color=colour)
+            axis.vlines(tokens[first], low[first], high[first], color=colour, alpha=0.4)
         axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)")
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(tokens[::2], [f"{count / 1000:.3g} k" for count in tokens[::2]])
