@@ -228,8 +228,8 @@ def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
             first = len(losses) - 1 if len(set(losses[:-1])) == 1 else 0  # an answer at its end only is a point
             medians = [statistics.median(values) for values in losses]
             low, high = zip(*((min(values), max(values)) for values in losses), strict=True)
-            colour = look[method].colour
-            axis.plot(tokens[first:], medians[first:], "o-", ms=3, label=method, color=colour)
+            colour, style = look[method].colour, {"marker": look[method].marker, "linestyle": look[method].line}
+            axis.plot(tokens[first:], medians[first:], **style, ms=5, label=method, color=colour)
             axis.fill_between(tokens[first:], low[first:], high[first:], alpha=0.15, color=colour)
             axis.vlines(tokens[first], low[first], high[first], color=colour, alpha=0.4)
         axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)")
