@@ -25,7 +25,7 @@ from ffp.config import Project
 from ffp.report.collect import Record, collect
 
 SCHEMA = "ffp/benchmark/ablation/1"
-LINEAR, TICKS = 0.1, (-0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats, of an axis that is logarithmic beyond LINEAR
+LINEAR, TICKS = 0.1, (-3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats, of an axis that is logarithmic beyond LINEAR
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(name for of in changes.values() for name in of))[::-1]
-    size = (4 + 3.5 * len(changes), 1 + 0.28 * len(names))
+    size = (3 + 4 * len(changes), 1 + 0.28 * len(names))
     figure, axes = plt.subplots(1, len(changes), figsize=size, sharey=True, squeeze=False)
     for axis, (sparsity, of) in zip(axes[0], changes.items(), strict=True):
         for at, name in enumerate(names):
@@ -98,7 +98,7 @@ def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
                 axis.errorbar(of[name]["mean"], at, xerr=2 * of[name]["stderr"], fmt="o", ms=4, color="C0")
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=LINEAR)
-        axis.set_xlim(-0.5, 5)
+        axis.set_xlim(-5, 5)
         axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axis.minorticks_off()
         axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="test loss over the method's (nats per token)")
