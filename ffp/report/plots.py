@@ -34,6 +34,7 @@ from ffp.report.groups import Block, Group, by_block
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
 MARKERS = ("s", "^", "o", "D", "v", "P", "X", "*")
 TITLE_WIDTH = 46  # characters over a panel
+LEGEND_LINE = 0.21  # inches
 SPACING, ROOM = 11.0, 50.0  # between markers of equal cost, and for all of them, in typographic points
 DASHES = (0, (5, 3))
 LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
@@ -179,7 +180,7 @@ def _quality_panel(
         axis.axhline(dense, color=INK, linestyle=DASHES, linewidth=1.2, zorder=2)
     _cost_axis(axis, sorted({x for x, _ in points}))
     seeds = [float(record.row["ppl"]) for group in groups for record in group.done]
-    low = min([ppl - error for (_, ppl), error in zip(points, errors, strict=True)] + seeds)
+    low = min([max(ppl - error, ppl / 2) for (_, ppl), error in zip(points, errors, strict=True)] + seeds)
     high = max([ppl + error for (_, ppl), error in zip(points, errors, strict=True)] + seeds)
     _ppl_axis(axis, min(low, dense or low), max(high, dense or high))
 
@@ -300,7 +301,8 @@ def allocation(project: Project, groups: list[Group]) -> Figure:
     kinds = {block: list(mean_shares(members[0])) for block, members in blocks.items()}
     panels = [(block, kind) for block in blocks for kind in kinds[block]]
     tallest, columns = (max(map(len, parts.values())) for parts in (blocks, kinds))
-    shape: dict[str, Any] = {"columns": columns, "width": 5.2, "height": 1.3 + 0.24 * tallest}
+    longest = max(len(group.method) for group in allocated)
+    shape: dict[str, Any] = {"columns": columns, "width": 3.8 + 0.09 * longest, "height": 1.3 + 0.24 * tallest}
     figure, axes = _panels(project, [block for block, _ in panels], **shape)
     style = looks(project)
     for (block, kind), axis in zip(panels, axes, strict=True):
@@ -385,7 +387,9 @@ def _panels(
 def _legend(
     figure: Figure, style: Mapping[str, Look], groups: list[Group], extra: list[Line2D], *, lines: bool = True
 ) -> None:
-    """One legend above the panels, with the methods that were drawn; as many columns as the figure is wide."""
+    """One legend above the panels, with the methods that were drawn: as many columns as the figure is wide, and the
+    figure as much taller as its lines ask for.
+    """
     drawn = {group.method for group in groups}
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor=PAPER, label=name,
@@ -394,8 +398,9 @@ def _legend(
     ]  # fmt: skip
     handles += extra
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() * 72 / (6 * longest + 50)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)), frameon=False)
+    columns = min(len(handles), max(1, int(figure.get_figwidth() * 72 / (6 * longest + 50))))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(handles) // columns) - 1))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _empty(text: str) -> Figure:

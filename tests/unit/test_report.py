@@ -60,6 +60,20 @@ def test_markers_of_one_cost_hide_neither_each_other_nor_behind_the_axis():
     assert offsets[14] - offsets[13] == plots.SPACING
 
 
+def test_figures_of_many_methods_with_long_names_keep_their_panels(tmp_path):
+    names = [f"uniform-under-a-rather-long-name-{place}" for place in range(24)]
+    project = make_project(tmp_path, methods=names, variants={name: {"use": "uniform"} for name in names})
+    for place, name in enumerate(names):
+        write_cell(project, f"tiny/structured/s0.20/{name}/seed0", [2.0 + place / 10, 8.0])
+    for make in (plots.quality_cost, plots.allocation):
+        figure = make(project, groups_of(project))
+        figure.draw_without_rendering()
+        height = figure.get_figheight()
+        assert all(axis.get_position().height * height > 2 for axis in figure.axes if axis.get_title())
+        low, _ = figure.axes[0].get_ylim()
+        assert make is plots.allocation or low > 1  # logarithmic, bars that reach below zero or not
+
+
 def test_leading_columns_are_the_contract_and_csv_is_exact(built):
     project, report = built
     rows = read_csv(report)
