@@ -11,30 +11,25 @@ Reads the grid's cells. A variant is compared with its method on the same test w
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baselines import losses, row
+from baselines import cells_of, losses, mean_and_stderr, row
+from drawing import pyplot, save
 
-from ffp.artifacts import provenance, whole, write_json
+from ffp.artifacts import provenance, write_json
 from ffp.config import Project
-from ffp.report.collect import Record, collect
+from ffp.report.collect import Record
 
 SCHEMA = "ffp/benchmark/ablation/1"
 LINEAR, TICKS = 0.1, (-3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats, of an axis that is logarithmic beyond LINEAR
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/ablation.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
-    options = parser.parse_args()
-    project = Project(options.config)
-    records = [record for record in collect(project) if record.row["status"] != "skipped"]
+    project, records, out = cells_of(__doc__ or "", "ablation")
     body = {
         "marks": marks(project, [record for record in records if record.done]),
         "command": "python benchmarks/ablation.py",
@@ -42,8 +37,8 @@ def main() -> None:
         "missing": [record.cell.path for record in records if not record.done],
         "provenance": provenance(settings=project.grid.model_dump(mode="json")),
     }
-    write_json(options.out, SCHEMA, body)
-    _plot(body["marks"]["change"], options.out.with_suffix(".svg"))
+    write_json(out, SCHEMA, body)
+    _plot(body["marks"]["change"], out.with_suffix(".svg"))
     print(json.dumps(body["marks"], indent=1))
     print(f"{len(body['cells'])} cells, {len(body['missing'])} missing")
 
@@ -71,22 +66,17 @@ def marks(project: Project, done: list[Record]) -> dict[str, Any]:
 def change(variant: dict[int, Record], method: dict[int, Record]) -> dict[str, Any]:
     """The difference between two methods' records, by seed, on the same windows."""
     by_seed = {seed: losses(variant[seed]) - losses(method[seed]) for seed in variant if seed in method}
-    by_window = np.mean(list(by_seed.values()), axis=0)
+    mean, stderr = mean_and_stderr(np.mean(list(by_seed.values()), axis=0))
     return {
-        "mean": float(by_window.mean()),
-        "stderr": float(by_window.std(ddof=1) / len(by_window) ** 0.5),
+        "mean": mean,
+        "stderr": stderr,
         "by_seed": {str(seed): float(difference.mean()) for seed, difference in by_seed.items()},
     }
 
 
 def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
     """A row a variant, a panel a sparsity: the mean, two standard errors, and each seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "ffp"
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     names = list(dict.fromkeys(name for of in changes.values() for name in of))[::-1]
     size = (3 + 4 * len(changes), 1 + 0.28 * len(names))
     figure, axes = plt.subplots(1, len(changes), figsize=size, sharey=True, squeeze=False)
@@ -103,9 +93,7 @@ def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
         axis.minorticks_off()
         axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="test loss over the method's (nats per token)")
     axes[0][0].set_yticks(range(len(names)), names)
-    figure.tight_layout()
-    with whole(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -35,33 +35,40 @@ PAIRS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/baselines.yaml"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/baselines.json"))
-    options = parser.parse_args()
-    project = Project(options.config)
-    records = [record for record in collect(project) if record.row["status"] != "skipped"]
+    project, records, out = cells_of(__doc__ or "", "baselines")
     done = {(r.cell.granularity, r.cell.sparsity, r.cell.method): r for r in records if r.done}
     marks: dict[str, dict[str, list[float]]] = {}
     for name, (first, second) in PAIRS.items():
         for granularity, sparsity, method in done:
             other = done.get((granularity, sparsity, second))
             if granularity == "unstructured" and method == first and other is not None:
-                difference = _difference(done[granularity, sparsity, first], other)
-                marks.setdefault(name, {})[sparsity] = difference
+                change = losses(done[granularity, sparsity, first]) - losses(other)
+                marks.setdefault(name, {})[sparsity] = list(mean_and_stderr(change))
     rows = [row(record) for record in records if record.done]
     missing = [record.cell.path for record in records if not record.done]
     settings = {"grid": project.grid.title, "model": project.grid.models, "evaluation": rows[0]["tokens"]}
     body = {"marks": marks, "cells": rows, "missing": missing, "provenance": provenance(settings=settings)}
-    write_json(options.out, SCHEMA, body)
+    write_json(out, SCHEMA, body)
     print(json.dumps(marks, indent=1))
     print(f"{len(rows)} cells, {len(missing)} missing")
 
 
-def _difference(first: Record, second: Record) -> list[float]:
-    """Mean and standard error over windows of the difference in loss."""
-    change = losses(first) - losses(second)
-    return [float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)]
+def cells_of(doc: str, name: str) -> tuple[Project, list[Record], Path]:
+    """The grid that the command line names, its cells but for skipped ones, and the file for what they gave.
+
+    doc: the text of --help. name: of config/NAME.yaml and benchmarks/results/NAME.json, the defaults.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path(f"config/{name}.yaml"))
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.json"))
+    options = parser.parse_args()
+    project = Project(options.config)
+    return project, [record for record in collect(project) if record.row["status"] != "skipped"], options.out
+
+
+def mean_and_stderr(change: FloatArray) -> tuple[float, float]:
+    """Of differences in loss, (windows,): their mean and its standard error."""
+    return float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)
 
 
 def losses(record: Record) -> FloatArray:

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from drawing import pyplot, save
 from search_cost import opened, selection_excess
 
 from ffp import registry
-from ffp.artifacts import provenance, whole, write_json
+from ffp.artifacts import provenance, write_json
 from ffp.config import Project
 from ffp.types import Allocation, FloatArray, LayerBudget, PruningProblem
 
@@ -183,12 +184,7 @@ def _tokens_needed(curve: list[tuple[int, float]]) -> int:
 
 def _plot(body: dict[str, Any], path: Path) -> None:
     """Curves by number of decisions (medians), and the tokens needed with the fitted law."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "ffp"
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     needed = {int(count): tokens for count, tokens in body["marks"]["tokens_needed"].items()}
     for count, colour in zip(needed, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(needed))), strict=True):
@@ -209,9 +205,7 @@ def _plot(body: dict[str, Any], path: Path) -> None:
     )
     right.set(xlabel="decisions", ylabel=f"tokens for {SHARE:.0%} of the gain")
     right.legend(frameon=False)
-    figure.tight_layout()
-    with whole(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 if __name__ == "__main__":

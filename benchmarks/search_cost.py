@@ -28,7 +28,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ffp.artifacts import provenance, whole, write_json
+from drawing import pyplot, save
+
+from ffp.artifacts import provenance, write_json
 from ffp.config import Cell, Project
 from ffp.types import Allocation
 
@@ -210,15 +212,11 @@ def write(project: Project, runs: list[dict[str, Any]], out: Path) -> None:
 
 def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
     """Median and range over seeds of each search's curve, a panel a sparsity."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "ffp"
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     from ffp.report.plots import looks
 
+    plt = pyplot()
     look, panels = looks(project), _by_sparsity(project, runs)
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
     for axis, (sparsity, of) in zip(axes[0], panels.items(), strict=True):
@@ -240,9 +238,7 @@ def _plot(project: Project, runs: list[dict[str, Any]], path: Path) -> None:
         axis.yaxis.set_major_formatter("{x:.2f}")
     axes[0][0].set_ylabel("selection loss over dense (nats per token)")
     axes[0][-1].legend(frameon=False)
-    figure.tight_layout()
-    with whole(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 if __name__ == "__main__":
