@@ -118,9 +118,8 @@ def cut_group(problem: PruningProblem, group: npt.NDArray[np.int64], share: floa
 def options_of(problem: PruningProblem, group: npt.NDArray[np.int64], most: float) -> FloatArray:
     """Shares that a group may give, from 0 on: all whole units of one coarse decision, else OPTIONS steps to `most`."""
     units = int(problem.n_groups[group].max())
-    options: FloatArray = np.arange(OPTIONS + 1) / OPTIONS * most
-    if len(group) == 1 and units <= OPTIONS:
-        options = np.arange(units + 1) / units
+    steps, end = (units, 1.0) if len(group) == 1 and units <= OPTIONS else (OPTIONS, most)
+    options: FloatArray = np.arange(steps + 1) / steps * end
     return options
 
 

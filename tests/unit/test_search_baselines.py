@@ -242,15 +242,18 @@ def test_damage_between_levels_follows_the_secant_slope():
 
 @pytest.mark.parametrize("problem", [structured_problem(0.3), unstructured_problem(0.6)])
 def test_the_table_finds_what_separable_damage_asks_for(problem):
-    """With damage that adds up, the knapsack must come near the best of a fine greedy descent, far below uniform."""
+    """With damage that adds up, the knapsack must come near the best of a fine greedy descent, far below uniform.
+
+    Nothing is held back here: such damage is known beyond the target as well.
+    """
     reward = SyntheticReward(problem)
-    result = allocate(ErrorTableDp(), problem, reward=reward, budget=SearchBudget(60, 8, 2))
+    result = allocate(ErrorTableDp(reach=1000.0), problem, reward=reward, budget=SearchBudget(60, 8, 2))
     everything = range(reward.n_windows)
     loss = reward.loss(result.allocation.keep, reward.damage[list(everything)])
     uniform = reward.loss(uniform_allocation(problem).keep, reward.damage[list(everything)])
     assert reward.spent_tokens <= 60 * 8 * reward.window_tokens
     best = greedy(problem, reward)
-    assert loss - best < 0.2 * (uniform - best)  # the cheapest decisions would give more than its reach
+    assert loss - best < 0.05 * (uniform - best)
 
 
 def test_the_table_gives_no_more_of_a_decision_than_was_measured():
