@@ -1,4 +1,4 @@
-"""The race: searches at equal cost, from the same start, on the same texts, through the same evaluator.
+"""The race: searches at equal cost, from the same start where they have one, on the same texts, by the same evaluator.
 
     snakemake --cores all --profile profiles/local --config grid=config/race.yaml -- calibrated
     python benchmarks/search_cost.py --jobs 2
