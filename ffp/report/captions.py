@@ -71,8 +71,8 @@ def figure(project: Project, name: str) -> str:
     several = seeds > 1
     spread = f"standard deviation over {seeds} seeds, the small points" if several else "standard error over windows"
     quality = (
-        f"Bars: {spread}. Points of equal cost stand side by side. Dotted: methods that forward no search text. "
-        "Dashed: the dense model. A point opens its cell."
+        f"Bars: {spread}. Points that would hide each other stand side by side. "
+        "Dotted: methods that forward no search text. Dashed: the dense model. A point opens its cell."
     )
     anytime = (
         f"Reward on the search text, not on the test text. {'Line: mean, band: all seeds. ' if several else ''}"

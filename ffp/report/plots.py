@@ -158,7 +158,7 @@ def _quality(project: Project, groups: list[Group], cost: str, label: str) -> Fi
 def _quality_panel(
     figure: Figure, axis: Axes, groups: list[Group], style: Mapping[str, Look], cost: str, dense: float | None
 ) -> None:
-    """Points of equal cost stand side by side, so that none hides another; the front and the levels are exact."""
+    """Points that would hide each other stand side by side; the front and the levels are exact."""
     points = [(_cost(group.row, cost), float(group.row["ppl"])) for group in groups]
     errors = [float(group.row.get("ppl_sd", group.row.get("ppl_stderr") or 0.0)) for group in groups]
     for group, (x, ppl), error, shift in zip(groups, points, errors, shifts(points), strict=True):
