@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-GRID ?= config/demo.yaml
+GRID ?= config/grids/demo.yaml
 PROFILE ?= $(or $(SNAKEMAKE_PROFILE),profiles/local)
 PYTEST_ARGS ?=
 

@@ -1,5 +1,5 @@
 # assets -> calibrate -> allocate -> apply -> evaluate -> report, for every cell of a grid.
-# The grid is config/demo.yaml; another one: snakemake --config grid=config/NAME.yaml
+# The grid is config/grids/demo.yaml; another one: snakemake --config grid=config/NAME.yaml
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -33,8 +33,8 @@ rule assets:
 
 
 onstart:
-    site.check(workflow.executor_plugin.name)
-    runlock.hold()
+    cluster.check(workflow.executor_plugin.name)
+    locks.hold()
 
 
 onsuccess:
@@ -45,5 +45,5 @@ onsuccess:
 onerror:
     print("Failed. The messages above name the rule and its log; finished cells are kept: run the command again.")
     print(
-        f"What is there so far: ffp status --config {PROJECT.file}; ffp report --config {PROJECT.file} --out {REPORT}"
+        f"What is there so far: ffp status --config {EXPERIMENT.file}; ffp report --config {EXPERIMENT.file} --out {REPORT}"
     )

@@ -26,15 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffp import steps
-from ffp.artifacts import provenance, read_tensors, write_json
-from ffp.config import ModelConfig, Project
-from ffp.cost import peak_memory
-from ffp.models.adapter import Adapter, load_model
-from ffp.models.loss import token_losses
+from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
+from ffp.config import Experiment, ModelConfig
+from ffp.measure.cost import peak_memory
+from ffp.measure.loss import token_losses
+from ffp.models.checkpoint import load_model
+from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut
-from ffp.pruning.masks import kept_units
-from ffp.search.ffn_only import ffn_only_allocation
+from ffp.pipeline import steps
+from ffp.pruning.structured import kept_units
+from ffp.store.files import read_tensors, write_json
+from ffp.store.provenance import provenance
 
 SCHEMA = "ffp/benchmark/evaluator/1"
 SPARSITIES = (0.1, 0.2, 0.3, 0.5)
@@ -44,14 +46,14 @@ USEFUL = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_dot_product", "
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    project = Project(options.config)
-    config, data = project.models[options.model], Path(project.grid.data)
+    experiment = Experiment(options.config)
+    config, data = experiment.models[options.model], Path(experiment.grid.data)
     folder, calibration = data / "models" / options.model, data / "calibration" / options.model
     arrays, _ = read_tensors(calibration / "tokens.safetensors", steps.TOKENS)
     ids = torch.from_numpy(arrays["search"][: options.windows].astype(np.int64))
-    adapter = Adapter(load_model(folder, config))
-    orders = steps.open_calibration(adapter, calibration).orders(project.grid.calibration.score)
-    sliced = SlicedModel(adapter, orders)
+    prunable = PrunableModel(load_model(folder, config))
+    orders = steps.open_calibration(prunable, calibration).orders(experiment.grid.calibration.score)
+    sliced = SlicedModel(prunable, orders)
     with torch.no_grad():
         marks = {
             **_candidates(sliced, ids, options.rounds),
@@ -64,7 +66,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=4, help="windows of the search text behind a candidate")
     parser.add_argument("--rounds", type=int, default=5)
@@ -80,7 +82,7 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 
 def _keep(sliced: SlicedModel, sparsity: float) -> tuple[int, ...]:
-    return ffn_only_allocation(sliced.adapter.problem(sparsity)).keep
+    return ffn_only_allocation(sliced.prunable.problem(sparsity)).keep
 
 
 def _candidates(sliced: SlicedModel, ids: torch.Tensor, rounds: int) -> dict[str, Any]:
@@ -114,14 +116,14 @@ def _rivals(
     sliced: SlicedModel, orders: dict[str, Any], folder: Path, config: ModelConfig, ids: torch.Tensor, rounds: int
 ) -> dict[str, float]:
     """The two other ways at 30 %, interleaved with ours."""
-    adapter, problem = sliced.adapter, sliced.adapter.problem(0.3)
+    prunable, problem = sliced.prunable, sliced.prunable.problem(0.3)
     dense, keep = _keep(sliced, 0.0), _keep(sliced, 0.3)
     masks = [
         (
-            adapter.linear(unit.output),
-            (torch.arange(unit.budget.n_groups) < k).float().repeat_interleave(unit.output_width),
+            prunable.linear(module.output),
+            (torch.arange(module.decision.n_units) < k).float().repeat_interleave(module.output_width),
         )
-        for unit, k in zip(adapter.units, keep, strict=True)
+        for module, k in zip(prunable.modules, keep, strict=True)
     ]
     times: dict[str, list[float]] = {"ours": [], "masking": [], "reloading": []}
     for _ in range(rounds):
@@ -144,9 +146,9 @@ def _rivals(
 
 
 def _reloaded(folder: Path, config: ModelConfig, problem: Any, orders: dict[str, Any], ids: torch.Tensor) -> None:
-    adapter = Adapter(load_model(folder, config))
-    cut(adapter, kept_units(problem, ffn_only_allocation(problem), orders))
-    token_losses(adapter.model, ids)
+    prunable = PrunableModel(load_model(folder, config))
+    cut(prunable, kept_units(problem, ffn_only_allocation(problem), orders))
+    token_losses(prunable.model, ids)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ffp import registry, steps
-from ffp.artifacts import provenance, read_tensors, write_json
-from ffp.config import ModelConfig, Project
-from ffp.models.adapter import Adapter, load_model
-from ffp.models.export import load_pruned, save_pruned
+from ffp.allocators import registry
+from ffp.config import Experiment, ModelConfig
+from ffp.models.checkpoint import load_model, load_pruned, save_pruned
+from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
-from ffp.pruning.masks import kept_units
+from ffp.pipeline import steps
+from ffp.pruning.structured import kept_units
+from ffp.store.files import read_tensors, write_json
+from ffp.store.provenance import provenance
 
 SCHEMA = "ffp/benchmark/latency/1"
 SPARSITIES = (0.2, 0.3, 0.5)
@@ -43,7 +45,7 @@ SPARSITIES = (0.2, 0.3, 0.5)
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    project = Project(options.config)
+    project = Experiment(options.config)
     config = project.models[options.model].model_copy(update={"dtype": options.dtype, "device": "cpu"})
     data = Path(project.grid.data)
     folder, calibration = data / "models" / options.model, data / "calibration" / options.model
@@ -77,7 +79,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--method", default="ffn-only", help="an allocation without a search")
     parser.add_argument("--align", type=int, default=1, help="kept FFN channels are a multiple of it")
@@ -91,7 +93,7 @@ def _options() -> argparse.Namespace:
 
 
 def _export(
-    project: Project,
+    project: Experiment,
     config: ModelConfig,
     folder: Path,
     calibration: Path,
@@ -100,14 +102,14 @@ def _export(
     out: Path,
 ) -> None:
     """Prune a fresh copy of the model and write it as `ffp export` does."""
-    adapter = Adapter(load_model(folder, config), min_keep=config.min_keep, align=options.align)
-    problem, stats = adapter.problem(sparsity), steps.open_calibration(adapter, calibration)
+    prunable = PrunableModel(load_model(folder, config), min_keep=config.min_keep, align=options.align)
+    problem, stats = prunable.problem(sparsity), steps.open_calibration(prunable, calibration)
     allocator = registry.create(options.method, {})
     allocation = allocator.allocate(
         problem, stats=stats, reward=None, budget=project.grid.search.budget(), seed=0
     ).allocation
-    cut(adapter, kept_units(problem, allocation, stats.orders(project.grid.calibration.score)))
-    save_pruned(adapter, out)
+    cut(prunable, kept_units(problem, allocation, stats.orders(project.grid.calibration.score)))
+    save_pruned(prunable, out)
 
 
 def _file_bytes(folder: Path) -> int:

@@ -25,14 +25,17 @@ from typing import Any
 
 import torch
 
-from ffp import registry
-from ffp.artifacts import provenance, write_json
-from ffp.calibration import BlockInfluence, Calibration, collect
-from ffp.config import Project
-from ffp.models.adapter import Adapter, load_model, load_tokenizer
+from ffp.allocators import registry
+from ffp.allocators.base import SearchBudget
+from ffp.config import Experiment
+from ffp.measure.calibration import BlockInfluence, collect
+from ffp.measure.windows import read_documents, token_windows
+from ffp.models.checkpoint import load_model, load_tokenizer
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.statistics import Calibration
 from ffp.pruning.unstructured import prune
-from ffp.texts import read_documents, token_windows
-from ffp.types import SearchBudget
+from ffp.store.files import write_json
+from ffp.store.provenance import provenance
 
 SCHEMA = "ffp/benchmark/pruners/1"
 SPARSITY = 0.6
@@ -41,14 +44,14 @@ SPARSITY = 0.6
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    project = Project(options.config)
-    config, data = project.models[options.model], Path(project.grid.data)
+    experiment = Experiment(options.config)
+    config, data = experiment.models[options.model], Path(experiment.grid.data)
     folder = data / "models" / options.model
-    documents = read_documents(data / "text" / project.grid.text / "calibration.jsonl")
+    documents = read_documents(data / "text" / experiment.grid.text / "calibration.jsonl")
     tokenizer = load_tokenizer(folder)
     ids = token_windows(tokenizer, documents, context=options.context, windows=options.windows, name="calibration text")
-    adapter = Adapter(load_model(folder, config), min_keep=config.min_keep)
-    marks = {**_pruners(adapter, ids, options), "heuristic_s": _heuristics(adapter, ids, options)}
+    prunable = PrunableModel(load_model(folder, config), min_keep=config.min_keep)
+    marks = {**_pruners(prunable, ids, options), "heuristic_s": _heuristics(prunable, ids, options)}
     settings = {
         name: getattr(options, name)
         for name in ("model", "windows", "context", "rounds", "threads", "batch", "cpu_time")
@@ -59,7 +62,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--context", type=int, default=512)
@@ -81,33 +84,33 @@ def _seconds(action: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 
 @torch.no_grad()
-def _forward(adapter: Adapter, ids: torch.Tensor, batch: int) -> None:
+def _forward(prunable: PrunableModel, ids: torch.Tensor, batch: int) -> None:
     """A plain forward of all tokens, logits included."""
     for start in range(0, len(ids), rows := max(1, batch // ids.shape[1])):
-        adapter.model(ids[start : start + rows], use_cache=False)
+        prunable.model(ids[start : start + rows], use_cache=False)
 
 
-def _sort(adapter: Adapter, paths: list[str]) -> None:
+def _sort(prunable: PrunableModel, paths: list[str]) -> None:
     for path in paths:
-        adapter.linear(path).weight.data.sort(dim=1)
+        prunable.linear(path).weight.data.sort(dim=1)
 
 
-def _pruners(adapter: Adapter, ids: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
+def _pruners(prunable: PrunableModel, ids: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
     """Every side of the comparison in turn, on the dense weights each time."""
-    paths = list(adapter.decisions("unstructured"))
-    dense = {path: adapter.linear(path).weight.data.clone() for path in paths}
+    paths = list(prunable.decisions("unstructured"))
+    dense = {path: prunable.linear(path).weight.data.clone() for path in paths}
     remove = {path: int(weight.numel() * SPARSITY) for path, weight in dense.items()}
 
     def wanda_dense() -> None:
-        moments = {path: known.sq_mean for path, known in collect(adapter, ids, batch_tokens=options.batch).items()}
-        prune(adapter, remove, pruner="wanda-dense", sq_means=moments)
+        moments = {path: known.sq_mean for path, known in collect(prunable, ids, batch_tokens=options.batch).items()}
+        prune(prunable, remove, pruner="wanda-dense", sq_means=moments)
 
     def stream(pruner: str) -> Callable[[], Any]:
-        return lambda: prune(adapter, remove, pruner=pruner, windows=ids, batch_tokens=options.batch)
+        return lambda: prune(prunable, remove, pruner=pruner, windows=ids, batch_tokens=options.batch)
 
     actions: dict[str, Callable[[], Any]] = {
-        "forward": lambda: _forward(adapter, ids, options.batch),
-        "sort": lambda: _sort(adapter, paths),
+        "forward": lambda: _forward(prunable, ids, options.batch),
+        "sort": lambda: _sort(prunable, paths),
         "wanda": stream("wanda"),
         "wanda_dense": wanda_dense,
         **({"sparsegpt": stream("sparsegpt")} if options.sparsegpt else {}),
@@ -116,27 +119,27 @@ def _pruners(adapter: Adapter, ids: torch.Tensor, options: argparse.Namespace) -
     for _ in range(options.rounds):
         for name, action in actions.items():
             for path, weight in dense.items():
-                adapter.linear(path).weight.data.copy_(weight)
+                prunable.linear(path).weight.data.copy_(weight)
             times[name].append(_seconds(action, options.clock))
     for path, weight in dense.items():
-        adapter.linear(path).weight.data.copy_(weight)
+        prunable.linear(path).weight.data.copy_(weight)
     median = {name: statistics.median(taken) for name, taken in times.items()}
     plain = median["forward"] + median["sort"]
     ratios = {f"{name}_over_forward_and_sort": median[name] / plain for name in list(actions)[2:]}
     return {**ratios, **{f"{name}_s": taken for name, taken in median.items()}}
 
 
-def _heuristics(adapter: Adapter, ids: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
+def _heuristics(prunable: PrunableModel, ids: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of each method that evaluates nothing, on statistics of a few windows: their number does not matter."""
-    with BlockInfluence(adapter) as influence:
-        moments = collect(adapter, ids[:2], batch_tokens=options.batch)
+    with BlockInfluence(prunable) as influence:
+        moments = collect(prunable, ids[:2], batch_tokens=options.batch)
     found = {}
     for name, method in registry.METHODS.items():
         if method.is_search or name == "import":
             continue
         granularity = "structured" if "structured" in method.granularities else "unstructured"
-        stats = Calibration(adapter, moments, 1, granularity=granularity, influence=influence.value())
-        problem = adapter.problem(0.3, granularity)
+        stats = Calibration(prunable, moments, 1, granularity=granularity, influence=influence.value())
+        problem = prunable.problem(0.3, granularity)
         allocator = registry.create(name, {})
         found[name] = statistics.median(
             _seconds(

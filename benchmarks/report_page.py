@@ -28,9 +28,10 @@ import numpy as np
 import yaml
 
 from ffp import report
-from ffp.artifacts import provenance, read_json, write_json
-from ffp.config import Cell, Project
-from tests import browser
+from ffp.config import Cell, Experiment
+from ffp.store.files import read_json, write_json
+from ffp.store.provenance import provenance
+from tests.helpers import browser
 
 SCHEMA = "ffp/benchmark/report_page/1"
 MODELS, SPARSITIES, VARIANTS, SEEDS = 4, (0.1, 0.2, 0.3, 0.4, 0.5), 5, 10
@@ -62,7 +63,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/demo.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"))
     parser.add_argument("--page", type=Path, default=Path("results/report/index.html"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/report_page.json"))
@@ -71,9 +72,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _large_grid(folder: Path, config: Path) -> tuple[Project, int]:
+def _large_grid(folder: Path, config: Path) -> tuple[Experiment, int]:
     """A grid of 2,000 searches and its uniform cells below `folder`; the project and its number of cells."""
-    demo = Project(config)
+    demo = Experiment(config)
     shutil.copytree(demo.root, folder / "config")
     source = demo.grid.models[0]
     body = yaml.safe_load(config.read_text())
@@ -85,7 +86,7 @@ def _large_grid(folder: Path, config: Path) -> tuple[Project, int]:
     body |= {"models": models, "sparsities": list(SPARSITIES), "methods": ["uniform", *names], "variants": names}
     body |= {"seeds": list(range(SEEDS)), "results": str(folder / "results")}
     (folder / "config/large.yaml").write_text(yaml.safe_dump(body))
-    project = Project(folder / "config/large.yaml")
+    project = Experiment(folder / "config/large.yaml")
     rng, cells = np.random.default_rng(0), list(project.cells())
     for cell in cells:
         method = next((name for name in searches if cell.method.startswith(name)), cell.method)

@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from ffp.artifacts import provenance, write_json
+from ffp.store.files import write_json
+from ffp.store.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 WHEEL = {"kind": "wheel", "package": "x", "version": "1", "sha256": "0" * 64, "members": ["m.gguf"]}

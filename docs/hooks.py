@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from ffp.registry import METHODS, Method
+from ffp.allocators.registry import METHODS, Method
 
 DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "ffp"

@@ -9,5 +9,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """`ffp.load_pruned`, imported when it is used: most of the package works without torch."""
     if name == "load_pruned":
-        return import_module("ffp.models.export").load_pruned
+        return import_module("ffp.models.checkpoint").load_pruned
     raise AttributeError(f"module 'ffp' has no attribute {name!r}")

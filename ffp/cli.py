@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import ffp
-from ffp import registry
-from ffp.config import Cell, LocalSource, ModelConfig, Project, TasksConfig, TextConfig, read_part
-from ffp.site import claim_gpus
-from ffp.types import ConfigError, FfpError
+from ffp.allocators import registry
+from ffp.config import Cell, Experiment, LocalSource, ModelConfig, TasksConfig, TextConfig, read_part
+from ffp.core.errors import ConfigError, FfpError
+from ffp.pipeline.cluster import claim_gpus
 
 EXAMPLES = """examples:
   ffp asset model --config config/models/smollm2-135m.yaml --out data/models/smollm2-135m
-  ffp calibrate --config config/demo.yaml --model smollm2-135m --model-dir data/models/smollm2-135m \\
+  ffp calibrate --config config/grids/demo.yaml --model smollm2-135m --model-dir data/models/smollm2-135m \\
       --text-dir data/text/embedded --out data/calibration/smollm2-135m
-  ffp allocate --config config/demo.yaml --cell smollm2-135m/structured/s0.20/fastforward/seed0 \\
+  ffp allocate --config config/grids/demo.yaml --cell smollm2-135m/structured/s0.20/fastforward/seed0 \\
       --model-dir data/models/smollm2-135m --calibration data/calibration/smollm2-135m --out CELL
-  ffp report --config config/demo.yaml --out results/report
+  ffp report --config config/grids/demo.yaml --out results/report
 """
 
 
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
         if choice:
             name, value, names = choice.groups()
             known = re.findall(r"[\w.-]+", names)
-            message = f"unknown {name} {value!r}: {registry.near(value, known)}"
+            message = f"unknown {name} {value!r}: {registry.did_you_mean(value, known)}"
         self.exit(2, f"{self.prog}: {message.rstrip('.?')}. See {self.prog} --help.\n")
 
 
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     step = _command(commands, "verify", _verify, "check every digest, budget, text and figure behind a report again")
     step.add_argument("results", type=Path, nargs="?", metavar="DIR", help="results folder; the grid's own without it")
-    step.add_argument("--config", type=Path, default=Path("config/demo.yaml"), metavar="PATH", help="grid file (demo)")
+    step.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"), metavar="PATH", help="grid file (demo)")
     step = _command(commands, "status", _status, "how far a grid is: from another shell, or after a crash")
     _paths(step, config="grid file")
 
@@ -160,7 +160,7 @@ def _parity_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--variant", action="store_true", help="of Wanda: its search for a part of each row's sum")
     command.add_argument("--block-size", type=int, default=128, metavar="N", help="of SparseGPT; %(default)s")
     command.add_argument("--damping", type=float, default=0.01, metavar="X", help="of SparseGPT; %(default)s")
-    command.add_argument("--outlier-multiple", type=float, default=5.0, metavar="M", help="of OWL; %(default)s")
+    command.add_argument("--outlier-threshold", type=float, default=5.0, metavar="M", help="of OWL; %(default)s")
     command.add_argument("--strength", type=float, default=0.08, metavar="LAMBDA", help="of OWL; %(default)s")
     command.add_argument("--pruner", default="wanda", help="of OWL: wanda, magnitude or sparsegpt; %(default)s")
     command.add_argument("--special", action="store_true", help="of OWL's N:M: what would save 1 of M saves 2")
@@ -185,12 +185,12 @@ def _asset(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    project = Project(options.config)
+    project = Experiment(options.config)
     if options.model not in project.models:
-        near = registry.near(options.model, project.models)
+        near = registry.did_you_mean(options.model, project.models)
         raise ConfigError(f"{project.file} has no model {options.model!r}: {near}")
     _start_torch(project, options.model)
-    from ffp import steps
+    from ffp.pipeline import steps
 
     steps.calibrate(project, options.model, options.model_dir, options.text_dir, options.out)
 
@@ -203,28 +203,28 @@ def _allocate(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"{cell.path} starts from {origin.path if origin else 'no policy'} in {project.file}: give {wanted}."
         )
-    from ffp import steps
+    from ffp.pipeline import steps
 
     steps.allocate(project, cell, options.model_dir, options.calibration, options.out, options.init)
 
 
 def _apply(options: argparse.Namespace) -> None:
     project, cell = _open(options)
-    from ffp import steps
+    from ffp.pipeline import steps
 
     steps.apply(project, cell, options.model_dir, options.calibration, options.allocation, options.out)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     project, cell = _open(options)
-    from ffp import steps
+    from ffp.pipeline import steps
 
     steps.evaluate(project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out)
 
 
 def _export(options: argparse.Namespace) -> None:
     project, cell = _open(options)
-    from ffp import steps
+    from ffp.pipeline import steps
 
     model_dir = options.model_dir or Path(project.grid.data, "models", cell.model)
     cut_dir = options.cut or Path(project.grid.results, "cells", cell.path)
@@ -236,12 +236,13 @@ def _parity(options: argparse.Namespace) -> None:
     source = LocalSource(kind="local", path=str(options.model_dir))
     config = ModelConfig(source=source, title="", dtype=options.dtype, device=options.device)
     _quiet_libraries()
-    from ffp import parity
-    from ffp.models.adapter import Adapter, load_model
+    from ffp.models.checkpoint import load_model
+    from ffp.models.prunable import PrunableModel
+    from tests import parity
 
     settings = parity.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(parity.Settings)})
     tokens = parity.read_tokens(options.tokens, options.tensor)
-    result = parity.run(Adapter(load_model(options.model_dir, config)), tokens, settings)
+    result = parity.run(PrunableModel(load_model(options.model_dir, config)), tokens, settings)
     parity.write(options.out, result, settings, None)
     if options.reference is not None:
         comparison = parity.check(result, options.reference, settings)
@@ -250,9 +251,9 @@ def _parity(options: argparse.Namespace) -> None:
 
 
 def _validate(options: argparse.Namespace) -> None:
-    project = Project(options.config)
+    project = Experiment(options.config)
     _start_torch(project, project.grid.models[0])
-    from ffp import plan
+    from ffp.pipeline import plan
 
     if not options.tflops > 0:
         raise ConfigError(f"--tflops {options.tflops:g} is not above 0. Give the sustained speed of a device.")
@@ -262,19 +263,19 @@ def _validate(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from ffp import report
 
-    print(report.build(Project(options.config), options.out))
+    print(report.build(Experiment(options.config), options.out))
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from ffp.verify import verify
+    from ffp.pipeline.verify import verify
 
-    print(verify(Project(options.config).at(results=options.results)))
+    print(verify(Experiment(options.config).at(results=options.results)))
 
 
 def _status(options: argparse.Namespace) -> None:
-    from ffp.report import status
+    from ffp.pipeline import status
 
-    print("\n".join(status.lines(Project(options.config))))
+    print("\n".join(status.lines(Experiment(options.config))))
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -287,14 +288,14 @@ def _compare(options: argparse.Namespace) -> int:
     return int(found.changed)
 
 
-def _open(options: argparse.Namespace) -> tuple[Project, Cell]:
-    project = Project(options.config)
+def _open(options: argparse.Namespace) -> tuple[Experiment, Cell]:
+    project = Experiment(options.config)
     cell = project.cell(options.cell)
     _start_torch(project, cell.model)
     return project, cell
 
 
-def _start_torch(project: Project, model: str) -> None:
+def _start_torch(project: Experiment, model: str) -> None:
     """Fix the number of threads, on which the last bits of every sum depend, and take GPUs that nobody else has."""
     config = project.models[model]
     if config.device in ("auto", "cuda"):

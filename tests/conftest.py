@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 COUNTED = ("kills", "faults", "bad_inputs", "lost")
 COUNTS: Counter[str] = Counter()
@@ -36,7 +36,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_sessionfinish(session, exitstatus):
     if (path := session.config.getoption("--counts")) is not None and exitstatus == 0:
-        from ffp.artifacts import provenance, write_json
+        from ffp.store.files import write_json
+        from ffp.store.provenance import provenance
 
         marks = {name: COUNTS[name] for name in COUNTED}
         write_json(path, "ffp/faults/1", {"marks": marks, "tests": TESTS, "provenance": provenance()})

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ffp.artifacts import crc32, digest, read_json, sha256, write_json
-from ffp.types import ArtifactError, AssetError
+from ffp.core.errors import ArtifactError, AssetError
+from ffp.store.files import crc32, digest, read_json, sha256, write_json
 
 LOG = logging.getLogger("ffp")
 SCHEMA = "ffp/asset/1"

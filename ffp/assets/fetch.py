@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ffp.artifacts import sha256
 from ffp.assets.build import DISK_FULL, locked
 from ffp.config import HubSource, LocalSource, WheelSource
-from ffp.types import AssetError
+from ffp.core.errors import AssetError
+from ffp.store.files import sha256
 
 LOG = logging.getLogger("ffp")
 AnySource = WheelSource | HubSource | LocalSource

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ffp.artifacts import whole
 from ffp.assets.build import SUFFIXES, build, downloads_of
 from ffp.assets.fetch import (
     PICKLED,
@@ -26,7 +25,8 @@ from ffp.assets.fetch import (
     wheel,
 )
 from ffp.config import HubSource, ModelConfig, WheelSource
-from ffp.types import AssetError
+from ffp.core.errors import AssetError
+from ffp.store.files import whole
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"

@@ -12,7 +12,7 @@ from typing import Any
 
 from ffp.assets.fetch import AnySource, files_of, hub, warn_unpinned
 from ffp.config import HubSource
-from ffp.types import AssetError
+from ffp.core.errors import AssetError
 
 LOG = logging.getLogger("ffp")
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ from ffp.assets.build import build, downloads_of
 from ffp.assets.fetch import source_facts
 from ffp.assets.rows import Row, rows_of
 from ffp.config import TaskConfig, TasksConfig
-from ffp.types import AssetError
+from ffp.core.errors import AssetError
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"

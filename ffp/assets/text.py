@@ -16,8 +16,8 @@ from ffp.assets.fetch import source_facts
 from ffp.assets.rows import Row, rows_of
 from ffp.assets.splits import SPLITS, Document, normalised, split, unit_hash
 from ffp.config import CorpusConfig, TextConfig
-from ffp.registry import near
-from ffp.types import AssetError
+from ffp.core.errors import AssetError
+from ffp.core.suggest import did_you_mean
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
@@ -77,7 +77,7 @@ def _texts(rows: Iterable[Row], corpus: CorpusConfig) -> Iterator[tuple[str, str
 
 def _field(row: Row, name: str, corpus: CorpusConfig) -> object:
     if name not in row:
-        raise AssetError(f"a row of corpus {corpus.name!r} has no field {name!r}: {near(name, map(str, row))}")
+        raise AssetError(f"a row of corpus {corpus.name!r} has no field {name!r}: {did_you_mean(name, map(str, row))}")
     return row[name]
 
 

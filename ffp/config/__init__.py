@@ -14,8 +14,8 @@ from ffp.config.assets import (
     TextConfig,
     WheelSource,
 )
+from ffp.config.experiment import STEP_VERSIONS, Cell, Experiment, accept_code, code_of
 from ffp.config.grid import GridConfig
-from ffp.config.project import STEP_VERSIONS, Cell, Project, accept_code, code_of
 from ffp.config.published import PublishedSet
 from ffp.config.reading import read_part
 
@@ -27,7 +27,7 @@ __all__ = [
     "HubSource",
     "LocalSource",
     "ModelConfig",
-    "Project",
+    "Experiment",
     "PublishedSet",
     "Source",
     "TaskConfig",

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from ffp.allocators.base import SearchBudget
 from ffp.config.reading import Count, Name, Strict
-from ffp.types import SearchBudget
 
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv"]
@@ -81,7 +81,7 @@ class MethodConfig(BaseModel):
 
 
 class GridConfig(Strict):
-    """A grid file, e.g. config/demo.yaml.
+    """A grid file, e.g. config/grids/demo.yaml.
 
     own_sparsities: of granularities that are not to take `sparsities`. pruner: which single weights go, where a variant
     does not say.

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ffp.config.grid import Granularity
 from ffp.config.reading import Count, Name, Strict
-from ffp.registry import near
+from ffp.core.suggest import did_you_mean
 
 
 class PublishedSet(Strict):
@@ -47,5 +47,5 @@ class PublishedConfig(Strict):
     def _models_are_known(self) -> PublishedConfig:
         for name in {name for part in self.sets for name in part.values}:
             if name not in self.models:
-                raise ValueError(f"model {name!r} has no entry under models: {near(name, self.models)}")
+                raise ValueError(f"model {name!r} has no entry under models: {did_you_mean(name, self.models)}")
         return self

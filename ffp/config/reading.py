@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from ffp.registry import near
-from ffp.types import ConfigError
+from ffp.core.errors import ConfigError
+from ffp.core.suggest import did_you_mean
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -79,7 +79,7 @@ def _first(error: ValidationError, shape: type[BaseModel]) -> str:
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {where!r}: {near(str(fault['loc'][-1]), _keys(shape))}"
+        return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), _keys(shape))}"
     message = re.sub(r"^Value error, ", "", fault["msg"])
     if fault["type"] == "missing":
         return f"key {where!r} is missing."

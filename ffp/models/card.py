@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ffp.config import Cell, HubSource, Project
+from ffp.config import Cell, Experiment, HubSource
 
 SMALLER = """Heads and FFN channels are physically removed; every block has its own sizes (`pruned` in config.json).
 
@@ -27,7 +27,7 @@ this checkpoint, which is neither smaller nor faster."""
 
 
 def model_card(
-    project: Project,
+    project: Experiment,
     cell: Cell,
     *,
     dense_shape: bool,
@@ -62,7 +62,7 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _done(project: Project, cell: Cell, facts: Mapping[str, Any]) -> str:
+def _done(project: Experiment, cell: Cell, facts: Mapping[str, Any]) -> str:
     model, method, calibration = project.models[cell.model], project.method(cell.method), project.grid.calibration
     if cell.granularity == "structured":
         aligned = f" in multiples of {model.align}" if model.align > 1 else ""
@@ -112,7 +112,7 @@ def _figure(body: Mapping[str, Any] | None, *path: str) -> str:
     return f"{found['value']:.4g}" + (f" ± {found['stderr']:.2g}" if found["stderr"] is not None else "")
 
 
-def _commands(project: Project, cell: Cell, dense_shape: bool, origin: Mapping[str, Any]) -> str:
+def _commands(project: Experiment, cell: Cell, dense_shape: bool, origin: Mapping[str, Any]) -> str:
     file, scores = str(project.file), f"{project.grid.results}/cells/{cell.path}/scores.json"
     export = ["ffp", "export", "--config", file, "--cell", cell.path, "--out", "OUT"]
     lines = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ffp.registry import near
-from ffp.types import ConfigError
+from ffp.core.errors import ConfigError
+from ffp.core.suggest import did_you_mean
 
 # Which rows of an attention input projection belong to one KV group, in the order they are stacked:
 # "q" the group's query heads, "k" and "v" its key and value head, "head" one head's q, k and v interleaved.
@@ -80,7 +80,7 @@ def family_of(model_type: str) -> Family:
     """The entry for transformers' config.model_type; ConfigError says what a new entry needs."""
     if model_type not in FAMILIES:
         raise ConfigError(
-            f"model family {model_type!r} is not in the table, {near(model_type, FAMILIES)} An entry in "
+            f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "
             "ffp/models/families.py needs the paths of its blocks, attention and FFN linears."
         )
     return FAMILIES[model_type]

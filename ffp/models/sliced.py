@@ -19,36 +19,36 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ffp.models.adapter import Adapter, Segment, Unit, rows
+from ffp.core.problem import Allocation
 from ffp.models.modeling_pruned import set_count
 from ffp.models.placement import float64, forward_as
-from ffp.types import Allocation
+from ffp.models.prunable import PrunableModel, PrunableModule, Segment, rows
 
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
 
-    def __init__(self, adapter: Adapter, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]):
+    def __init__(self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]):
         """Permute the model's weights in place.
 
         order: for each decision, by name, its indices from the one kept longest to the one removed first.
         """
-        self.adapter = adapter
-        self.model = adapter.model
-        self.keep = tuple(unit.budget.n_groups for unit in adapter.units)
-        for unit in adapter.units:
-            _permute(adapter, unit, torch.as_tensor(order[unit.budget.name]))
+        self.prunable = prunable
+        self.model = prunable.model
+        self.keep = tuple(module.decision.n_units for module in prunable.modules)
+        for module in prunable.modules:
+            _permute(prunable, module, torch.as_tensor(order[module.decision.name]))
         self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        for unit in adapter.units:
-            for segment in unit.segments:
-                linear = adapter.linear(segment.linear)
+        for module in prunable.modules:
+            for segment in module.segments:
+                linear = prunable.linear(segment.linear)
                 self._full[segment.linear] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
 
     def set_keep(self, keep: Sequence[int]) -> None:
-        """Switch to the prefixes of these lengths, in the order of adapter.units; only changes cost anything."""
-        for i, unit in enumerate(self.adapter.units):
+        """Switch to the prefixes of these lengths, in the order of prunable.modules; only changes cost anything."""
+        for i, module in enumerate(self.prunable.modules):
             if keep[i] != self.keep[i]:
-                self._slice(unit, int(keep[i]))
+                self._slice(module, int(keep[i]))
         self.keep = tuple(int(k) for k in keep)
 
     def set_allocation(self, allocation: Allocation) -> None:
@@ -61,26 +61,26 @@ class SlicedModel:
 
         keep: units on (gate 1). band: share of a decision's units beyond the threshold that are let in with gate 0,
         at least one where one is left: the function stays that of `keep`, and the gradients say what they would do.
-        Yields the gates, in the order of adapter.units; blocks are checkpointed, so that one block's activations
+        Yields the gates, in the order of prunable.modules; blocks are checkpointed, so that one block's activations
         stand in memory at a time.
         """
-        gates = [Gate(unit, k, band) for unit, k in zip(self.adapter.units, keep, strict=True)]
+        gates = [Gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
         self.set_keep([gate.reach for gate in gates])
         with ExitStack() as undo:
-            for unit, gate in zip(self.adapter.units, gates, strict=True):
-                undo.callback(self.adapter.linear(unit.output).register_forward_pre_hook(gate).remove)
-            for block in self.adapter.blocks:
+            for module, gate in zip(self.prunable.modules, gates, strict=True):
+                undo.callback(self.prunable.linear(module.output).register_forward_pre_hook(gate).remove)
+            for block in self.prunable.blocks:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
             yield gates
 
-    def _slice(self, unit: Unit, keep: int) -> None:
+    def _slice(self, module: PrunableModule, keep: int) -> None:
         by_linear: dict[str, list[Segment]] = {}
-        for segment in unit.segments:
+        for segment in module.segments:
             by_linear.setdefault(segment.linear, []).append(segment)
         for path, segments in by_linear.items():
             weight, bias = self._full[path]
-            spans = [slice(s.start, s.start + keep * unit.budget.size * s.width) for s in segments]
-            linear = self.adapter.linear(path)
+            spans = [slice(s.start, s.start + keep * module.decision.bundle * s.width) for s in segments]
+            linear = self.prunable.linear(path)
             if segments[0].axis == 1:
                 linear.weight.data = weight[:, spans[0]]
             else:
@@ -88,8 +88,8 @@ class SlicedModel:
                 if bias is not None:
                     linear.bias.data = _prefix(bias, spans)
             _set_features(linear)
-        if unit.kind == "attention":
-            set_heads(self.adapter, unit, keep)
+        if module.kind == "attention":
+            set_heads(self.prunable, module, keep)
 
 
 class Gate:
@@ -101,9 +101,9 @@ class Gate:
     band's diagonal of the empirical Fisher information, with tokens taken as independent: its curvature.
     """
 
-    def __init__(self, unit: Unit, keep: int, band: float):
-        n = unit.budget.n_groups
-        size, width = max(1, round(band * n)), unit.output_width * unit.budget.size
+    def __init__(self, module: PrunableModule, keep: int, band: float):
+        n = module.decision.n_units
+        size, width = max(1, round(band * n)), module.output_width * module.decision.bundle
         self.reach = min(n, keep + size)
         self.bands = (range(max(0, keep - size), keep), range(keep, self.reach))
         self.sums = torch.zeros(2, 2, dtype=torch.float64)
@@ -137,57 +137,57 @@ class _Gated(torch.autograd.Function):
         return gradient * on, None, None
 
 
-def cut(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
+def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int]]) -> None:
     """Physically remove all units that are not in `kept` (by decision, ascending indices): new, smaller weights.
 
     The model that is left is an ordinary module: what is not kept takes no memory and no time.
     """
-    for unit in adapter.units:
-        cut_unit(adapter, unit, torch.as_tensor(kept[unit.budget.name], dtype=torch.int64))
+    for module in prunable.modules:
+        cut_unit(prunable, module, torch.as_tensor(kept[module.decision.name], dtype=torch.int64))
 
 
-def cut_unit(adapter: Adapter, unit: Unit, index: torch.Tensor) -> None:
+def cut_unit(prunable: PrunableModel, module: PrunableModule, index: torch.Tensor) -> None:
     """Physically remove all units of one decision but `index`, ascending int64."""
     by_linear: dict[str, list[torch.Tensor]] = {}
-    for segment in unit.segments:
+    for segment in module.segments:
         by_linear.setdefault(segment.linear, []).append(rows(index, segment))
     for path, parts in by_linear.items():
-        axis = 1 if path == unit.output else 0
-        linear = adapter.linear(path)
+        axis = 1 if path == module.output else 0
+        linear = prunable.linear(path)
         picked = torch.cat(parts).to(linear.weight.device)
         linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
         if axis == 0 and linear.bias is not None:
             linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
         _set_features(linear)
-    if unit.kind == "attention":
-        set_heads(adapter, unit, len(index))
+    if module.kind == "attention":
+        set_heads(prunable, module, len(index))
 
 
-def mask(adapter: Adapter, kept: Mapping[str, Sequence[int]]) -> None:
+def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int]]) -> None:
     """Zero, in place, all parameters of the units that are not in `kept`: the dense shape, the pruned function."""
-    for unit in adapter.units:
-        gone = sorted(set(range(unit.n_indices)) - set(kept[unit.budget.name]))
+    for module in prunable.modules:
+        gone = sorted(set(range(module.n_indices)) - set(kept[module.decision.name]))
         index = torch.as_tensor(gone, dtype=torch.int64)
-        for segment in unit.segments:
-            linear = adapter.linear(segment.linear)
+        for segment in module.segments:
+            linear = prunable.linear(segment.linear)
             where = rows(index, segment).to(linear.weight.device)
             linear.weight.data.index_fill_(segment.axis, where, 0)
             if segment.axis == 0 and linear.bias is not None:
                 linear.bias.data.index_fill_(0, where, 0)
 
 
-def set_heads(adapter: Adapter, unit: Unit, groups: int) -> None:
+def set_heads(prunable: PrunableModel, module: PrunableModule, groups: int) -> None:
     """Tell an attention module how many heads are left, where its class does not see it from the sizes."""
-    family, block = adapter.family, adapter.blocks[unit.block]
-    per_group = adapter.config.num_attention_heads // unit.budget.n_groups
+    family, block = prunable.family, prunable.blocks[module.block]
+    per_group = prunable.config.num_attention_heads // module.decision.n_units
     for name, role in family.head_counts.items():
         count = groups * (per_group if role == "q" else 1)
-        set_count(adapter.model, block, f"{family.attention}.{name}", count)
+        set_count(prunable.model, block, f"{family.attention}.{name}", count)
 
 
-def _permute(adapter: Adapter, unit: Unit, order: torch.Tensor) -> None:
-    for segment in unit.segments:
-        linear = adapter.linear(segment.linear)
+def _permute(prunable: PrunableModel, module: PrunableModule, order: torch.Tensor) -> None:
+    for segment in module.segments:
+        linear = prunable.linear(segment.linear)
         index = rows(order, segment).to(linear.weight.device)
         span = slice(segment.start, segment.start + len(index))
         if segment.axis == 1:

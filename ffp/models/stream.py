@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffp.models.adapter import Adapter
 from ffp.models.placement import forward_as
+from ffp.models.prunable import PrunableModel
 
 
 class BlockStream:
     """Hidden states before a block, for all windows; `advance` replaces them by the states after it."""
 
     @torch.no_grad()
-    def __init__(self, adapter: Adapter, windows: torch.Tensor, *, batch_tokens: int):
+    def __init__(self, prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int):
         """windows: (n, context) int64. batch_tokens: tokens that pass a block at once, at least one window."""
-        self.adapter = adapter
+        self.prunable = prunable
         batch = max(1, batch_tokens // windows.shape[1])
         self.hidden: list[torch.Tensor] = []
         self._arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         for start in range(0, len(windows), batch):
-            ids = windows[start : start + batch].to(adapter.model.device)
+            ids = windows[start : start + batch].to(prunable.model.device)
             self.hidden.append(self._enter(ids))
 
     def _enter(self, ids: torch.Tensor) -> torch.Tensor:
@@ -47,9 +47,9 @@ class BlockStream:
             return stand_in
 
         with ExitStack() as undo:
-            for index, block in enumerate(self.adapter.blocks):
+            for index, block in enumerate(self.prunable.blocks):
                 undo.enter_context(forward_as(block, record(index)))
-            self.adapter.model.base_model(input_ids=ids, use_cache=False)
+            self.prunable.model.base_model(input_ids=ids, use_cache=False)
         return first[0]
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class BlockStream:
         """Run block `index` on every batch and yield its output; hooks on its linears see their inputs."""
         for hidden in self.hidden:
             arguments, keywords = self._arguments[index, len(hidden)]
-            result = self.adapter.blocks[index](hidden, *arguments, **keywords)
+            result = self.prunable.blocks[index](hidden, *arguments, **keywords)
             yield result[0] if isinstance(result, tuple) else result
 
     def run(self, index: int) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffp.models.adapter import Adapter, group_size
+from ffp.core.problem import Allocation
+from ffp.models.prunable import PrunableModel, group_size
 from ffp.pruning.unstructured import removals
 from ffp.pruning.weights import grouped, removal_rank, saliency
-from ffp.types import Allocation
 
 
 class MaskedModel:
@@ -28,21 +28,21 @@ class MaskedModel:
     @torch.no_grad()
     def __init__(
         self,
-        adapter: Adapter,
+        prunable: PrunableModel,
         *,
         granularity: str,
         pruner: str,
         sq_means: Mapping[str, npt.NDArray[np.float64]],
     ):
         """pruner: "magnitude" ranks by it; every other one by Wanda's score, which stands in for sparsegpt's."""
-        self.adapter, self.model, self.granularity = adapter, adapter.model, granularity
+        self.prunable, self.model, self.granularity = prunable, prunable.model, granularity
         self._score = "magnitude" if pruner == "magnitude" else "wanda"
         self._full: dict[str, torch.Tensor] = {}
         self._rank: dict[str, torch.Tensor] = {}
         self._norms: dict[str, torch.Tensor | None] = {}
-        self._removed = dict.fromkeys(adapter.decisions(granularity), 0)
+        self._removed = dict.fromkeys(prunable.decisions(granularity), 0)
         for path in self._removed:
-            linear = adapter.linear(path)
+            linear = prunable.linear(path)
             self._full[path] = linear.weight.data
             known = None if self._score == "magnitude" else torch.from_numpy(sq_means[path]).to(linear.weight.device)
             self._norms[path] = known
@@ -56,10 +56,10 @@ class MaskedModel:
     @torch.no_grad()
     def set_keep(self, keep: Sequence[int]) -> None:
         """Switch to these numbers of kept units, in the order of the granularity's decisions."""
-        for path, remove in removals(self.adapter, self.granularity, keep).items():
+        for path, remove in removals(self.prunable, self.granularity, keep).items():
             if remove != self._removed[path]:
                 gone = self._below(path, remove).view(self._full[path].shape)
-                self.adapter.linear(path).weight.data.copy_(self._full[path]).masked_fill_(gone, 0)
+                self.prunable.linear(path).weight.data.copy_(self._full[path]).masked_fill_(gone, 0)
                 self._removed[path] = remove
 
     def _groups(self, score: torch.Tensor) -> torch.Tensor:

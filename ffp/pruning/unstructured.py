@@ -11,22 +11,23 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffp.models.adapter import Adapter, group_size
+from ffp.core.errors import ArtifactError
 from ffp.models.placement import float64
+from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.stream import BlockStream, Inputs
-from ffp.pruning.weights import Quota, exactly, grouped, saliency, smallest, sparsegpt
-from ffp.types import ArtifactError
+from ffp.pruning.sparsegpt import Quota, exactly, sparsegpt
+from ffp.pruning.weights import grouped, saliency, smallest
 
 log = logging.getLogger("ffp")
 Removals = Mapping[str, int]
 CACHED_ROWS = 64  # squared at once: two to four times as fast as all at once
 
 
-def removals(adapter: Adapter, granularity: str, keep: Sequence[int]) -> dict[str, int]:
+def removals(prunable: PrunableModel, granularity: str, keep: Sequence[int]) -> dict[str, int]:
     """How many weights each linear loses, by path. keep: in the order of the granularity's decisions."""
-    decisions, m = adapter.decisions(granularity), group_size(granularity)
+    decisions, m = prunable.decisions(granularity), group_size(granularity)
     kept = dict(zip(dict.fromkeys(decisions.values()), keep, strict=True))
-    sizes = {path: adapter.linear(path).weight.numel() for path in decisions}
+    sizes = {path: prunable.linear(path).weight.numel() for path in decisions}
     return {
         path: size - (kept[decisions[path]] * size // m if m else kept[decisions[path]]) for path, size in sizes.items()
     }
@@ -34,7 +35,7 @@ def removals(adapter: Adapter, granularity: str, keep: Sequence[int]) -> dict[st
 
 @torch.no_grad()
 def prune(
-    adapter: Adapter, remove: Removals, *, pruner: str, m: int = 0, windows: torch.Tensor | None = None,
+    prunable: PrunableModel, remove: Removals, *, pruner: str, m: int = 0, windows: torch.Tensor | None = None,
     batch_tokens: int = 0, sq_means: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Zero that many weights of each linear, in place; the keep masks, boolean (out, in), by path.
@@ -48,22 +49,22 @@ def prune(
     if pruner in ("magnitude", "wanda-dense"):
         for path, count in remove.items():
             known = None if pruner == "magnitude" or sq_means is None else torch.from_numpy(sq_means[path])
-            masks[path] = _zero(adapter.linear(path), known, count, pruner, m)
+            masks[path] = _zero(prunable.linear(path), known, count, pruner, m)
         return masks
     assert windows is not None
 
     def cut(path: str, seen: Seen) -> torch.Tensor:
-        linear = adapter.linear(path)
+        linear = prunable.linear(path)
         if pruner != "sparsegpt":
             return _zero(linear, seen.sq_mean, remove[path], pruner, m)
         return replace(linear, seen.gram, exactly(remove[path], linear.in_features), m, path)
 
-    return prune_stream(adapter, windows, cut, full=pruner == "sparsegpt", batch_tokens=batch_tokens)
+    return prune_stream(prunable, windows, cut, full=pruner == "sparsegpt", batch_tokens=batch_tokens)
 
 
 @torch.no_grad()
 def prune_stream(
-    adapter: Adapter, windows: torch.Tensor, cut: Callable[[str, Seen], torch.Tensor], *, full: bool, batch_tokens: int
+    prunable: PrunableModel, windows: torch.Tensor, cut: Callable[[str, Seen], torch.Tensor], *, full: bool, batch_tokens: int
 ) -> dict[str, torch.Tensor]:
     """Hand each linear's path and inputs to `cut`, which prunes it in place and answers its keep mask; all of them.
 
@@ -71,11 +72,11 @@ def prune_stream(
     whether their Gram matrix is wanted.
     """
     masks: dict[str, torch.Tensor] = {}
-    stream = BlockStream(adapter, windows, batch_tokens=batch_tokens)
-    blocks = len(adapter.blocks)
+    stream = BlockStream(prunable, windows, batch_tokens=batch_tokens)
+    blocks = len(prunable.blocks)
     for block in range(blocks):
-        paths = [path for path, _ in adapter.linears(block)]
-        for path, seen in observe(adapter, stream, block, paths, full=full).items():
+        paths = [path for path, _ in prunable.linears(block)]
+        for path, seen in observe(prunable, stream, block, paths, full=full).items():
             masks[path] = cut(path, seen)
         if block + 1 < blocks:
             stream.advance(block)
@@ -125,21 +126,21 @@ def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([part.float().square().sum(0) for part in parts]).sum(0)
 
 
-def observe(adapter: Adapter, stream: BlockStream, block: int, paths: Iterable[str], *, full: bool) -> dict[str, Seen]:
+def observe(prunable: PrunableModel, stream: BlockStream, block: int, paths: Iterable[str], *, full: bool) -> dict[str, Seen]:
     """Run a block on the stream and note the inputs of its linears; those that share an input share the sums."""
     seen: dict[str, Seen] = {}
     with ExitStack() as hooks:
-        for unit in (unit for unit in adapter.units if unit.block == block):
+        for module in (module for module in prunable.modules if module.block == block):
             inside, outside = Seen(full=full), Seen(full=full)
-            entries = dict.fromkeys(s.linear for s in unit.segments if s.linear != unit.output)
+            entries = dict.fromkeys(s.linear for s in module.segments if s.linear != module.output)
             for number, path in enumerate(entries):
                 seen[path] = inside
                 if number == 0:
-                    hooks.enter_context(Inputs(adapter.linear(path), inside.add))
-            seen[unit.output] = outside
-            hooks.enter_context(Inputs(adapter.linear(unit.output), outside.add))
-            last = unit.output
-        hooks.enter_context(_idle(adapter.linear(last)))
+                    hooks.enter_context(Inputs(prunable.linear(path), inside.add))
+            seen[module.output] = outside
+            hooks.enter_context(Inputs(prunable.linear(module.output), outside.add))
+            last = module.output
+        hooks.enter_context(_idle(prunable.linear(last)))
         stream.run(block)
     return {path: seen[path] for path in paths}
 
@@ -163,11 +164,11 @@ def pack(masks: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.uint8]]:
     return {f"{path}.weight": np.packbits(mask.cpu().numpy().reshape(-1)) for path, mask in masks.items()}
 
 
-def unpack(adapter: Adapter, packed: Mapping[str, npt.NDArray[np.uint8]], source: object) -> dict[str, torch.Tensor]:
+def unpack(prunable: PrunableModel, packed: Mapping[str, npt.NDArray[np.uint8]], source: object) -> dict[str, torch.Tensor]:
     """The masks of every block linear; ArtifactError if they belong to another model."""
     masks = {}
-    for path in adapter.decisions("unstructured"):
-        shape = adapter.linear(path).weight.shape
+    for path in prunable.decisions("unstructured"):
+        shape = prunable.linear(path).weight.shape
         bits = packed.get(f"{path}.weight")
         if bits is None or bits.dtype != np.uint8 or bits.size != (shape.numel() + 7) // 8:
             raise ArtifactError(f"{source} has no mask of {path} with {shape.numel()} weights. Apply again.")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ffp.config import Project
+from ffp.config import Experiment
 from ffp.report.collect import Record, task_metric
 from ffp.report.groups import TIE_STDERRS
 
@@ -19,7 +19,7 @@ def counts(records: Iterable[Record]) -> dict[str, int]:
     return {status: found[status] for status in ("done", "skipped", "failed", "missing") if found[status]}
 
 
-def tables(project: Project, records: list[Record]) -> dict[str, list[str]]:
+def tables(project: Experiment, records: list[Record]) -> dict[str, list[str]]:
     """The caption under each table: how to read it, and for the comparison what was not controlled."""
     read = list(reading(project, records))
     return {
@@ -32,7 +32,7 @@ def tables(project: Project, records: list[Record]) -> dict[str, list[str]]:
     }
 
 
-def reading(project: Project, records: list[Record]) -> Iterable[str]:
+def reading(project: Experiment, records: list[Record]) -> Iterable[str]:
     """What the columns and marks mean, one sentence each."""
     done = [record for record in records if record.done]
     for what, values in _constants(project, records).items():
@@ -65,7 +65,7 @@ def reading(project: Project, records: list[Record]) -> Iterable[str]:
     yield "Search: evaluations and tokens forwarded, finalists included; seconds without model loading and calibration."
 
 
-def figure(project: Project, name: str) -> str:
+def figure(project: Experiment, name: str) -> str:
     """The caption under a figure."""
     seeds, budget = len(project.grid.seeds), project.grid.search
     several = seeds > 1
@@ -88,7 +88,7 @@ def _documents(result: dict[str, Any]) -> str:
     return f"{result['n']}{total} documents"
 
 
-def _constants(project: Project, records: list[Record]) -> dict[str, set[str]]:
+def _constants(project: Experiment, records: list[Record]) -> dict[str, set[str]]:
     """Facts that have a column of their own only where they vary."""
     return {
         "Model": {project.models[record.cell.model].title for record in records},
@@ -97,7 +97,7 @@ def _constants(project: Project, records: list[Record]) -> dict[str, set[str]]:
     }
 
 
-def uncontrolled(project: Project, records: list[Record]) -> list[str]:
+def uncontrolled(project: Experiment, records: list[Record]) -> list[str]:
     """What limits these figures, one sentence each; only what holds for these cells."""
     done = [record for record in records if record.done]
     notes = []

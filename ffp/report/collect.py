@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ffp import artifacts
-from ffp.config import Cell, Project
-from ffp.types import ArtifactError
+from ffp.config import Cell, Experiment
+from ffp.core.errors import ArtifactError
+from ffp.store.files import read_json, read_table
 
 LEADING = (
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
@@ -58,7 +58,7 @@ class Record:
         return self.cell.model, self.cell.granularity, self.cell.sparsity
 
 
-def collect(project: Project) -> list[Record]:
+def collect(project: Experiment) -> list[Record]:
     """Every cell of the grid in its order, then the methods that do not serve a granularity, as skipped."""
     root = Path(project.grid.results) / "cells"
     records = []
@@ -78,7 +78,7 @@ def collect(project: Project) -> list[Record]:
     )  # fmt: skip
 
 
-def unserved(project: Project) -> Iterable[Cell]:
+def unserved(project: Experiment) -> Iterable[Cell]:
     """Cells that the grid asks for by name but whose method cannot serve the granularity."""
     grid = project.grid
     for model in grid.models:
@@ -108,7 +108,7 @@ def task_metric(result: Mapping[str, Any]) -> str:
     return next((name for name in METRICS if name in result["metrics"]), next(iter(result["metrics"])))
 
 
-def _unserved(project: Project, cell: Cell) -> Record:
+def _unserved(project: Experiment, cell: Cell) -> Record:
     reason = project.refusal(cell.method, cell.granularity)
     return Record(cell, {**_identity(cell), "status": "skipped", "reason": reason})
 
@@ -127,10 +127,10 @@ def read_cell(cell: Cell, folder: Path, *, logs: Mapping[str, str] | None = None
     row = record.row
     try:
         if cell.method != "dense":
-            record.allocation = _optional(folder / "allocation.json", "ffp/allocation/1")
+            record.allocation = _optional(folder / "allocation.json", "ffp/allocation/2")
             record.cost = _optional(folder / "search.cost.json", "ffp/cost/1")
             table = folder / "trace.parquet"
-            record.trace = artifacts.read_table(table) if trace and table.is_file() else None
+            record.trace = read_table(table) if trace and table.is_file() else None
         record.scores = _optional(folder / "scores.json", "ffp/scores/1")
         row.update(_allocation_figures(record.allocation), **_cost_figures(record.cost))
         row.update(_score_figures(record.scores))
@@ -148,17 +148,17 @@ def read_cell(cell: Cell, folder: Path, *, logs: Mapping[str, str] | None = None
 def _check_shapes(record: Record) -> None:
     """Raise KeyError, TypeError or ValueError unless the figures can be drawn."""
     if record.allocation and record.allocation["status"] == "done":
-        for (name, n_groups, *_), keep in zip(
-            record.allocation["problem"]["units"], record.allocation["keep"], strict=True
-        ):
-            if not 0 <= keep <= n_groups:
-                raise ValueError(f"{name} keeps {keep} of {n_groups} units")
+        decisions = record.allocation["problem"]["decisions"]
+        for decision, keep in zip(decisions, record.allocation["keep"], strict=True):
+            name, n_units = decision["name"], decision["n_units"]
+            if not 0 <= keep <= n_units:
+                raise ValueError(f"{name} keeps {keep} of {n_units} units")
     if record.trace is not None:
         _ = record.trace[["tokens", "best"]]
 
 
 def _optional(path: Path, schema: str) -> dict[str, Any] | None:
-    return artifacts.read_json(path, schema) if path.exists() else None
+    return read_json(path, schema) if path.exists() else None
 
 
 def _status(record: Record) -> tuple[str, str | None]:
@@ -244,7 +244,7 @@ def mean_accuracy(record: Record, names: list[str]) -> None:
         record.row["mean_acc_stderr"] = math.sqrt(sum(figure["stderr"] ** 2 for figure in chosen)) / len(chosen)
 
 
-def _stale(project: Project, record: Record) -> Iterable[str]:
+def _stale(project: Experiment, record: Record) -> Iterable[str]:
     """Notes about artifacts made under other settings than the configuration names now."""
     parts = (("allocate", "allocation.json", record.allocation), ("evaluate", "scores.json", record.scores))
     for step, name, body in parts:

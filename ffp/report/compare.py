@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ffp import artifacts
 from ffp.config import Cell
+from ffp.core.errors import ConfigError
 from ffp.report.collect import Record, mean_accuracy, read_cell
 from ffp.report.groups import TIE_STDERRS, difference_stderr, group
-from ffp.types import ConfigError
+from ffp.store.files import write_json
 
 SCHEMA = "ffp/compare/1"
 FIGURES = ("ppl", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations")
@@ -165,4 +165,4 @@ def write(found: Comparison, path: Path) -> None:
     """The same as JSON; an infinite standard error (unknown) becomes null."""
     body = json.loads(json.dumps({"cells": [asdict(d) for d in found.cells], "provenance": found.provenance}),
                       parse_constant=lambda _: None)  # fmt: skip
-    artifacts.write_json(path, SCHEMA, {"changed": found.changed, **body})
+    write_json(path, SCHEMA, {"changed": found.changed, **body})

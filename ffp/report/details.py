@@ -7,13 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ffp import artifacts
-from ffp.config import Project
+from ffp.config import Experiment
+from ffp.core.errors import ArtifactError
 from ffp.report.collect import Record
-from ffp.types import ArtifactError
+from ffp.store.files import read_json
 
 
-def details(project: Project, record: Record) -> dict[str, Any]:
+def details(project: Experiment, record: Record) -> dict[str, Any]:
     """Plain data of one cell for the page; see the module."""
     body = record.allocation or {}
     steps = {
@@ -52,7 +52,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
-def commands(project: Project, record: Record) -> list[str]:
+def commands(project: Experiment, record: Record) -> list[str]:
     """The command lines that make this cell alone again, from the repository root."""
     grid, cell = project.grid, record.cell
     folder = Path(grid.results) / "cells" / cell.path
@@ -69,7 +69,7 @@ def commands(project: Project, record: Record) -> list[str]:
     return [*lines, command("evaluate", **evaluate, out=folder / "scores.json")]
 
 
-def inputs(project: Project, model: str) -> list[str]:
+def inputs(project: Experiment, model: str) -> list[str]:
     """The command lines that fetch and calibrate what all cells of a model share."""
     grid, config, data = project.grid, project.root, Path(project.grid.data)
     lines = [
@@ -84,11 +84,11 @@ def inputs(project: Project, model: str) -> list[str]:
     return [*lines, command("calibrate", config=project.file, model=model, **paths, out=data / "calibration" / model)]
 
 
-def calibration_cost(project: Project, model: str) -> dict[str, Any] | None:
+def calibration_cost(project: Experiment, model: str) -> dict[str, Any] | None:
     """calibrate.cost.json of a model, or None where it is not there or damaged: it is no figure of the comparison."""
     path = Path(project.grid.data) / "calibration" / model / "calibrate.cost.json"
     try:
-        return artifacts.read_json(path, "ffp/cost/1")
+        return read_json(path, "ffp/cost/1")
     except ArtifactError:
         return None
 

@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from ffp import artifacts
-from ffp.config import Project
+from ffp.config import Experiment
 from ffp.report import captions, plots, tables
 from ffp.report.collect import Record, collect
 from ffp.report.details import calibration_cost, command, details, inputs
 from ffp.report.groups import Group, by_block, group
+from ffp.store.files import whole
 
 TITLES = {
     "quality_cost": "Quality against search tokens",
@@ -41,7 +41,7 @@ CELL_COLUMNS = (
 CELL_FIGURES = ("ppl", "search_tokens", "search_s")
 
 
-def build(project: Project, out: Path) -> Path:
+def build(project: Experiment, out: Path) -> Path:
     """Write tables, plots, metrics.json and index.html for a grid, finished or not; return the page's path.
 
     The same artifacts and configuration give the same bytes. A damaged artifact becomes a failed row.
@@ -57,10 +57,10 @@ def build(project: Project, out: Path) -> Path:
     tables.write_figures(records, groups, out)
     tables.write_texts(texts, captions.tables(project, records), out)
     plots.draw(project, groups, out)
-    with artifacts.whole(out / "metrics.json") as partial:
+    with whole(out / "metrics.json") as partial:
         partial.write_text(json.dumps(metrics(records), indent=1, allow_nan=False) + "\n")
     page = out / "index.html"
-    with artifacts.whole(page) as partial:
+    with whole(page) as partial:
         partial.write_text(render(project, records, groups, texts), encoding="utf-8")
     return page
 
@@ -75,7 +75,7 @@ def metrics(records: list[Record]) -> dict[str, float]:
     return found
 
 
-def render(project: Project, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
+def render(project: Experiment, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
     """The page; every label is escaped by the template engine, or before it goes into a cell's data."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -109,7 +109,7 @@ def render(project: Project, records: list[Record], groups: list[Group], texts: 
     )
 
 
-def _figures(project: Project, groups: list[Group]) -> Iterable[dict[str, Any]]:
+def _figures(project: Experiment, groups: list[Group]) -> Iterable[dict[str, Any]]:
     """Each figure with one panel a block of the grid, so that the page can show those that a reader asks for."""
     dense = {members[0].block[:2]: members for members in by_block(g for g in groups if g.method == "dense").values()}
     blocks = by_block(g for g in groups if g.method != "dense" and g.row["status"] != "skipped")
@@ -144,7 +144,7 @@ def _alt(name: str, groups: list[Group]) -> str:
     return f"{where}: {what}, for {', '.join(g.method for g in groups)}."
 
 
-def _shared(project: Project, model: str) -> dict[str, Any]:
+def _shared(project: Experiment, model: str) -> dict[str, Any]:
     """What all cells of a model share: the commands that fetch and calibrate, and what calibration cost."""
     cost = calibration_cost(project, model) or {}
     return {

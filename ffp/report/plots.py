@@ -25,10 +25,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
-from ffp import artifacts, registry
-from ffp.config import Project
+from ffp.allocators import registry
+from ffp.config import Experiment
 from ffp.report.collect import Record
 from ffp.report.groups import Block, Group, by_block
+from ffp.store.files import whole
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the markers keep them apart in grey.
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
@@ -74,7 +75,7 @@ class Look:
     line: Any
 
 
-def looks(project: Project) -> dict[str, Look]:
+def looks(project: Experiment) -> dict[str, Look]:
     """Look by method of the grid: a registered method keeps its colour unless another one of the grid has taken it."""
     names = [name for name in registry.METHODS if name in project.grid.methods]
     names += [name for name in project.grid.methods if name not in registry.METHODS]
@@ -91,7 +92,7 @@ def looks(project: Project) -> dict[str, Look]:
     }
 
 
-def draw(project: Project, groups: list[Group], out: Path) -> None:
+def draw(project: Experiment, groups: list[Group], out: Path) -> None:
     """Write each figure as SVG, PDF and PNG, the same bytes for the same cells."""
     for name, make in FIGURES.items():
         with _style({"svg.fonttype": "path"}):
@@ -99,11 +100,11 @@ def draw(project: Project, groups: list[Group], out: Path) -> None:
             for kind, options in KINDS.items():
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, **options)
-                with artifacts.whole(out / f"{name}.{kind}") as partial:
+                with whole(out / f"{name}.{kind}") as partial:
                     partial.write_bytes(buffer.getvalue())
 
 
-def inline(project: Project, groups: list[Group], name: str, identifier: str) -> str:
+def inline(project: Experiment, groups: list[Group], name: str, identifier: str) -> str:
     """A figure of these groups as an SVG element for a page, in the colours of the page's theme.
 
     identifier: what all ids in it begin with, so that several fit in one page. Points link to "#<cell's path>".
@@ -128,17 +129,17 @@ def _style(extra: Any) -> Iterator[None]:
         yield
 
 
-def quality_cost(project: Project, groups: list[Group]) -> Figure:
+def quality_cost(project: Experiment, groups: list[Group]) -> Figure:
     """Perplexity against search tokens; methods that forward nothing stand at zero, their level drawn across."""
     return _quality(project, groups, "search_tokens", "search cost (tokens forwarded)")
 
 
-def quality_time(project: Project, groups: list[Group]) -> Figure:
+def quality_time(project: Experiment, groups: list[Group]) -> Figure:
     """Perplexity against the seconds of the search, without loading and calibration."""
     return _quality(project, groups, "search_s", "search cost (seconds)")
 
 
-def _quality(project: Project, groups: list[Group], cost: str, label: str) -> Figure:
+def _quality(project: Experiment, groups: list[Group], cost: str, label: str) -> Figure:
     blocks = by_block(g for g in groups if g.done and g.method != "dense")
     if not blocks:
         return _empty("No cell is finished yet.")
@@ -249,7 +250,7 @@ def _ppl_axis(axis: Axes, low: float, high: float) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def anytime(project: Project, groups: list[Group]) -> Figure:
+def anytime(project: Experiment, groups: list[Group]) -> Figure:
     """Best reward at the target so far against tokens forwarded: mean over seeds, and the band that holds all seeds."""
     blocks = by_block(g for g in groups if any(_traced(record) for record in g.records))
     if not blocks:
@@ -292,7 +293,7 @@ def progress(records: list[Record]) -> tuple[Any, Any]:
     return grid, np.array([best[np.searchsorted(tokens, grid, side="right") - 1] for tokens, best, _ in traces])
 
 
-def allocation(project: Project, groups: list[Group]) -> Figure:
+def allocation(project: Experiment, groups: list[Group]) -> Figure:
     """Share kept by each block, mean over seeds: a line of tiles per method, a row of panels per block of the grid."""
     allocated = [group for group in groups if any(_allocated(record) for record in group.records)]
     blocks = by_block(allocated)
@@ -352,13 +353,14 @@ def kept_shares(record: Record) -> dict[str, dict[int, float]]:
     """
     body = record.allocation or {}
     sums: dict[str, dict[int, tuple[float, float]]] = {}
-    for (name, n_groups, group_params, *_), keep in zip(body["problem"]["units"], body["keep"], strict=True):
+    for decision, keep in zip(body["problem"]["decisions"], body["keep"], strict=True):
+        name, n_units, params_per_unit = (decision[k] for k in ("name", "n_units", "params_per_unit"))
         number, _, kind = str(name).partition(".")
         digits = re.search(r"\d+", number)
         if digits:
             by_number = sums.setdefault(kind.partition(".")[0], {})
             kept, whole = by_number.get(int(digits[0]), (0.0, 0.0))
-            by_number[int(digits[0])] = (kept + keep * group_params, whole + n_groups * group_params)
+            by_number[int(digits[0])] = (kept + keep * params_per_unit, whole + n_units * params_per_unit)
     return {kind: {block: kept / whole for block, (kept, whole) in part.items()} for kind, part in sums.items()}
 
 
@@ -367,7 +369,7 @@ def _kind_title(kind: str) -> str:
 
 
 def _panels(
-    project: Project, blocks: Iterable[Block], *, columns: int = 0, width: float = 4.6, height: float = 3.6
+    project: Experiment, blocks: Iterable[Block], *, columns: int = 0, width: float = 4.6, height: float = 3.6
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a titled panel for each of `blocks`; by default the sparsities of a model stand side by side."""
     blocks = list(blocks)
@@ -417,7 +419,7 @@ def _metric_prefix(value: float, _: Any) -> str:
     return f"{value:g}"
 
 
-FIGURES: Mapping[str, Callable[[Project, list[Group]], Figure]] = {
+FIGURES: Mapping[str, Callable[[Experiment, list[Group]], Figure]] = {
     "quality_cost": quality_cost,
     "quality_time": quality_time,
     "anytime": anytime,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ffp.config import HubSource, Project, PublishedSet
+from ffp.config import Experiment, HubSource, PublishedSet
 from ffp.report.groups import Block
 
 LABEL = "published, not measured here"
@@ -25,7 +25,7 @@ class Reference:
         return f"{LABEL}: {self.origin.source} ({self.origin.status}); {facts}"
 
 
-def references(project: Project) -> dict[Block, list[Reference]]:
+def references(project: Experiment) -> dict[Block, list[Reference]]:
     """The references of each block of the grid: same weights, granularity, sparsity, test text and context.
 
     None where perplexities are of a sample of the test text. A dense reference stands under sparsity "0.00".
@@ -48,7 +48,7 @@ def references(project: Project) -> dict[Block, list[Reference]]:
     return found
 
 
-def _names(project: Project, model: str) -> list[str]:
+def _names(project: Experiment, model: str) -> list[str]:
     """What config/published.yaml calls a model of the grid, by its hub repository."""
     source = project.models[model].source
     repo = source.repo.casefold() if isinstance(source, HubSource) else ""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ffp import artifacts
-from ffp.config import Project
+from ffp.config import Experiment
 from ffp.report.collect import Record, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Block, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import LABEL, Reference, references
+from ffp.store.files import whole, write_table
 
 DASH = "\N{EN DASH}"
 TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict"}
@@ -56,7 +56,7 @@ class Table:
         return [heading not in TEXT_COLUMNS for heading in self.headings]
 
 
-def comparison(project: Project, groups: list[Group]) -> Table:
+def comparison(project: Experiment, groups: list[Group]) -> Table:
     """One row a method: rounded, with errors; columns that never vary in this grid are left out."""
     marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
     scored = any("mean_acc" in group.row for group in groups)
@@ -94,7 +94,7 @@ def _reference(headings: list[str], beside: Line, block: Block, reference: Refer
     return Line(block, None, entries, reference.note)
 
 
-def tasks(project: Project, groups: list[Group]) -> Table:
+def tasks(project: Experiment, groups: list[Group]) -> Table:
     """One row a method, one column a task: the metric that stands for it in the mean; empty without tasks."""
     scored = [group for group in groups if any(record.tasks for record in group.done)]
     metrics: dict[str, str] = {}
@@ -114,7 +114,7 @@ def tasks(project: Project, groups: list[Group]) -> Table:
     return Table(headings, lines)
 
 
-def ablation(project: Project, groups: list[Group]) -> Table:
+def ablation(project: Experiment, groups: list[Group]) -> Table:
     """Entries of the grid that use the same method, each against the one with the fewest settings; empty without any.
 
     Δ PPL: variant minus base, ± the standard error of this difference (see difference_stderr).
@@ -137,12 +137,12 @@ def ablation(project: Project, groups: list[Group]) -> Table:
     return Table(headings, lines)
 
 
-def _settings(project: Project, name: str) -> dict[str, Any]:
+def _settings(project: Experiment, name: str) -> dict[str, Any]:
     compensation = project.compensation(name)
     return {**project.parameters(name), **({"compensate": compensation} if compensation != "none" else {})}
 
 
-def _change(project: Project, base: str, variant: str) -> str:
+def _change(project: Experiment, base: str, variant: str) -> str:
     """What a variant sets that its base does not, e.g. "compensate: ridge"."""
     ours, theirs = _settings(project, variant), _settings(project, base)
     changed = [f"{key}: {value}" for key, value in ours.items() if theirs.get(key) != value]
@@ -169,7 +169,7 @@ def _varying(groups: list[Group]) -> list[str]:
     return [key for key in ("model", "granularity") if len({group.row[key] for group in groups}) > 1]
 
 
-def _identity(project: Project, group: Group, varying: list[str]) -> list[Entry]:
+def _identity(project: Experiment, group: Group, varying: list[str]) -> list[Entry]:
     """The varying columns, sparsity and method."""
     titles = {"model": project.models[group.row["model"]].title, "granularity": group.row["granularity"]}
     entries = [Entry(titles[key]) for key in varying]
@@ -244,11 +244,11 @@ def write_figures(records: list[Record], groups: list[Group], out: Path) -> None
         ("summary", by_method, [{key: group.row.get(key) for key in by_method} for group in groups]),
     ):
         path = out / f"{name}.csv"
-        with artifacts.whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        artifacts.write_table(out / f"{name}.parquet", list(rows), names)
+        write_table(out / f"{name}.parquet", list(rows), names)
 
 
 def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str]], out: Path) -> None:
@@ -259,5 +259,5 @@ def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str
         text = "\n".join(escape_markdown(line) for line in [*lines, *notes])
         comment = "".join(f"% {line}\n" for line in [*lines, *notes])
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
-            with artifacts.whole(out / f"{name}.{kind}") as partial:
+            with whole(out / f"{name}.{kind}") as partial:
                 partial.write_text(body, encoding="utf-8")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.bad_input.refusal import Case, edit, ids, refused, write
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 MODEL, TEXT, TASKS = "config/models/tiny.yaml", "config/texts/docs.yaml", "config/tasks/one.yaml"
 ASSET = {

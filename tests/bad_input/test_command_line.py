@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_input.refusal import ARTIFACT, Case, ids, refused
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 CONFIG = ("--config", "config/grid.yaml")
 CELL = ("--cell", "tiny/structured/s0.30/owl/seed0")

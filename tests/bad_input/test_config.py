@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bad_input.refusal import Case, edit, ids, refused, write
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 GRID = "config/grid.yaml"
 REPORT = ["report", "--config", GRID, "--out", "out"]
@@ -88,6 +88,6 @@ def test_a_bad_configuration_is_refused(
 
 def test_the_sound_configuration_is_not_refused(tmp_path: Path) -> None:
     """What the cases damage works before."""
-    from ffp.config import Project
+    from ffp.config import Experiment
 
-    assert len(list(Project(tiny.configure(tmp_path)).cells())) == 4
+    assert len(list(Experiment(tiny.configure(tmp_path)).cells())) == 4

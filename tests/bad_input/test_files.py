@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ffp.artifacts import read_json, read_tensors, write_json, write_tensors
+from ffp.store.files import read_json, read_tensors, write_json, write_tensors
 from tests.bad_input.refusal import ARTIFACT as BAD
 from tests.bad_input.refusal import USER, Case, edit, refused, write
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 CELL = "tiny/structured/s0.30/owl/seed0"
 SEARCH = CELL.replace("owl", "fastforward")
@@ -57,8 +57,8 @@ def allocation(**changes: Any) -> Callable[[Path], object]:
     """The allocation with other keys, and with the right checksum."""
 
     def damage(folder: Path) -> None:
-        body = read_json(folder / ALLOCATION, "ffp/allocation/1")
-        write_json(folder / ALLOCATION, "ffp/allocation/1", {**body, **changes})
+        body = read_json(folder / ALLOCATION, "ffp/allocation/2")
+        write_json(folder / ALLOCATION, "ffp/allocation/2", {**body, **changes})
 
     return damage
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.compare import differences
-from tests.workflow import tiny
+from tests.helpers import tiny
+from tests.helpers.folders import differences
 
 
 def steps_of(run: subprocess.Popen[str]) -> list[int]:

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ffp.config import Project
-from ffp.verify import Verifier
-from tests.faults.compare import differences
-from tests.workflow import tiny
-from tests.workflow.site import make
-from tests.workflow.tiny import ROOT
+from ffp.config import Experiment
+from ffp.pipeline.verify import Verifier
+from tests.helpers import tiny
+from tests.helpers.folders import differences
+from tests.helpers.site import make
+from tests.helpers.tiny import ROOT
 
 CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
 KINDS = [
@@ -91,7 +91,7 @@ def test_each_kind_of_file_is_named_when_it_alone_is_damaged(
     monkeypatch.chdir(sound)
     before = Path(kind).read_bytes()
     damage(Path(kind))
-    faults = Verifier(Project(Path("config/grid.yaml"))).run()
+    faults = Verifier(Experiment(Path("config/grid.yaml"))).run()
     Path(kind).write_bytes(before)
     assert any(fault.startswith(kind) for fault in faults), faults
 

@@ -8,8 +8,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from ffp.report import build
-from tests import browser
-from tests.cells import TITLE, fill, make_project
+from tests.helpers import browser
+from tests.helpers.cells import TITLE, fill, make_project
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 CELL = "tiny/structured/s0.20/owl/seed0"

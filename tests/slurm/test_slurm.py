@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.workflow import tiny
-from tests.workflow.tiny import ROOT
+from tests.helpers import tiny
+from tests.helpers.tiny import ROOT
 
 pytestmark = pytest.mark.slurm
 SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -66,7 +66,7 @@ def site(folder: Path, source: Path, **resources: int) -> Path:
     grid = tiny.configure(folder)
     body = yaml.safe_load(grid.read_text())
     body["methods"], body["seeds"] = ["owl", "evolutionary", "fastforward", "fastforward-guided"], [0, 1]
-    (folder / "config/demo.yaml").write_text(yaml.safe_dump(body))
+    (folder / "config/grids/demo.yaml").write_text(yaml.safe_dump(body))
     model = folder / "config/models/tiny.yaml"
     asked = {"threads": 1, "mem_mb": 1500, "gpu": 1, "runtime_min": 10, **resources}
     model.write_text(yaml.safe_dump({**yaml.safe_load(model.read_text()), "resources": asked}))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ffp.allocators.registry import METHODS
 from ffp.cli import _parser
-from ffp.registry import METHODS
-from tests.workflow import tiny
+from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -25,7 +25,7 @@ def checkout(finished, tmp_path_factory) -> Path:
     """What a clone would hold, with the tiny grid under the demo's name, its results and data there."""
     folder = tmp_path_factory.mktemp("docs") / "ffp"
     shutil.copytree(finished, folder)
-    (folder / "config/grid.yaml").rename(folder / "config/demo.yaml")
+    (folder / "config/grid.yaml").rename(folder / "config/grids/demo.yaml")
     for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
     made = tiny.shell(folder, "git init --quiet", "dvc init --quiet")

@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 import yaml
 
-from tests.workflow.site import ROOT, Site, make
+from tests.helpers.site import ROOT, Site, make
 
 BIN = Path(sys.executable).parent
 TRACKED = ("Snakefile", "workflow", "profiles", "ffp", "constraints.txt", "environment.yml", "dvc.yaml", ".dvcignore")
@@ -106,7 +106,7 @@ def test_a_clone_is_complete_after_a_pull_and_one_sparsity_more_runs_just_its_ce
     assert fetched == 1, "the model, which is not stored, is fetched again; nothing else"
     text = run(clone, "snakemake", "--cores", "all", "--profile", "profiles/local", "--dry-run")
     assert "Nothing to be done" in text
-    grid = clone / "config/demo.yaml"
+    grid = clone / "config/grids/demo.yaml"
     body = yaml.safe_load(grid.read_text())
     grid.write_text(yaml.safe_dump({**body, "sparsities": [0.2, 0.3, 0.4]}))
     run(clone, "dvc", "repro")
@@ -158,7 +158,7 @@ def test_commits_are_compared_by_metrics_and_plots(repository: Path) -> None:
 def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(repository: Path) -> None:
     site = Site(repository)
     before = commands(repository)
-    run(repository, "dvc", "exp", "run", "-q", "-n", "seven", "-S", "config/demo.yaml:evaluation.seed=7", figure=3)
+    run(repository, "dvc", "exp", "run", "-q", "-n", "seven", "-S", "config/grids/demo.yaml:evaluation.seed=7", figure=3)
     assert site.read("demo.yaml")["evaluation"] == {"seed": 7}
     new = site.commands()[before:]
     assert {words[0] for words in new} == {"evaluate", "report"}, "no search is repeated for another evaluation"

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ffp import budget, steps
-from ffp.artifacts import read_json, read_tensors
-from ffp.types import LayerBudget, PruningProblem
-from tests.workflow import tiny
+from ffp.core import projection
+from ffp.core.problem import Decision, PruningProblem
+from ffp.pipeline import steps
+from ffp.store.files import read_json, read_tensors
+from tests.helpers import tiny
 
 METHODS = ("owl", "fastforward", "fastforward-guided")
 
@@ -37,14 +38,14 @@ def test_every_cell_is_scored_and_reported(finished):
 def test_masks_meet_the_budget_exactly(finished, method):
     folder = finished / "results/cells" / cell(method)
     facts = read_json(folder / "allocation.json", steps.ALLOCATION)["problem"]
-    problem = PruningProblem(tuple(LayerBudget(*unit) for unit in facts["units"]), facts["target"])
+    problem = PruningProblem(tuple(Decision(**each) for each in facts["decisions"]), facts["target"])
     kept, _ = read_tensors(folder / "masks.safetensors", steps.MASKS)
-    keep = [len(kept[unit.name]) for unit in problem.units]
-    addable = [u.group_params for u, k in zip(problem.units, keep, strict=True) if k < u.n_groups]
-    assert 0 <= budget.kept_budget(problem) - np.dot(keep, problem.group_params) < min(addable)
+    keep = [len(kept[unit.name]) for unit in problem.decisions]
+    addable = [u.params_per_unit for u, k in zip(problem.decisions, keep, strict=True) if k < u.n_units]
+    assert 0 <= projection.kept_budget(problem) - np.dot(keep, problem.params_per_unit) < min(addable)
     scores = read_json(folder / "scores.json", steps.SCORES)
     assert scores["block_sparsity"] == problem.sparsity_of(keep) >= 0.3
-    removed = np.dot(problem.n_groups - keep, problem.group_params)
+    removed = np.dot(problem.n_units - keep, problem.params_per_unit)
     assert scores["params"]["dense"] - scores["params"]["kept"] == removed
 
 

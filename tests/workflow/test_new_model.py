@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 import ffp
-from ffp import cli, evaluation
-from ffp.artifacts import read_json
-from ffp.config import ModelConfig, Project
-from ffp.models.adapter import load_tokenizer
-from ffp.texts import read_documents, token_windows
-from tests.workflow import tiny
+from ffp import cli
+from ffp.config import Experiment, ModelConfig
+from ffp.measure import tasks
+from ffp.measure.windows import read_documents, token_windows
+from ffp.models.checkpoint import load_tokenizer
+from ffp.store.files import read_json
+from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
@@ -63,8 +64,8 @@ def test_the_readmes_example_is_a_valid_model():
 
 
 def test_a_new_model_goes_through_every_step_and_scores_the_same_elsewhere(site):
-    project = Project(Path("config/grid.yaml"))
-    name = next(cell.path for cell in project.cells(dense=False))
+    experiment = Experiment(Path("config/grid.yaml"))
+    name = next(cell.path for cell in experiment.cells(dense=False))
     grid, model = ["--config", "config/grid.yaml"], ["--model-dir", "data/models/new"]
     calibration, out = ["--calibration", "data/calibration/new"], Path("results/cells", name)
     for kind, part in (("model", "models/new"), ("text", "texts/docs"), ("tasks", "tasks/one")):
@@ -78,14 +79,14 @@ def test_a_new_model_goes_through_every_step_and_scores_the_same_elsewhere(site)
     run("export", *grid, "--cell", name, "--out", "exported")
     body = read_json(out / "scores.json", "ffp/scores/1")
 
-    align, pruned = project.models["new"].align, json.loads(Path("exported/config.json").read_text())["pruned"]
+    align, pruned = experiment.models["new"].align, json.loads(Path("exported/config.json").read_text())["pruned"]
     channels = next(sizes["in"] for path, sizes in pruned["linears"].items() if path.endswith(("fc2", "down_proj")))
     assert all(count % align == 0 for count in channels)
     loaded = ffp.load_pruned("exported", device="cpu")
     assert body["params"]["kept"] == sum(p.numel() for p in set(loaded.parameters()))
     documents = read_documents(Path("data/text/docs/test.jsonl"))
     windows = token_windows(load_tokenizer(Path("exported")), documents, context=64, windows=6, name="test text")
-    assert evaluation.perplexity(loaded, windows, batch_tokens=256)["value"] == pytest.approx(body["ppl"]["value"])
+    assert tasks.perplexity(loaded, windows, batch_tokens=256)["value"] == pytest.approx(body["ppl"]["value"])
     assert stock_lm_eval(site) == body["tasks"]["piqa"]["metrics"]
     card = Path("exported/README.md").read_text()
     assert f"| {body['ppl']['value']:.4g} ±" in card
@@ -97,7 +98,7 @@ def stock_lm_eval(site: Path) -> dict:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    task = evaluation.local_task("again", evaluation.stock_files({"again": "piqa"})["again"], site / "piqa.jsonl",
+    task = tasks.local_task("again", tasks.stock_files({"again": "piqa"})["again"], site / "piqa.jsonl",
                                  cache=site / "cache")  # fmt: skip
     (site / "lm-eval").mkdir()
     (site / "lm-eval/again.yaml").write_text(yaml.safe_dump(task))

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXPERIMENT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def _requirements(path: str) -> list[Requirement]:
@@ -24,9 +24,9 @@ def _requirements(path: str) -> list[Requirement]:
 
 def _declared() -> dict[NormalizedName, Requirement]:
     """Direct dependencies of pyproject.toml, extras included, by normal name."""
-    optional = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
-    found = [Requirement(text) for text in [*PROJECT["dependencies"], *optional]]
-    return {canonicalize_name(one.name): one for one in found if one.name != PROJECT["name"]}
+    optional = [text for extra in EXPERIMENT["optional-dependencies"].values() for text in extra]
+    found = [Requirement(text) for text in [*EXPERIMENT["dependencies"], *optional]]
+    return {canonicalize_name(one.name): one for one in found if one.name != EXPERIMENT["name"]}
 
 
 def test_every_direct_dependency_is_pinned_within_its_bound() -> None:
@@ -62,7 +62,7 @@ def test_conda_installs_the_same_files() -> None:
     *packages, pip = body["dependencies"]
     assert all(re.fullmatch(r"[a-z][a-z0-9_-]*(=[0-9.]+)?", spec) for spec in packages)
     assert packages == ["python=3.11", "pip"]
-    assert PROJECT["requires-python"] == ">=3.11"
+    assert EXPERIMENT["requires-python"] == ">=3.11"
     assert pip == {"pip": ["-r requirements.in", "-c constraints.txt", "-e ."]}
 
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ffp import plan
-from ffp.config import Project
+from ffp.config import Experiment
+from ffp.pipeline import plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[2]
 def test_a_dry_run_has_the_jobs_that_validate_counts(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--snakefile", str(ROOT / "Snakefile"),
-         "--config", f"grid={ROOT / 'config/paper.yaml'}"],
+         "--config", f"grid={ROOT / 'config/grids/paper.yaml'}"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     table = (done.stdout + done.stderr).split("Job stats:")[1].split("total")[0]
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
     counted = {step: 0 for step in ("asset", "calibrate", "allocate", "apply", "evaluate")}
-    project = Project(ROOT / "config/paper.yaml")
+    project = Experiment(ROOT / "config/grids/paper.yaml")
     for name in project.grid.models:
         for step, count in plan.plan_model(project, name).jobs.items():
             counted[step] += count

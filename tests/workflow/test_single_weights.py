@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from ffp import artifacts, cli
-from ffp.config import Project
-from ffp.verify import Verifier
-from tests.workflow import tiny
+from ffp import cli
+from ffp.config import Experiment
+from ffp.pipeline.verify import Verifier
+from ffp.store.files import read_tensors, write_tensors
+from tests.helpers import tiny
 
 MODEL, TEXT, CALIBRATION = "data/models/tiny", "data/text/docs", "data/calibration/tiny"
 CELLS = [
@@ -72,15 +73,15 @@ def test_a_cell(site, granularity, sparsity, method):
     if granularity == "unstructured":
         assert scores["block_sparsity"] == pytest.approx(0.6, abs=1e-4)
         gone = scores["params"]["dense"] - scores["params"]["kept"]
-        assert gone == pytest.approx(0.6 * sum(unit[1] for unit in allocation["problem"]["units"]), abs=1)
-    updates, _ = artifacts.read_tensors(out / "updates.safetensors", "ffp/updates/1")
+        assert gone == pytest.approx(0.6 * sum(unit["n_units"] for unit in allocation["problem"]["decisions"]), abs=1)
+    updates, _ = read_tensors(out / "updates.safetensors", "ffp/updates/1")
     assert bool(updates) == (method in ("uniform-sparsegpt", "flap-bias"))
     assert not faults(cell)
 
 
 def faults(cell):
     """What verify finds wrong with a cell and the assets behind it, in a grid that is not finished."""
-    verifier = Verifier(Project(Path("config/grid.yaml")))
+    verifier = Verifier(Experiment(Path("config/grid.yaml")))
     return [fault for fault in verifier.run() if cell in fault or "data/" in fault]
 
 
@@ -98,14 +99,14 @@ def test_a_weight_more_or_another_weight_in_a_sealed_mask_is_found(site, granula
         test_a_cell(site, granularity, sparsity, method)
     file = site / "results/cells" / cell / "masks.safetensors"
     before = file.read_bytes()
-    masks, meta = artifacts.read_tensors(file, "ffp/masks/1")
+    masks, meta = read_tensors(file, "ffp/masks/1")
     name = next(iter(masks))
     bits = np.unpackbits(masks[name])
     kept, gone = int(np.flatnonzero(bits)[0]), int(np.flatnonzero(bits == 0)[0])
-    artifacts.write_tensors(file, "ffp/masks/1", flip(masks, name, gone), meta)
+    write_tensors(file, "ffp/masks/1", flip(masks, name, gone), meta)
     counted = faults(cell)
     assert any("masks.safetensors: units kept is" in fault or "keeps no whole N" in fault for fault in counted), counted
-    artifacts.write_tensors(file, "ffp/masks/1", flip(masks, name, gone, kept), meta)
+    write_tensors(file, "ffp/masks/1", flip(masks, name, gone, kept), meta)
     exchanged = faults(cell)
     assert any("scores.json: masks is" in fault for fault in exchanged), exchanged
     file.write_bytes(before)
@@ -113,9 +114,9 @@ def test_a_weight_more_or_another_weight_in_a_sealed_mask_is_found(site, granula
 
 
 def test_cells_are_those_that_a_granularity_serves(site):
-    project = Project(site / "config" / "grid.yaml")
-    cells = {(cell.granularity, cell.sparsity, cell.method) for cell in project.cells(dense=False)}
+    experiment = Experiment(site / "config" / "grid.yaml")
+    cells = {(cell.granularity, cell.sparsity, cell.method) for cell in experiment.cells(dense=False)}
     assert set(CELLS) <= cells
     assert ("structured", "0.30", "uniform-sparsegpt") not in cells
-    assert project.refusal("flap-bias", "unstructured") == "flap-bias serves structured pruning only"
-    assert "unstructured" in project.refusal("uniform-sparsegpt", "structured")
+    assert experiment.refusal("flap-bias", "unstructured") == "flap-bias serves structured pruning only"
+    assert "unstructured" in experiment.refusal("uniform-sparsegpt", "structured")

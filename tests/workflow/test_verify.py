@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ffp import artifacts
-from ffp.artifacts import read_json, read_tensors, write_json, write_tensors
-from ffp.config import Project
-from ffp.types import ArtifactError
-from ffp.verify import SCHEMAS, Verifier, verify
-from tests.workflow import tiny
+from ffp.config import Experiment
+from ffp.core.errors import ArtifactError
+from ffp.pipeline.verify import SCHEMAS, Verifier, verify
+from ffp.store.files import checksum, read_json, read_table, read_tensors, write_json, write_tensors
+from tests.helpers import tiny
 
 CELL = Path("results/cells/tiny/structured/s0.30/fastforward/seed0")
 JSON = [CELL / "scores.json", CELL / "allocation.json", CELL / "search.cost.json"]
@@ -25,12 +24,12 @@ CALIBRATION = Path("data/calibration/tiny")
 
 
 @pytest.fixture
-def grid(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def grid(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """A copy of the finished tiny grid, which is the working directory."""
     for name in ("config", "data", "logs", "results"):  # the page shows the ends of the logs
         shutil.copytree(tiny_grid / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    return Project(Path("config/grid.yaml"))
+    return Experiment(Path("config/grid.yaml"))
 
 
 def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -59,7 +58,7 @@ def test_a_sound_grid_is_called_sound_and_its_size_is_told(tiny_grid: Path) -> N
 
 
 @pytest.mark.parametrize("file", JSON, ids=lambda path: path.name)
-def test_any_number_edited_in_an_artifact_is_found_when_it_is_read(grid: Project, file: Path) -> None:
+def test_any_number_edited_in_an_artifact_is_found_when_it_is_read(grid: Experiment, file: Path) -> None:
     body = json.loads(file.read_text())
     found = list(numbers(body))
     assert len(found) > 5
@@ -70,7 +69,7 @@ def test_any_number_edited_in_an_artifact_is_found_when_it_is_read(grid: Project
 
 
 @pytest.mark.parametrize("file", JSON, ids=lambda path: path.name)
-def test_a_number_edited_together_with_its_checksum_is_found_too(grid: Project, file: Path) -> None:
+def test_a_number_edited_together_with_its_checksum_is_found_too(grid: Experiment, file: Path) -> None:
     schema = SCHEMAS[file.name]
     body = read_json(file, schema)
     chosen = random.Random(0).sample(sorted(numbers(body), key=str), 4)
@@ -92,14 +91,14 @@ def edit_tensor(file: Path, schema: str) -> None:
     "file", [CELL / "masks.safetensors", CALIBRATION / "stats.safetensors", CALIBRATION / "tokens.safetensors",
              CELL.parents[1] / "owl/seed0/updates.safetensors"], ids=lambda path: path.name
 )  # fmt: skip
-def test_an_edited_array_is_found_even_with_a_new_checksum(grid: Project, file: Path) -> None:
+def test_an_edited_array_is_found_even_with_a_new_checksum(grid: Experiment, file: Path) -> None:
     edit_tensor(file, SCHEMAS[file.name])
     assert any(str(file) in fault or file.parent.name in fault for fault in Verifier(grid).run())
 
 
 @pytest.mark.parametrize("name", ["comparison.csv", "comparison.md", "comparison.tex", "metrics.json", "index.html",
                                   "quality_cost.svg"])  # fmt: skip
-def test_an_edited_figure_of_the_report_is_found_where_it_stands(grid: Project, name: str) -> None:
+def test_an_edited_figure_of_the_report_is_found_where_it_stands(grid: Experiment, name: str) -> None:
     file = Path("results/report") / name
     text = file.read_text()
     place = next(i for i in range(len(text) // 2, len(text)) if text[i].isdigit())
@@ -109,16 +108,16 @@ def test_an_edited_figure_of_the_report_is_found_where_it_stands(grid: Project, 
     assert f"{name} is not what its artifacts give: line " in faults[0]
 
 
-def test_an_edited_table_and_trace_are_found(grid: Project) -> None:
+def test_an_edited_table_and_trace_are_found(grid: Experiment) -> None:
     for file in (Path("results/report/comparison.parquet"), CELL / "trace.parquet"):
-        table = artifacts.read_table(file)
+        table = read_table(file)
         column = "ppl" if "ppl" in table else "reward"
         table.loc[1, column] += 1e-6
         table.to_parquet(file, index=False)
         assert any(file.name in fault for fault in Verifier(grid).run())
 
 
-def test_text_that_leaked_is_found(grid: Project) -> None:
+def test_text_that_leaked_is_found(grid: Experiment) -> None:
     """A quotation of 13 words of the test text in the search text, whose asset is sealed again."""
     folder = Path("data/text/docs")
     words = json.loads((folder / "test.jsonl").read_text().splitlines()[0])["text"].split()[10:40]
@@ -129,14 +128,14 @@ def test_text_that_leaked_is_found(grid: Project) -> None:
     assert any("search.jsonl: sha256 is" in fault for fault in faults)
 
 
-def test_other_settings_than_the_configuration_names_are_found(grid: Project) -> None:
+def test_other_settings_than_the_configuration_names_are_found(grid: Experiment) -> None:
     text = Path("config/grid.yaml").read_text()
     Path("config/grid.yaml").write_text(text.replace("evaluations: 40", "evaluations: 41"))
     with pytest.raises(ArtifactError, match=r"allocation.json: settings is (.|\n)* faults in results"):
-        verify(Project(Path("config/grid.yaml")))
+        verify(Experiment(Path("config/grid.yaml")))
 
 
-def test_a_missing_file_and_one_without_a_checksum_are_found(grid: Project) -> None:
+def test_a_missing_file_and_one_without_a_checksum_are_found(grid: Experiment) -> None:
     (CELL / "updates.safetensors").unlink()
     scores = json.loads((CELL.parents[1] / "owl/seed0/scores.json").read_text())
     del scores["checksum"]
@@ -148,5 +147,5 @@ def test_a_missing_file_and_one_without_a_checksum_are_found(grid: Project) -> N
 
 def test_checksums_tell_names_types_shapes_and_values_apart() -> None:
     arrays = [np.zeros(4), np.zeros((2, 2)), np.zeros(4, np.float32), np.zeros(8, np.float32), np.ones(4), np.zeros(0)]
-    sums = {artifacts.checksum({}, {"a": array}) for array in arrays} | {artifacts.checksum({}, {"b": np.zeros(4)})}
+    sums = {checksum({}, {"a": array}) for array in arrays} | {checksum({}, {"b": np.zeros(4)})}
     assert len(sums) == len(arrays) + 1

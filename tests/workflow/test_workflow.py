@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from ffp.cli import _parser
-from ffp.config import Project
-from tests.workflow.site import NOTHING, ROOT, Site, make
+from ffp.config import Experiment
+from tests.helpers.site import NOTHING, ROOT, Site, make
 
 ALL_CELLS = 9  # one dense, two sparsities x four methods
 EVERYTHING = {"allocate_cheap": 4, "allocate_search": 4, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
@@ -40,19 +40,19 @@ def site(finished: Site) -> Iterator[Site]:
 def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) -> None:
     site = make(tmp_path)
     shutil.copytree(ROOT / "config", tmp_path / "config", dirs_exist_ok=True)
-    shutil.copy(ROOT / "config/demo.yaml", site.grid)
-    project = Project(ROOT / "config/demo.yaml")
-    pruned = list(project.cells(dense=False))
-    searches = sum(project.method(cell.method).is_search for cell in pruned)
+    shutil.copy(ROOT / "config/grids/demo.yaml", site.grid)
+    experiment = Experiment(ROOT / "config/grids/demo.yaml")
+    pruned = list(experiment.cells(dense=False))
+    searches = sum(experiment.method(cell.method).is_search for cell in pruned)
     assert site.planned() == {
-        "asset_model": len(project.models),
+        "asset_model": len(experiment.models),
         "asset_text": 1,
         "asset_tasks": 1,
-        "calibrate": len(project.models),
+        "calibrate": len(experiment.models),
         "allocate_cheap": len(pruned) - searches,
         "allocate_search": searches,
         "apply": len(pruned),
-        "evaluate": len(list(project.cells())),
+        "evaluate": len(list(experiment.cells())),
         "report": 1,
     }
 
@@ -243,7 +243,7 @@ def test_format_is_clean() -> None:
 def test_the_snakefile_is_short_and_parsing_it_imports_no_torch() -> None:
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
     code = (
-        "import sys, ffp.config; ffp.config.Project('config/demo.yaml');"
+        "import sys, ffp.config; ffp.config.Experiment('config/grids/demo.yaml');"
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ rule apply:
         gpu=ask("gpu"),
         runtime=ask("runtime_min"),
     params:
-        grid=PROJECT.file,
+        grid=EXPERIMENT.file,
         cell=CELL,
         model_dir=subpath(input.model, parent=True),
         calibration=subpath(input.stats, parent=True),

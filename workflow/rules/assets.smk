@@ -3,7 +3,7 @@
 
 rule asset_model:
     input:
-        lambda wildcards: local_files([PROJECT.models[wildcards.model]]),
+        lambda wildcards: local_files([EXPERIMENT.models[wildcards.model]]),
     output:
         MODEL,
     log:
@@ -16,7 +16,7 @@ rule asset_model:
     params:
         config=f"{CONFIG}/models/{{model}}.yaml",
         out=subpath(output[0], parent=True),
-        settings=lambda wildcards: asset_settings(PROJECT.models[wildcards.model], include={"source"}),
+        settings=lambda wildcards: asset_settings(EXPERIMENT.models[wildcards.model], include={"source"}),
     shell:
         """
         ffp asset model \
@@ -28,7 +28,7 @@ rule asset_model:
 
 rule asset_text:
     input:
-        local_files(PROJECT.text.sources),
+        local_files(EXPERIMENT.text.sources),
     output:
         TEXT,
     log:
@@ -41,7 +41,7 @@ rule asset_text:
     params:
         config=f"{CONFIG}/texts/{{text}}.yaml",
         out=subpath(output[0], parent=True),
-        settings=asset_settings(PROJECT.text, exclude={"title"}),
+        settings=asset_settings(EXPERIMENT.text, exclude={"title"}),
     shell:
         """
         ffp asset text \
@@ -53,7 +53,7 @@ rule asset_text:
 
 rule asset_tasks:
     input:
-        lambda wildcards: local_files(PROJECT.tasks.tasks.values()),
+        lambda wildcards: local_files(EXPERIMENT.tasks.tasks.values()),
     output:
         TASKS,
     log:
@@ -66,7 +66,7 @@ rule asset_tasks:
     params:
         config=f"{CONFIG}/tasks/{{tasks}}.yaml",
         out=subpath(output[0], parent=True),
-        settings=lambda wildcards: asset_settings(PROJECT.tasks, exclude={"title"}),
+        settings=lambda wildcards: asset_settings(EXPERIMENT.tasks, exclude={"title"}),
     shell:
         """
         ffp asset tasks \

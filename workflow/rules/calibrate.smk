@@ -23,7 +23,7 @@ rule calibrate:
         gpu=ask("gpu"),
         runtime=ask("runtime_min"),
     params:
-        grid=PROJECT.file,
+        grid=EXPERIMENT.file,
         model_dir=subpath(input.model, parent=True),
         text_dir=subpath(input.text, parent=True),
         out=subpath(output.stats, parent=True),

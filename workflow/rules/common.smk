@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from ffp import runlock, site
-from ffp.config import STEP_VERSIONS, Cell, Project, code_of
+from ffp.pipeline import cluster, locks
+from ffp.config import STEP_VERSIONS, Cell, Experiment, code_of
 
 if workflow.is_main_process:
-    runlock.clear_stale()  # what kill -9 left behind; see ffp/runlock.py
+    locks.clear_stale()  # what kill -9 left behind; see ffp/pipeline/locks.py
 
 # Planning thousands of cells makes millions of objects that stay; looking through them for garbage as often as Python
 # does by default is a fifth of the time.
@@ -18,11 +18,11 @@ gc.set_threshold(1_000_000)
 
 as_json = functools.partial(json.dumps, sort_keys=True)
 
-PROJECT = Project(config.get("grid", "config/demo.yaml"))
-GRID = PROJECT.grid
+EXPERIMENT = Experiment(config.get("grid", "config/grids/demo.yaml"))
+GRID = EXPERIMENT.grid
 
 # Paths; {{...}} are wildcards. A cell is one point of the grid, the dense model included.
-CONFIG = PROJECT.root
+CONFIG = EXPERIMENT.root
 MODEL = f"{GRID.data}/models/{{model}}/asset.json"
 TEXT = f"{GRID.data}/text/{{text}}/asset.json"
 TASKS = f"{GRID.data}/tasks/{{tasks}}/asset.json"
@@ -36,10 +36,10 @@ ENV = "../../environment.yml"  # the software of every rule, which is that of Sn
 TEXT_ASSET = TEXT.format(text=GRID.text)
 TASKS_ASSET = [TASKS.format(tasks=GRID.tasks)] if GRID.tasks else []
 
-SEARCHES = [name for name in GRID.methods if PROJECT.method(name).is_search]
+SEARCHES = [name for name in GRID.methods if EXPERIMENT.method(name).is_search]
 CHEAP = [name for name in GRID.methods if name not in SEARCHES]
-ALL_CELLS = [cell.path for cell in PROJECT.cells()]
-PRUNED_CELLS = [cell.path for cell in PROJECT.cells(dense=False)]
+ALL_CELLS = [cell.path for cell in EXPERIMENT.cells()]
+PRUNED_CELLS = [cell.path for cell in EXPERIMENT.cells(dense=False)]
 SEARCH_FILES = ["allocation.json", "trace.parquet", "search.cost.json"]
 CELL_FILES = [
     *expand(f"{CELLS}/{{cell}}/scores.json", cell=ALL_CELLS),
@@ -73,7 +73,7 @@ def settings(step):
 
     def of(wildcards):
         parts = {name: wildcards.get(name, "") for name in ("model", "granularity", "sparsity", "method", "seed")}
-        return as_json(PROJECT.settings(step, Cell(**parts)))
+        return as_json(EXPERIMENT.settings(step, Cell(**parts)))
 
     return of
 
@@ -87,20 +87,20 @@ def asset_settings(part, **fields):
 
 def report_settings():
     """The same for the report: the grid, the names that its tables print, and what others published."""
-    parts = {**PROJECT.models, "text": PROJECT.text, "tasks": PROJECT.tasks}
+    parts = {**EXPERIMENT.models, "text": EXPERIMENT.text, "tasks": EXPERIMENT.tasks}
     titles = {name: part.title for name, part in parts.items() if part}
-    known = {"titles": titles, "published": PROJECT.published.model_dump(mode="json")}
+    known = {"titles": titles, "published": EXPERIMENT.published.model_dump(mode="json")}
     return as_json({"step_version": STEP_VERSIONS["report"], **known, "grid": GRID.model_dump(mode="json")})
 
 
 def ask(resource):
     """What a job of this model asks of the machine, from config/models/."""
-    return lambda wildcards: getattr(PROJECT.models[wildcards.model].resources, resource)
+    return lambda wildcards: getattr(EXPERIMENT.models[wildcards.model].resources, resource)
 
 
 def memory(wildcards, attempt):
     """MB of a job's memory: twice as much at each attempt, since a job that is killed for lack of it says no more."""
-    return PROJECT.models[wildcards.model].resources.mem_mb * 2 ** (attempt - 1)
+    return EXPERIMENT.models[wildcards.model].resources.mem_mb * 2 ** (attempt - 1)
 
 
 def cut_files(wildcards):
@@ -112,7 +112,7 @@ def cut_files(wildcards):
 
 def init_allocation(wildcards):
     """The cell that has to be searched first, because this one starts from its policy."""
-    origin = PROJECT.init_cell(
+    origin = EXPERIMENT.init_cell(
         Cell(*(wildcards[name] for name in ("model", "granularity", "sparsity", "method", "seed")))
     )
     return [f"{CELLS}/{origin.path}/allocation.json"] if origin else []

@@ -23,7 +23,7 @@ rule evaluate:
         gpu=ask("gpu"),
         runtime=ask("runtime_min"),
     params:
-        grid=PROJECT.file,
+        grid=EXPERIMENT.file,
         cell=CELL,
         model_dir=subpath(input.model, parent=True),
         text_dir=subpath(input.text, parent=True),

@@ -27,7 +27,7 @@ rule report:
     conda:
         ENV
     params:
-        grid=PROJECT.file,
+        grid=EXPERIMENT.file,
         out=subpath(output.index, parent=True),
         settings=report_settings(),
     shell:

@@ -1,0 +1,1 @@
+"""Methods that answer from sizes and calibration statistics, one a file."""

@@ -1,0 +1,1 @@
+"""Methods that evaluate candidates, one a file."""

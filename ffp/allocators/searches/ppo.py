@@ -1,0 +1,157 @@
+"""The policy of FastForward and its PPO update. The only module of the searches that uses torch, for a small MLP."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ffp.allocators.tracker import check_shapes
+from ffp.core.problem import FloatArray
+
+HIDDEN = (256, 256, 128)
+FIRST_MEAN_SCALE = 0.01
+
+
+@dataclass(frozen=True)
+class PpoSettings:
+    """Proximal policy optimisation (Schulman et al., arXiv:1707.06347); constants of the published scripts."""
+
+    epochs: int = 10
+    clip: float = 0.2
+    learning_rate: float = 5e-4
+    entropy_weight: float = 0.01
+    value_weight: float = 0.5
+    max_grad_norm: float = 0.5
+    initial_std: float = 1.0
+
+
+class ActorCritic(nn.Module):
+    """Gaussian policy and critic, each an MLP 1 -> 256 -> 256 -> 128 -> out with ReLU.
+
+    The state is the sparsity, (batch, 1). The mean is linear in the last layer, the log standard deviation a
+    parameter of its own, the same in every state. The mean's last layer starts FIRST_MEAN_SCALE times as large as
+    torch's default, so that the first mean is about 0: the uniform allocation (ours; the sources do not say).
+    """
+
+    def __init__(self, n_actions: int, initial_std: float, generator: torch.Generator):
+        super().__init__()
+        self.actor = _mlp(n_actions, generator)
+        self.critic = _mlp(1, generator)
+        self.log_std = nn.Parameter(torch.full((n_actions,), math.log(initial_std)))
+        with torch.no_grad():
+            for parameter in self.actor[-1].parameters():
+                parameter.mul_(FIRST_MEAN_SCALE)
+
+    def log_density(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """(batch,) log density of whole actions, summed over their (independent) parts."""
+        z = (actions - self.actor(states)) / self.log_std.exp()
+        density: torch.Tensor = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1)
+        return density
+
+    def entropy(self) -> torch.Tensor:
+        """Differential entropy of the diagonal Gaussian, in nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+
+
+def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
+    """The trunk and its output. U(-1, 1) / sqrt(fan-in) for weights and biases is torch's default, here seeded."""
+    layers: list[nn.Module] = []
+    sizes = (1, *HIDDEN, n_out)
+    for n_in, n_next in itertools.pairwise(sizes):
+        linear = nn.utils.skip_init(nn.Linear, n_in, n_next, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        for parameter in linear.parameters():
+            nn.init.uniform_(parameter, -(n_in**-0.5), n_in**-0.5, generator=generator)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class PpoAgent:
+    """An actor-critic with its optimiser: arrays in, arrays out. Always on the CPU, in float32, on one thread."""
+
+    def __init__(self, n_actions: int, settings: PpoSettings, seed: int):
+        self.settings = settings
+        self._generator = torch.Generator().manual_seed(seed)
+        self.model = ActorCritic(n_actions, settings.initial_std, self._generator)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+
+    def mean(self, sparsity: float) -> FloatArray:
+        """(n_actions,): the mean action at a sparsity."""
+        with _one_thread(), torch.no_grad():
+            action: FloatArray = self.model.actor(torch.tensor([[sparsity]]))[0].numpy().astype(np.float64)
+        return action
+
+    def sample(self, sparsity: float, episodes: int) -> FloatArray:
+        """(episodes, n_actions): actions drawn at a sparsity."""
+        with _one_thread(), torch.no_grad():
+            mean = self.model.actor(torch.tensor([[sparsity]]))
+            noise = torch.randn((episodes, mean.shape[1]), generator=self._generator)
+            actions: FloatArray = (mean + noise * self.model.log_std.exp()).numpy().astype(np.float64)
+        return actions
+
+    def update(self, sparsities: FloatArray, actions: FloatArray, rewards: FloatArray) -> None:
+        """One PPO update from a batch of episodes; sparsities, rewards: (episodes,).
+
+        An episode has one step, so its return is its reward and its advantage is reward - V(state), normalised over
+        the batch. Minimises -min(q A, clip(q) A) + value_weight * (V - reward)^2 - entropy_weight * entropy.
+        """
+        with _one_thread():
+            states = torch.tensor(sparsities, dtype=torch.float32)[:, None]
+            taken = torch.tensor(actions, dtype=torch.float32)
+            returns = torch.tensor(rewards, dtype=torch.float32)
+            with torch.no_grad():
+                before = self.model.log_density(states, taken)
+                advantages = returns - self.model.critic(states)[:, 0]
+                advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+            for _ in range(self.settings.epochs):
+                self._descend(self._loss(states, taken, returns, before, advantages))
+
+    def _loss(
+        self,
+        states: torch.Tensor,
+        actions: torch.Tensor,
+        returns: torch.Tensor,
+        before: torch.Tensor,
+        advantages: torch.Tensor,
+    ) -> torch.Tensor:
+        settings = self.settings
+        ratio = (self.model.log_density(states, actions) - before).exp()
+        clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+        gain = torch.minimum(ratio * advantages, clipped * advantages).mean()
+        value_loss = (self.model.critic(states)[:, 0] - returns).square().mean()
+        loss: torch.Tensor = settings.value_weight * value_loss - gain - settings.entropy_weight * self.model.entropy()
+        return loss
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self._optimizer.step()
+
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from the weights of another agent; the optimiser starts afresh. ConfigError if they do not fit."""
+        check_shapes(arrays, self.arrays())
+        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+
+    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The weights, by torch's names ("actor.0.weight", "log_std", ...)."""
+        return {name: tensor.detach().numpy().copy() for name, tensor in self.model.state_dict().items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run small matrix products on one thread: as fast, and the same sums on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

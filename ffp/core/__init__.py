@@ -1,0 +1,1 @@
+"""Problems, allocations and the projection onto a budget. No torch."""

@@ -1,0 +1,153 @@
+"""The allocation problem: decisions, the budget that they share, and an answer. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ffp.core.errors import BudgetError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
+GRANULARITIES: tuple[Granularity, ...] = ("structured", "unstructured", "n-of-4", "n-of-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How much of one part of the model to keep.
+
+    What the part is depends on the granularity: a module ("block03.ffn") for `structured`, one linear
+    ("block03.ffn.up_proj") for `unstructured`, a whole block ("block03") for `n-of-4` and `n-of-8`.
+
+    Attributes:
+        name: Path of the part, as above.
+        n_units: Units of the part. A unit is what is removed as a whole: a KV group, an FFN channel, a bundle of
+            channels, a single weight, or one weight of every M.
+        params_per_unit: Parameters that one unit takes along, its biases included.
+        fixed_params: Parameters of the same linears that no unit takes along (output biases). They count in the
+            denominator of the sparsity.
+        min_keep: Units that have to stay.
+        bundle: Channels or KV groups in one unit; above 1 where kept sizes are aligned.
+    """
+
+    name: str
+    n_units: int
+    params_per_unit: int
+    fixed_params: int = 0
+    min_keep: int = 1
+    bundle: int = 1
+
+    @property
+    def params(self) -> int:
+        """Parameters of the part's linears, biases included."""
+        return self.n_units * self.params_per_unit + self.fixed_params
+
+    @property
+    def block(self) -> str:
+        """The block that the decision belongs to, e.g. "block03"."""
+        return self.name.partition(".")[0]
+
+    @property
+    def module(self) -> str:
+        """The kind of module, "attention" or "ffn"; empty where a decision spans the block."""
+        return (*self.name.split("."), "")[1]
+
+
+@dataclass(frozen=True)
+class PruningProblem:
+    """What a method is asked: the decisions in forward order, and the share of their parameters to remove.
+
+    Attributes:
+        decisions: All decisions of the model.
+        target: Sparsity, removed parameters / parameters of all decisions, in [0, 1).
+        granularity: One of GRANULARITIES. Biases are neither removed nor counted where units are single weights.
+    """
+
+    decisions: tuple[Decision, ...]
+    target: float
+    granularity: str = "structured"
+
+    @property
+    def total_params(self) -> int:
+        """Parameters of all decisions."""
+        return sum(decision.params for decision in self.decisions)
+
+    @property
+    def n_units(self) -> IntArray:
+        """Units of each decision, (n_decisions,)."""
+        return np.array([decision.n_units for decision in self.decisions], dtype=np.int64)
+
+    @property
+    def params_per_unit(self) -> IntArray:
+        """Parameters of one unit of each decision, (n_decisions,)."""
+        return np.array([decision.params_per_unit for decision in self.decisions], dtype=np.int64)
+
+    @property
+    def min_keep(self) -> IntArray:
+        """Units that have to stay of each decision, (n_decisions,)."""
+        return np.array([decision.min_keep for decision in self.decisions], dtype=np.int64)
+
+    @property
+    def problem_id(self) -> str:
+        """Digest of the decisions and the target; an allocation names the problem that it answers."""
+        decisions = [dataclasses.asdict(decision) for decision in self.decisions]
+        text = json.dumps([decisions, round(self.target, 12), self.granularity], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def at(self, target: float) -> PruningProblem:
+        """Returns the same decisions at another sparsity."""
+        return PruningProblem(self.decisions, target, self.granularity)
+
+    def sparsity_of(self, keep: Sequence[int] | IntArray) -> float:
+        """Returns removed / all parameters of the decisions for these numbers of kept units, (n_decisions,)."""
+        removed = int(np.dot(self.n_units - np.asarray(keep, dtype=np.int64), self.params_per_unit))
+        return removed / self.total_params
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Whole units kept by each decision of a problem, in the problem's order."""
+
+    problem_id: str
+    keep: tuple[int, ...]
+
+    def check(self, problem: PruningProblem) -> None:
+        """Checks that this allocation answers `problem`.
+
+        Raises:
+            BudgetError: It belongs to another problem, leaves a decision's bounds, or removes too little.
+        """
+        if self.problem_id != problem.problem_id or len(self.keep) != len(problem.decisions):
+            raise BudgetError(
+                f"allocation for problem {self.problem_id} ({len(self.keep)} decisions) does not answer problem "
+                f"{problem.problem_id} ({len(problem.decisions)} decisions). Allocate again for this model and sparsity."
+            )
+        for decision, keep in zip(problem.decisions, self.keep, strict=True):
+            if not decision.min_keep <= keep <= decision.n_units:
+                raise BudgetError(
+                    f"allocation keeps {keep} units of {decision.name}, outside {decision.min_keep}.."
+                    f"{decision.n_units}. Every allocation has to come from ffp.core.projection."
+                )
+        realised = problem.sparsity_of(self.keep)
+        if realised < problem.target - 1e-12:
+            raise BudgetError(
+                f"allocation removes {realised:.6f} of the parameters, less than the target {problem.target:.6f}. "
+                "Every allocation has to come from ffp.core.projection."
+            )
+
+    def items(self, problem: PruningProblem) -> Iterator[tuple[Decision, int]]:
+        """Yields each decision of `problem` with its kept units."""
+        return zip(problem.decisions, self.keep, strict=True)
+
+    @classmethod
+    def of(cls, problem: PruningProblem, keep: Sequence[int] | npt.NDArray[Any]) -> Allocation:
+        """Returns the allocation of `problem` that keeps these numbers of units, unchecked."""
+        return cls(problem.problem_id, tuple(int(k) for k in keep))

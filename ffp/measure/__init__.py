@@ -1,0 +1,1 @@
+"""Windows of tokens, losses, calibration, rewards and scores of models."""

@@ -1,0 +1,1 @@
+"""The workflow's steps and what surrounds them."""

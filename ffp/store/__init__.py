@@ -1,0 +1,1 @@
+"""Where files lie, what is in them, and how they are written."""

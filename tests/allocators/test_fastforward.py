@@ -1,0 +1,186 @@
+"""FastForward: curricula, plan, PPO's update, and learning."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffp.allocators.base import SearchBudget
+from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.searches.fastforward import FastForward, n_contenders
+from ffp.allocators.searches.ppo import ActorCritic, PpoAgent, PpoSettings
+from ffp.core.errors import ConfigError
+from tests.helpers.synthetic import SyntheticReward, structured_problem
+
+BUDGETS = [SearchBudget(e, w, f) for e in (1, 2, 8, 24, 96, 400, 3000) for w in (1, 4, 32) for f in (1, 4)]
+
+
+def test_the_sparsity_curriculum_runs_from_five_percent_to_the_target():
+    method = FastForward()
+    xs = np.linspace(0, 1, 11)
+    keep = [1 - method.sparsity_at(x, 0.3) for x in xs]
+    np.testing.assert_allclose(keep, [0.7 + (0.95 - 0.7) * (1 - x) ** 3 for x in xs], rtol=1e-12)
+    assert method.sparsity_at(0, 0.3) == pytest.approx(0.05)
+    assert method.sparsity_at(1, 0.3) == 0.3
+    assert method.sparsity_at(0.2, 0.04) == 0.04
+    assert FastForward(sparsity_curriculum=False).sparsity_at(0, 0.3) == 0.3
+
+
+def test_the_fidelity_curriculum_runs_from_five_percent_of_the_windows_to_all():
+    method = FastForward()
+    assert [method.fidelity_at(x) for x in (0, 0.5, 1)] == pytest.approx([0.05, 0.05 + 0.95 / 8, 1.0])
+    assert FastForward(fidelity_curriculum=False).fidelity_at(0) == 1
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_plan_spends_the_budget_and_no_more(budget):
+    method = FastForward()
+    plan = method.plan(0.2, budget)
+    cost = sum(batch.windows * batch.episodes for batch in plan) + n_contenders(budget) * budget.windows
+    assert cost <= budget.evaluations * budget.windows
+    episodes = sum(batch.episodes for batch in plan)
+    longer = method.plan_of(0.2, budget, episodes + 20)
+    assert sum(b.windows * b.episodes for b in longer) + n_contenders(budget) * budget.windows > (
+        budget.evaluations * budget.windows
+    )
+
+
+def test_the_curricula_cover_the_first_third_of_the_episodes():
+    plan = FastForward().plan(0.2, SearchBudget(3000, 4))
+    starts = np.cumsum([0] + [batch.episodes for batch in plan])
+    total = starts[-1]
+    assert all(batch.episodes == 15 for batch in plan[:-1])
+    for start, batch in zip(starts[:-1], plan, strict=True):
+        assert batch.progress == pytest.approx(min(1, start / (total / 3)))
+        assert (batch.sparsity == 0.2 and batch.windows == 4) or batch.progress < 1
+    assert plan[0].sparsity == pytest.approx(0.05)
+    assert plan[0].windows == 1
+    assert [batch.sparsity for batch in plan] == sorted(batch.sparsity for batch in plan)
+
+
+def test_both_curricula_can_be_switched_off():
+    plan = FastForward(sparsity_curriculum=False, fidelity_curriculum=False).plan(0.2, SearchBudget(96, 4))
+    assert {(batch.sparsity, batch.windows) for batch in plan} == {(0.2, 4)}
+    assert sum(batch.episodes for batch in plan) == 96 - n_contenders(SearchBudget(96, 4))
+    assert FastForward(curriculum=0).plan(0.2, SearchBudget(96, 4)) == plan
+
+
+def test_batches_shrink_with_the_budget():
+    sizes = {e: FastForward().plan(0.2, SearchBudget(e, 4))[0].episodes for e in (8, 24, 96, 150, 1000)}
+    assert sizes == {8: 2, 24: 2, 96: 9, 150: 15, 1000: 15}
+    assert FastForward(batch=7).plan(0.2, SearchBudget(1000, 4))[0].episodes == 7
+
+
+def test_the_trace_holds_the_curriculum_and_the_final_comparison():
+    problem, budget = structured_problem(), SearchBudget(96, 4)
+    result = FastForward().allocate(problem, stats=None, reward=SyntheticReward(problem), budget=budget, seed=0)
+    stages = [row["stage"] for row in result.trace]
+    assert sorted(set(stages), key=stages.index) == ["curriculum", "policy", "contenders"]
+    assert stages.count("contenders") <= n_contenders(budget)
+    assert {row["sparsity"] for row in result.trace if row["stage"] != "curriculum"} == {0.2}
+    for row in result.trace:
+        assert problem.sparsity_of(row["keep"]) == pytest.approx(row["sparsity"], abs=60 / problem.total_params)
+    contenders = [tuple(row["keep"]) for row in result.trace if row["stage"] == "contenders"]
+    assert result.allocation.keep in contenders
+
+
+def test_the_first_mean_is_about_uniform_and_the_first_deviation_is_one():
+    agent = PpoAgent(40, PpoSettings(), seed=0)
+    assert np.abs(agent.mean(0.2)).max() < 0.01
+    samples = agent.sample(0.2, 4000)
+    np.testing.assert_allclose(samples.std(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(samples.mean(axis=0), 0, atol=0.08)
+
+
+def test_log_density_and_entropy_are_those_of_a_diagonal_gaussian():
+    model = ActorCritic(5, 0.7, torch.Generator().manual_seed(0))
+    states, actions = torch.full((3, 1), 0.2), torch.randn((3, 5), generator=torch.Generator().manual_seed(1))
+    gaussian = torch.distributions.Normal(model.actor(states), model.log_std.exp())
+    torch.testing.assert_close(model.log_density(states, actions), gaussian.log_prob(actions).sum(1))
+    torch.testing.assert_close(model.entropy(), gaussian.entropy()[0].sum())
+
+
+def test_an_update_moves_towards_rewarded_actions():
+    agent = PpoAgent(3, PpoSettings(), seed=0)
+    actions = agent.sample(0.2, 15)
+    before = agent.mean(0.2)
+    agent.update(np.full(15, 0.2), actions, actions[:, 0])
+    assert agent.mean(0.2)[0] > before[0]
+
+
+def test_equal_rewards_leave_the_mean_where_it_is():
+    agent = PpoAgent(3, PpoSettings(), seed=0)
+    before = agent.mean(0.2)
+    agent.update(np.full(15, 0.2), agent.sample(0.2, 15), np.full(15, 0.5))
+    np.testing.assert_allclose(agent.mean(0.2), before, atol=1e-6)
+
+
+def test_it_learns_the_wanted_action_of_each_state():
+    agent = PpoAgent(2, PpoSettings(), seed=0)
+    wanted = {0.1: np.array([1.0, -1.0]), 0.5: np.array([-1.0, 1.0])}
+
+    def reward(state, actions):
+        return np.exp(-np.square(actions - wanted[state]).sum(axis=1) / 4)
+
+    first = {state: reward(state, agent.mean(state)[None])[0] for state in wanted}
+    for _ in range(60):
+        states = np.array([0.1] * 8 + [0.5] * 7)
+        actions = np.concatenate([agent.sample(0.1, 8), agent.sample(0.5, 7)])
+        agent.update(states, actions, np.concatenate([reward(0.1, actions[:8]), reward(0.5, actions[8:])]))
+    for state in wanted:
+        assert reward(state, agent.mean(state)[None])[0] > first[state] + 0.2
+
+
+def test_the_mean_reward_of_episodes_rises():
+    problem = structured_problem()
+    reward = SyntheticReward(problem, n_windows=4)
+    method = FastForward(sparsity_curriculum=False, fidelity_curriculum=False)
+    result = method.allocate(problem, stats=None, reward=reward, budget=SearchBudget(600, 4), seed=0)
+    rewards = [row["reward"] for row in result.trace if row["stage"] == "policy"]
+    assert np.mean(rewards[-150:]) > np.mean(rewards[:150]) + 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("target", [0.2, 0.3])
+def test_it_beats_uniform(seed, target):
+    problem = structured_problem(target)
+    reward = SyntheticReward(problem)
+    result = FastForward().allocate(problem, stats=None, reward=reward, budget=SearchBudget(96, 4), seed=seed)
+    assert reward.select(result.allocation) > reward.select(uniform_allocation(problem)) + 0.01
+
+
+def test_a_budget_of_one_evaluation_gives_the_mean_action():
+    problem = structured_problem()
+    reward = SyntheticReward(problem)
+    result = FastForward().allocate(problem, stats=None, reward=reward, budget=SearchBudget(1, 4), seed=0)
+    assert len(result.trace) == 1
+    result.allocation.check(problem)
+
+
+def test_the_policy_is_returned_and_torchs_settings_are_left_alone():
+    problem = structured_problem()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        result = FastForward().allocate(
+            problem, stats=None, reward=SyntheticReward(problem), budget=SearchBudget(24, 2), seed=0
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    model = ActorCritic(len(problem.decisions), 1.0, torch.Generator())
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in result.policy.items()})
+    torch.testing.assert_close(torch.rand(3), expected)
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match="method 'fastforward': sparsity_curriculum = 'no' is neither true nor false"):
+        FastForward(sparsity_curriculum="no")
+    with pytest.raises(ConfigError, match="method 'fastforward': epochs = 0 is not a whole number from 1 to 10000"):
+        FastForward(epochs=0)
+    with pytest.raises(ConfigError, match=r"clip = 1\.2 is not a number from 0 to 1"):
+        FastForward(clip=1.2)
+    with pytest.raises(ConfigError, match="learning_rate = 0"):
+        FastForward(learning_rate=0)

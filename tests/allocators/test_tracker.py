@@ -1,0 +1,173 @@
+"""The tracker: budget, memory, trace, and the choice among finalists."""
+
+import logging
+import re
+
+import numpy as np
+import pytest
+
+from ffp.allocators.base import Reward, SearchBudget
+from ffp.allocators.heuristics.uniform import Uniform, uniform_allocation
+from ffp.allocators.tracker import COLUMNS, Exhausted, Tracker, best_first, check_number, check_switch, needed
+from ffp.core import projection as projection
+from ffp.core.errors import ConfigError, FfpError
+from ffp.core.problem import Allocation
+from tests.helpers.synthetic import SyntheticReward, structured_problem
+
+
+def tracker(evaluations=4, windows=2, finalists=3, reward=None):
+    problem = structured_problem()
+    reward = reward or SyntheticReward(problem)
+    return Tracker(problem, reward, SearchBudget(evaluations, windows, finalists), method="test")
+
+
+def candidates(problem, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [projection.project(problem, rng.normal(size=len(problem.decisions))) for _ in range(count)]
+
+
+def test_the_synthetic_reward_is_a_reward_and_its_marginal_utility_predicts_it():
+    problem = structured_problem()
+    reward = SyntheticReward(problem)
+    assert isinstance(reward, Reward)
+    start = uniform_allocation(problem)
+    utility = reward.marginal_utility(start, windows=(0, 3))
+    assert reward.spent_tokens == 3 * 2 * reward.window_tokens
+    for i, decision in enumerate(problem.decisions):
+        for side, step in enumerate((-1, 1)):
+            if start.keep[i] + step > decision.n_units:
+                assert np.isnan(utility[i, side]).all()
+                continue
+            other = Allocation(start.problem_id, tuple(k + step * (i == j) for j, k in enumerate(start.keep)))
+            ratio = reward(other, windows=(0, 3)) / reward(start, windows=(0, 3))
+            assert step * np.log(ratio) / decision.params_per_unit == pytest.approx(utility[i, side, :2].sum())
+
+
+def test_rows_say_what_was_scored():
+    t = tracker()
+    one, two = candidates(t.problem, 2)
+    scores = t.score([one, two], (0, 1), stage="first") + t.score([one], (2,), stage="second", target=0.1)
+    assert [tuple(row) for row in t.rows] == [COLUMNS] * 3
+    assert [row["reward"] for row in t.rows] == scores
+    assert [row["tokens"] for row in t.rows] == [20, 40, 50]
+    assert [row["evaluation"] for row in t.rows] == [1, 2, 3]
+    assert [row["windows"] for row in t.rows] == [2, 2, 1]
+    assert [row["sparsity"] for row in t.rows] == [0.2, 0.2, 0.1]
+    assert [row["keep"] for row in t.rows] == [list(c.keep) for c in (one, two, one)]
+    assert [row["best"] for row in t.rows] == [scores[0], max(scores[:2]), max(scores[:2])]
+
+
+def test_best_is_nan_until_a_candidate_meets_the_target_on_all_windows():
+    t = tracker()
+    [one] = candidates(t.problem, 1)
+    t.score([one], (0,), stage="few windows")
+    t.score([one], (1, 2), stage="easier", target=0.1)
+    assert np.isnan([row["best"] for row in t.rows]).all()
+
+
+def test_what_was_measured_before_is_free_and_has_no_row():
+    t = tracker()
+    [one] = candidates(t.problem, 1)
+    first = t.score([one], (0, 1), stage="a")
+    assert t.score([one], (0, 1), stage="b") == first
+    t.score([one], (1,), stage="part of it")
+    assert (len(t.rows), t.spent, t.reward.evaluations) == (1, 20, 1)
+
+
+def test_a_candidate_beyond_the_budget_is_not_started():
+    t = tracker(evaluations=2, windows=2)
+    one, two, three = candidates(t.problem, 3)
+    t.score([one], (0, 1), stage="a")
+    t.score([two], (0,), stage="a")
+    with pytest.raises(Exhausted):
+        t.score([three], (0, 1), stage="a")
+    assert (t.spent, t.windows_left, t.reward.evaluations) == (30, 1, 2)
+
+
+def test_gate_gradients_cost_three_forwards_and_yield_the_reward_in_one_row():
+    t = tracker(evaluations=4, windows=2)
+    [one] = candidates(t.problem, 1)
+    utility = t.utility(one, (0, 1), stage="gates")
+    assert utility.shape == (len(t.problem.decisions), 2, 3)
+    assert [(row["tokens"], row["stage"], row["evaluation"]) for row in t.rows] == [(60, "gates", 1)]
+    assert t.score([one], (0, 1), stage="again") == [t.rows[0]["reward"]] == [t.rows[0]["best"]]
+    assert len(t.rows) == t.reward.evaluations == 1
+    with pytest.raises(Exhausted):
+        t.utility(one, (2, 3), stage="gates")
+    assert t.spent == 60
+
+
+def test_only_the_searchs_own_tokens_count():
+    problem = structured_problem()
+    reward = SyntheticReward(problem)
+    reward(uniform_allocation(problem), windows=(0, 1, 2))
+    t = tracker(reward=reward)
+    assert (t.spent, t.windows_left) == (0, 8)
+
+
+def test_more_windows_than_the_text_has_are_refused():
+    message = "search.windows_per_evaluation = 9 exceeds search.windows = 8. Lower"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        tracker(windows=9)
+
+
+def test_a_reward_that_is_no_number_is_refused():
+    class Broken(SyntheticReward):
+        def __call__(self, allocation, *, windows):
+            return float("nan")
+
+    t = tracker(reward=Broken(structured_problem()))
+    with pytest.raises(FfpError, match=r"the reward of \(.*\) is nan. Check the model's dtype"):
+        t.score(candidates(t.problem, 1), (0,), stage="a")
+
+
+def test_the_winner_is_the_best_of_the_first_distinct_contenders_on_the_selection_text():
+    t = tracker(finalists=3)
+    pool = candidates(t.problem, 5)
+    winner = t.finish([pool[0], pool[0], pool[1], pool[2], *pool])
+    assert t.reward.selections == 3
+    assert winner == max(pool[:3], key=SyntheticReward(t.problem).select)
+    assert t.spent == 0
+
+
+def test_ties_go_to_the_earlier_one_and_a_single_finalist_is_not_scored():
+    assert best_first([1.0, 2.0, 2.0, 0.5]) == [1, 2, 0, 3]
+    t = tracker()
+    [one] = candidates(t.problem, 1)
+    assert t.finish([one, one]) == one
+    assert t.reward.selections == 0
+
+
+def test_draws_are_distinct_ascending_and_seeded():
+    t = tracker()
+    draws = [t.draw(np.random.default_rng(seed), 5) for seed in range(20)]
+    assert all(len(set(d)) == 5 and d == tuple(sorted(d)) and set(d) <= set(range(8)) for d in draws)
+    assert draws[3] == t.draw(np.random.default_rng(3), 5)
+    assert t.draw(np.random.default_rng(0), 99) == tuple(range(8))
+
+
+def test_a_log_that_is_no_terminal_gets_some_lines(caplog):
+    t = tracker(evaluations=100, windows=2)
+    with caplog.at_level(logging.INFO, logger="ffp"):
+        t.score(candidates(t.problem, 60), (0, 1), stage="a")
+    lines = [r.getMessage() for r in caplog.records]
+    assert 10 <= len(lines) <= 14
+    assert re.search(r"test: 60 evaluations, 1200/2000 tokens, best 0\.\d{4}, \d+ tokens/s, \d+ s left", lines[-1])
+
+
+def test_refusals_name_the_method_the_value_and_the_remedy():
+    with pytest.raises(ConfigError, match=r"method 'm' needs a reward, but got none\. Hand the folder"):
+        needed(None, "m", "a reward")
+    with pytest.raises(ConfigError, match=re.escape("method 'm': k = '3' is not a whole number from 0 to 9.")):
+        check_number("m", "k", "3", 0, 9, whole=True)
+    with pytest.raises(ConfigError, match=re.escape("method 'm': k = True is not a number from 0 up.")):
+        check_number("m", "k", True, 0, float("inf"))
+    with pytest.raises(ConfigError, match="method 'm': k = 1 is neither true nor false"):
+        check_switch("m", "k", 1)
+
+
+def test_uniform_keeps_the_same_share_of_all_channels():
+    problem = structured_problem(0.3)
+    keep = Uniform().allocate(problem, stats=None, reward=None, budget=SearchBudget(1, 1), seed=0).allocation.keep
+    assert np.ptp(keep[1::2]) <= 1
+    assert set(keep[0::2]) == {2}

@@ -1,0 +1,130 @@
+"""A model that is three formulas: problems, statistics and a reward for tests of the searches, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from ffp.allocators.base import LinearStats
+from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
+
+
+def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
+    """Blocks of 3 KV groups and 96 channels, a KV group worth 41.6 channels; output biases on the FFN."""
+    units = []
+    for block in range(blocks):
+        units.append(Decision(name=f"block{block:02d}.attention", n_units=3, params_per_unit=2080))
+        units.append(Decision(name=f"block{block:02d}.ffn", n_units=96, params_per_unit=50, fixed_params=16))
+    return PruningProblem(tuple(units), target)
+
+
+def unstructured_problem(target: float = 0.5, blocks: int = 4) -> PruningProblem:
+    """Blocks of 600 attention weights and 1,500 FFN weights, each a decision."""
+    units = []
+    for block in range(blocks):
+        units.append(Decision(name=f"block{block:02d}.attention", n_units=600, params_per_unit=1, min_keep=6))
+        units.append(Decision(name=f"block{block:02d}.ffn", n_units=1500, params_per_unit=1, min_keep=15))
+    return PruningProblem(tuple(units), target, "unstructured")
+
+
+def grouped_problem(target: float = 0.5, blocks: int = 5, m: int = 8) -> PruningProblem:
+    """Blocks of 1,600 weights, one of every m a unit; the last block is twice as large."""
+    units = [Decision(name=f"block{block:02d}", n_units=m, params_per_unit=(1600 << (block + 1 == blocks)) // m) for block in range(blocks)]
+    return PruningProblem(tuple(units), target, f"n-of-{m}")
+
+
+PROBLEMS = {
+    "structured": structured_problem,
+    "unstructured": unstructured_problem,
+    "n-of-4": partial(grouped_problem, m=4),
+    "n-of-8": partial(grouped_problem, m=8),
+}
+
+
+class SyntheticReward:
+    """exp(-damage), damage = mean over windows of sum_i c_iw * (share removed of decision i)^2.
+
+    c_iw is a sensitivity per decision, log-normal with spread `spread`, times a factor near 1 per decision and
+    window: convex and separable, so that the best allocation is far from uniform and known to exist.
+    """
+
+    def __init__(self, problem: PruningProblem, *, n_windows: int = 8, window_tokens: int = 10, spread: float = 1.2):
+        rng = np.random.default_rng(int(hashlib.sha256(repr(problem.decisions).encode()).hexdigest()[:8], 16))
+        n_decisions = len(problem.decisions)
+        sensitivity = np.exp(spread * rng.standard_normal(n_decisions))
+        sensitivity *= 12 / sensitivity.sum()
+        self.damage = sensitivity * np.exp(0.3 * rng.standard_normal((n_windows, n_decisions)))
+        self.held_out = sensitivity * np.exp(0.3 * rng.standard_normal((4, n_decisions)))
+        self.decisions = problem.decisions
+        self.n_windows, self.window_tokens = n_windows, window_tokens
+        self.spent_tokens = self.evaluations = self.selections = 0
+        self._memo: set[tuple[tuple[int, ...], int]] = set()
+
+    def loss(self, keep: Sequence[int], damage: FloatArray) -> float:
+        """Mean excess loss over the rows of `damage`."""
+        removed = [(decision.n_units - k) / decision.n_units for decision, k in zip(self.decisions, keep, strict=True)]
+        return float((damage @ np.square(removed)).mean())
+
+    def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
+        fresh = [window for window in windows if (allocation.keep, window) not in self._memo]
+        self._memo.update((allocation.keep, window) for window in fresh)
+        self.spent_tokens += len(fresh) * self.window_tokens
+        self.evaluations += bool(fresh)
+        return float(np.exp(-self.loss(allocation.keep, self.damage[list(windows)])))
+
+    def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
+        """Derivative and half the second one, which is exact for this reward; a forward and a backward are charged.
+
+        The forward's losses are remembered, so that the reward on the same windows is free afterwards.
+        """
+        self.spent_tokens += 3 * len(windows) * self.window_tokens
+        self.evaluations += 1
+        self._memo.update((allocation.keep, window) for window in windows)
+        damage = self.damage[list(windows)].mean(axis=0)
+        utility = np.full((len(self.decisions), 2, 3), np.nan)
+        for i, (decision, keep) in enumerate(zip(self.decisions, allocation.keep, strict=True)):
+            scale = damage[i] / decision.n_units**2 / decision.params_per_unit
+            for side, there in enumerate((keep > 0, keep < decision.n_units)):
+                if there:
+                    utility[i, side] = 2 * (decision.n_units - keep) * scale, (1 - 2 * side) * scale, 0.0
+        return utility
+
+    def select(self, allocation: Allocation) -> float:
+        self.selections += 1
+        return float(np.exp(-self.loss(allocation.keep, self.held_out)))
+
+
+class SyntheticStats:
+    """Random weights and inputs, heavier-tailed from block to block; two linears a module.
+
+    The second of each feeds the residual stream; its columns are the module's units, two columns a unit of attention.
+    """
+
+    def __init__(self, problem: PruningProblem, *, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        sizes = {(decision.block, decision.module): decision.n_units for decision in problem.decisions}
+        self._blocks: list[list[LinearStats]] = []
+        for number, block in enumerate(dict.fromkeys(decision.block for decision in problem.decisions)):
+            self._blocks.append([])
+            for module in ("attention", "ffn"):
+                decision = f"{block}.{module}" if (block, module) in sizes else block
+                units = sizes[block, module] if problem.granularity == "structured" else 20
+                for part, columns in (("in", 20), ("out", units * (1 + (module == "attention")))):
+                    weight = rng.standard_t(2 + 2 * number + (module == "ffn"), size=(12, columns)).astype(np.float32)
+                    square = rng.gamma(1.0, size=columns)
+                    facts = {"n_tokens": 100, "module": module, "output": part == "out"}
+                    name = f"{block}.{module}.{part}"
+                    self._blocks[-1].append(LinearStats(name, decision, weight, square, 0.9 * square, **facts))
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self._blocks)
+
+    def linears(self, block: int) -> Iterator[LinearStats]:
+        return iter(self._blocks[block])
+
+    def block_influence(self) -> FloatArray:
+        return np.cos(np.arange(1, self.n_blocks + 1)) ** 2

@@ -1,0 +1,61 @@
+"""Calibration moments and unit scores against slow loops over stored activations."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffp.core.errors import ArtifactError
+from ffp.measure.calibration import collect
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.statistics import Calibration, from_arrays, to_arrays
+from tests.helpers.families import tiny, tokens
+
+
+def stored_inputs(model, path, windows):
+    kept = []
+    hook = model.get_submodule(path).register_forward_pre_hook(
+        lambda m, a: kept.append(a[0].reshape(-1, a[0].shape[-1]))
+    )
+    with torch.no_grad():
+        for window in windows:
+            model(window[None])
+    hook.remove()
+    return torch.cat(kept).numpy()
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
+def test_moments_equal_those_of_stored_activations(family):
+    model, windows = tiny(family), tokens(5)
+    prunable = PrunableModel(model)
+    moments = collect(prunable, windows, batch_tokens=40)
+    assert len(moments) == 3 * len(prunable.linears(0))
+    for path, found in moments.items():
+        x = stored_inputs(model, path, windows)
+        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.sq_mean, (x**2).mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.variance, x.var(0), rtol=1e-3, atol=1e-5)
+
+
+def test_unit_order_by_wanda_equals_a_loop_over_heads_and_channels():
+    model = tiny("llama")
+    prunable = PrunableModel(model)
+    calibration = Calibration(prunable, collect(prunable, tokens(4), batch_tokens=80), 80)
+    orders = calibration.orders("wanda")
+    x = stored_inputs(model, "model.layers.1.self_attn.o_proj", tokens(4))
+    weight = model.model.layers[1].self_attn.o_proj.weight.numpy()
+    scores = [
+        sum(np.abs(weight[:, j]).mean() * np.linalg.norm(x[:, j]) for j in range(g * 24, g * 24 + 24)) for g in range(2)
+    ]
+    assert list(orders["block01.attention"]) == list(np.argsort(scores)[::-1])
+    x = stored_inputs(model, "model.layers.2.mlp.down_proj", tokens(4))
+    weight = model.model.layers[2].mlp.down_proj.weight.numpy()
+    channels = [np.abs(weight[:, j]).mean() * np.linalg.norm(x[:, j]) for j in range(40)]
+    assert list(orders["block02.ffn"]) == list(np.argsort(channels)[::-1])
+
+
+def test_statistics_of_another_model_are_refused():
+    prunable = PrunableModel(tiny("llama"))
+    arrays = to_arrays(collect(prunable, tokens(2), batch_tokens=40))
+    assert from_arrays(prunable, arrays, "x").keys() == collect(prunable, tokens(2), batch_tokens=40).keys()
+    with pytest.raises(ArtifactError, match=r"stats.safetensors has no statistics of .*Calibrate this model"):
+        from_arrays(PrunableModel(tiny("opt")), arrays, "stats.safetensors")

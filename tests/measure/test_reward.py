@@ -1,0 +1,170 @@
+"""The evaluator: rewards against a slow loop, the memo, the bounds, and a journal that survives any end."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ffp.core import projection
+from ffp.measure.calibration import collect
+from ffp.measure.journal import Journal
+from ffp.measure.loss import token_losses
+from ffp.measure.reward import REWARD_FLOOR, SlicedReward, Text
+from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import SlicedModel, mask
+from ffp.pruning.statistics import Calibration
+from ffp.pruning.structured import kept_units
+from tests.helpers.families import tiny, tokens
+
+
+def dense_losses(model, windows):
+    with torch.no_grad():
+        return np.array([model(w[None], labels=w[None]).loss.item() for w in windows])
+
+
+def calibrated(model):
+    prunable = PrunableModel(model)
+    windows = tokens(4)
+    return prunable, Calibration(prunable, collect(prunable, windows, batch_tokens=40), windows.numel())
+
+
+def make(journal=None):
+    model = tiny("llama")
+    windows = tokens(6)
+    search = Text("search", windows[:4], dense_losses(model, windows[:4]))
+    selection = Text("selection", windows[4:], dense_losses(model, windows[4:]))
+    prunable, calibration = calibrated(model)
+    sliced = SlicedModel(prunable, calibration.orders("wanda"))
+    return SlicedReward(sliced, search, selection, batch_tokens=40, journal=journal)
+
+
+def candidates(reward, n=3):
+    problem = reward.sliced.prunable.problem(0.3)
+    return [projection.project(problem, np.random.default_rng(i).normal(size=6)) for i in range(n)]
+
+
+def test_reward_is_the_ratio_of_perplexities_of_the_masked_model():
+    reward = make()
+    allocation, windows = candidates(reward)[0], [0, 2, 3]
+    model = tiny("llama")
+    prunable, calibration = calibrated(model)
+    dense = dense_losses(model, reward.search.windows[windows])
+    mask(prunable, kept_units(prunable.problem(0.3), allocation, calibration.orders("wanda")))
+    pruned = dense_losses(model, reward.search.windows[windows])
+    expected = math.exp(dense.mean()) / math.exp(pruned.mean())
+    assert reward(allocation, windows=windows) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_memo_forwards_a_window_once_and_counts_only_that():
+    reward = make()
+    first, second, _ = candidates(reward)
+    together = reward(first, windows=[0, 1])
+    assert (reward.evaluations, reward.spent_tokens) == (1, 40)
+    assert reward(first, windows=[1, 0]) == pytest.approx(together, rel=1e-12)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 40)
+    reward(first, windows=[1, 2])
+    reward(second, windows=[0])
+    assert (reward.evaluations, reward.spent_tokens) == (3, 80)
+    reward.select(first)
+    assert (reward.spent_tokens, reward.selection_tokens) == (80, 40)
+
+
+def test_a_loss_that_is_not_finite_gives_the_floor():
+    reward = make()
+    reward.sliced.model.model.norm.weight.data.fill_(float("nan"))
+    assert reward(candidates(reward)[0], windows=[0]) == REWARD_FLOOR
+
+
+def run(reward):
+    return [reward(c, windows=[i, 3]) for i, c in enumerate(candidates(reward))] + [
+        reward.select(candidates(reward)[1])
+    ]
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "flipped", "foreign tail"])
+def test_a_resumed_search_sees_the_same_losses_and_counts(tmp_path, damage, monkeypatch):
+    path = tmp_path / "journal.txt"
+    straight = make(Journal(path, "here"))
+    rewards = run(straight)
+    raw = bytearray(path.read_bytes())
+    lines = raw.splitlines(keepends=True)
+    if damage == "truncated":
+        raw = raw[:-9]
+    elif damage == "flipped":
+        raw[len(lines[0]) + len(lines[1]) + 40] ^= 4
+    elif damage == "foreign tail":
+        raw += b"not a line of ours"
+    path.write_bytes(raw)
+    resumed = make(Journal(path, "here"))
+    forwards = []
+    measure = resumed._measure
+    monkeypatch.setattr(resumed, "_measure", lambda *a: (forwards.append(a), measure(*a))[1])
+    assert run(resumed) == rewards
+    assert (resumed.evaluations, resumed.spent_tokens) == (straight.evaluations, straight.spent_tokens)
+    assert len(forwards) == {"none": 0, "truncated": 1, "flipped": 3, "foreign tail": 0}[damage]
+    assert resumed.earlier_s > 0
+
+
+def test_a_journal_of_another_search_is_not_used(tmp_path):
+    path = tmp_path / "journal.txt"
+    run(make(Journal(path, {"text": "a"})))
+    keys = [line.split('"key": "')[1].split('"')[0] for line in path.read_text().splitlines()[1:]]
+    assert len(keys) == 4
+    assert all(Journal(path, {"text": "a"}).find(key) for key in keys)
+    assert not any(Journal(path, {"text": "b"}).find(key) for key in keys)
+
+
+def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
+    """Against autograd with one gate for a band at each token, on the whole model with everything else masked."""
+    reward = make()
+    allocation, windows = candidates(reward)[0], [0, 2]
+    utility = reward.marginal_utility(allocation, windows=windows)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
+    sliced, ids = reward.sliced, reward.search.windows[windows]
+    sliced.set_keep([unit.decision.n_units for unit in sliced.prunable.modules])
+
+    def gated(position, columns, on):
+        """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
+        gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
+        hooks = []
+        for i, unit in enumerate(sliced.prunable.modules):
+            width = unit.output_width
+            scale = (torch.arange(unit.decision.n_units * width) < allocation.keep[i] * width).double()
+
+            def hook(module, arguments, scale=scale, own=i == position):
+                scaled = arguments[0] * scale
+                if own:
+                    chosen = torch.zeros_like(scale)
+                    chosen[columns] = 1
+                    scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
+                return (scaled,)
+
+            hooks.append(sliced.prunable.linear(unit.output).register_forward_pre_hook(hook))
+        token_losses(sliced.model, ids).sum().backward()
+        for hook in hooks:
+            hook.remove()
+        return gate.grad[..., 0]
+
+    n_tokens = ids[:, 1:].numel()
+    for position, unit in enumerate(sliced.prunable.modules):
+        keep, n, width = allocation.keep[position], unit.decision.n_units, unit.output_width
+        band = max(1, round(0.1 * n))
+        for side, units in enumerate((range(max(0, keep - band), keep), range(keep, min(n, keep + band)))):
+            if not units:
+                assert np.isnan(utility[position, side]).all()
+                continue
+            slopes = gated(position, slice(units.start * width, units.stop * width), 1.0 - side)
+            scale = n_tokens * len(units) * unit.decision.params_per_unit
+            square = slopes.square().sum().item()
+            expected = [-slopes.sum().item() / scale, (0.5 - side) * square / scale, math.sqrt(square) / scale]
+            assert utility[position, side] == pytest.approx(expected, rel=2e-3), unit.decision.name
+
+
+def test_the_gated_forward_pays_for_the_reward_too():
+    reward, plain = make(), make()
+    allocation = candidates(reward)[1]
+    reward.marginal_utility(allocation, windows=[1, 3])
+    spent = reward.spent_tokens
+    assert reward(allocation, windows=[1, 3]) == pytest.approx(plain(allocation, windows=[1, 3]), rel=1e-9)
+    assert reward.spent_tokens == spent

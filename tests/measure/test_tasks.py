@@ -1,0 +1,230 @@
+"""Perplexity against full logits, windows against a plain cut, and real lm-eval on a tiny random model."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ffp.config import TasksConfig
+from ffp.core.errors import ArtifactError, ConfigError, FfpError
+from ffp.measure import tasks
+from ffp.measure.windows import token_windows
+
+WORDS = ["[UNK]", "</s>", *(chr(c) for c in range(32, 127)), "\n"]
+SOURCE = {"kind": "local", "path": "nowhere"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a character."""
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def slow_losses(model, windows):
+    """Cross entropy token by token from all logits at once."""
+    with torch.no_grad():
+        logs = torch.log_softmax(model(windows).logits.double(), -1)
+    return np.array(
+        [[-float(logs[i, t, windows[i, t + 1]]) for t in range(windows.shape[1] - 1)] for i in range(len(windows))]
+    )
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 25, 1000])
+def test_perplexity_equals_a_loop_over_full_logits(model, batch_tokens):
+    windows = torch.randint(len(WORDS), (5, 12), generator=torch.Generator().manual_seed(1))
+    losses = slow_losses(model, windows)
+    found = tasks.perplexity(model, windows, batch_tokens=batch_tokens)
+    assert found["value"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    assert found["stderr"] == pytest.approx(math.exp(losses.mean()) * losses.mean(1).std(ddof=1) / 5**0.5, rel=1e-4)
+    assert found["loss_by_window"] == pytest.approx(list(losses.mean(1)), rel=1e-5)
+    assert (found["n_windows"], found["context"], found["n_tokens"]) == (5, 12, 55)
+
+
+def test_stderr_equals_the_spread_of_resampled_windows(model):
+    windows = torch.randint(len(WORDS), (150, 8), generator=torch.Generator().manual_seed(2))
+    found = tasks.perplexity(model, windows, batch_tokens=400)
+    draws = np.random.default_rng(0).integers(0, 150, (4000, 150))
+    assert found["stderr"] == pytest.approx(np.exp(np.array(found["loss_by_window"])[draws].mean(1)).std(), rel=0.08)
+
+
+def test_one_window_has_no_error_and_half_precision_keeps_float32_losses(model):
+    windows = torch.randint(len(WORDS), (1, 40), generator=torch.Generator().manual_seed(3))
+    full = tasks.perplexity(model, windows, batch_tokens=40)
+    assert full["stderr"] is None
+    half = tasks.perplexity(model.to(torch.bfloat16), windows, batch_tokens=40)
+    assert half["value"] == pytest.approx(full["value"], rel=0.05)
+    # A bfloat16 loss near 5 would be a multiple of 1/32.
+    assert abs(half["loss_by_window"][0] * 32 - round(half["loss_by_window"][0] * 32)) > 1e-6
+
+
+def test_overflow_is_an_error_with_the_remedy(model):
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(FfpError, match=r"mean loss on 2 windows is nan .* overflow in float32\. Use dtype"):
+        tasks.perplexity(model, torch.zeros((2, 8), dtype=torch.int64), batch_tokens=8)
+
+
+def test_windows_are_consecutive_cuts_of_the_joined_documents(tokenizer):
+    documents = ["one two", "three", "four five six"]
+    text = "\n\n".join(documents)
+    found = token_windows(tokenizer, documents, context=6, windows=0, name="test text")
+    cuts = [text[i : i + 6] for i in range(0, len(text) - 5, 6)]
+    assert ["".join(WORDS[i] for i in row) for row in found.tolist()] == cuts
+    assert token_windows(tokenizer, documents, context=6, windows=2, name="test text").tolist() == found[:2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("context", "windows", "message"),
+    [
+        (4, 9, r"the test text has 13 tokens, 3 windows of 4: fewer than 9 windows\. Lower .* longer text\."),
+        (50, 0, r"the test text has 13 tokens, 0 windows of 50: fewer than one window\. Lower"),
+    ],
+)
+def test_a_short_text_names_what_there_is(tokenizer, context, windows, message):
+    with pytest.raises(ConfigError, match=message):
+        token_windows(tokenizer, ["abc def", "ghij"], context=context, windows=windows, name="test text")
+
+
+def test_documents_are_sampled_by_seed_and_task_alone():
+    first = tasks.sample_documents("piqa", 1000, documents=32, seed=0)
+    assert first == tasks.sample_documents("piqa", 1000, documents=32, seed=0) == sorted(set(first))
+    assert len(first) == 32 and first[0] >= 0 and first[-1] < 1000
+    assert first != tasks.sample_documents("piqa", 1000, documents=32, seed=1)
+    assert first != tasks.sample_documents("boolq", 1000, documents=32, seed=0)
+    assert tasks.sample_documents("piqa", 5, documents=0, seed=0) == list(range(5))
+    assert tasks.sample_documents("piqa", 5, documents=9, seed=0) == list(range(5))
+
+
+def test_batches_stay_below_the_token_limit_and_lose_no_request():
+    lengths = [1, 7, 8, 9, 100, 101, 4000, 33]
+    groups = tasks.groups_by_length(lengths, 100)
+    assert sorted(i for _, group in groups for i in group) == list(range(len(lengths)))
+    for size, group in groups:
+        assert all(size * lengths[i] <= 100 < 2 * size * lengths[i] or (size == 1 and lengths[i] > 50) for i in group)
+
+
+def tasks_config(*names):
+    tasks = {name: {"stock": stock, "source": SOURCE, "reader": "jsonl"} for name, stock in names}
+    return TasksConfig(title="Tiny", version="1", tasks=tasks)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six documents of a test-split task, a validation-split task, and one with functions in its YAML."""
+    out = tmp_path_factory.mktemp("tasks")
+    arc = [
+        {"id": str(i), "question": f"What is {i}?", "answerKey": "AB"[i % 2],
+         "choices": {"text": ["yes sir", "no", "maybe so"], "label": ["A", "B", "C"]}} for i in range(6)
+    ]  # fmt: skip
+    piqa = [{"goal": f"Open door {i}", "sol1": "push", "sol2": "pull it twice", "label": i % 2} for i in range(6)]
+    wino = [
+        {
+            "sentence": f"Ann met Bob {i} because _ was late.",
+            "option1": "Ann",
+            "option2": "Bob",
+            "answer": str(1 + i % 2),
+        }
+        for i in range(6)
+    ]
+    for name, rows in (("my_arc", arc), ("piqa", piqa), ("winogrande", wino)):
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return out
+
+
+def choice_scores(model, tokenizer, context, choices):
+    """Log-likelihood of each continuation given the context, one forward each."""
+    scores = []
+    for choice in choices:
+        ids = tokenizer(f"{context} {choice}", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        count = len(choice) + 1
+        scores.append(-slow_losses(model, ids)[0, -count:].sum())
+    return np.array(scores)
+
+
+def test_tasks_equal_a_loop_over_documents_and_choices(model, tokenizer, folder):
+    cfg = tasks_config(("my_arc", "arc_easy"), ("piqa", "piqa"), ("winogrande", "winogrande"))
+    found = tasks.score_tasks(model, tokenizer, cfg, folder, documents=0, seed=0, batch_tokens=100)
+    assert list(found) == ["my_arc", "piqa", "winogrande"]
+    rows = [json.loads(line) for line in (folder / "my_arc.jsonl").read_text().splitlines()]
+    right, right_norm = [], []
+    for row in rows:
+        choices, gold = row["choices"]["text"], row["choices"]["label"].index(row["answerKey"])
+        scores = choice_scores(model, tokenizer, f"Question: {row['question']}\nAnswer:", choices)
+        right.append(scores.argmax() == gold)
+        right_norm.append((scores / [len(choice) for choice in choices]).argmax() == gold)
+    metrics = found["my_arc"]["metrics"]
+    assert metrics["acc"]["value"] == pytest.approx(np.mean(right))
+    assert metrics["acc_norm"]["value"] == pytest.approx(np.mean(right_norm))
+    assert metrics["acc"]["stderr"] == pytest.approx(np.std(right, ddof=1) / 6**0.5)
+    assert found["my_arc"]["n"] == found["my_arc"]["n_total"] == 6
+    assert set(found["winogrande"]["metrics"]) == {"acc"}
+    json.dumps(found, allow_nan=False)
+
+
+def test_tasks_take_a_sample_and_their_hash_tells_documents_apart(model, tokenizer, folder):
+    cfg = tasks_config(("piqa", "piqa"))
+
+    def score(**options):
+        return tasks.score_tasks(model, tokenizer, cfg, folder, batch_tokens=64, **options)["piqa"]
+
+    first = score(documents=3, seed=0)
+    assert (first["n"], first["n_total"]) == (3, 6)
+    assert first == score(documents=3, seed=0)
+    assert first["hash"] != score(documents=3, seed=1)["hash"]
+    assert score(documents=1, seed=0)["metrics"]["acc"]["stderr"] is None
+
+
+def test_a_model_with_blocks_of_different_sizes_is_scored(model, tokenizer, folder):
+    mlp, keep = model.model.layers[0].mlp, 10
+    for linear in (mlp.gate_proj, mlp.up_proj):
+        linear.weight = torch.nn.Parameter(linear.weight[:keep].clone())
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :keep].clone())
+    attention = model.model.layers[1].self_attn
+    width = attention.head_dim
+    attention.k_proj.weight = torch.nn.Parameter(attention.k_proj.weight[:width].clone())
+    attention.v_proj.weight = torch.nn.Parameter(attention.v_proj.weight[:width].clone())
+    attention.q_proj.weight = torch.nn.Parameter(attention.q_proj.weight[: 2 * width].clone())
+    attention.o_proj.weight = torch.nn.Parameter(attention.o_proj.weight[:, : 2 * width].clone())
+    found = tasks.score_tasks(
+        model, tokenizer, tasks_config(("piqa", "piqa")), folder, documents=0, seed=0, batch_tokens=64
+    )
+    assert 0 <= found["piqa"]["metrics"]["acc_norm"]["value"] <= 1
+
+
+def test_faults_of_tasks_are_named(model, tokenizer, folder, tmp_path):
+    def score(name, stock, where=folder):
+        tasks.score_tasks(
+            model, tokenizer, tasks_config((name, stock)), where, documents=0, seed=0, batch_tokens=64
+        )
+
+    with pytest.raises(ConfigError, match=r"task 'x': lm-eval has no stock task 'arc_esay': did you mean .*arc_easy"):
+        score("x", "arc_esay")
+    with pytest.raises(ConfigError, match=r"'gsm8k' is 5-shot generate_until; only zero-shot multiple_choice"):
+        score("x", "gsm8k")
+    with pytest.raises(ArtifactError, match=r"boolq\.jsonl is missing\. Run the rule"):
+        score("boolq", "boolq")
+    (tmp_path / "piqa.jsonl").write_text("not json\n")
+    with pytest.raises(ArtifactError, match=r"tasks piqa in .* cannot be read by lm-eval"):
+        score("piqa", "piqa", tmp_path)
+
+
+def test_importing_evaluation_does_not_import_lm_eval():
+    code = "import sys, ffp.measure.tasks; sys.exit('lm_eval' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

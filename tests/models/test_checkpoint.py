@@ -1,0 +1,184 @@
+"""Pruned checkpoints: what is refused and why, what a card says, aligned budgets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ffp
+from ffp.config import Experiment
+from ffp.core import projection
+from ffp.core.errors import ArtifactError, ConfigError, FfpError
+from ffp.core.problem import Decision, PruningProblem
+from ffp.models.card import model_card
+from ffp.models.checkpoint import save_pruned
+from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import cut
+from ffp.pruning.compensation import spread_updates
+from ffp.pruning.structured import check_kept, kept_units
+from ffp.store.files import whole_folder
+from ffp.store.provenance import provenance
+from tests.helpers.families import tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
+    prunable = PrunableModel(tiny("llama"))
+    cut(prunable, {u.decision.name: range(1 + u.block % u.decision.n_units) for u in prunable.modules})
+    save_pruned(prunable, folder)
+    return folder
+
+
+def changed(checkpoint, folder, **changes):
+    """A copy of the checkpoint whose config.json has other values."""
+    shutil.copytree(checkpoint, folder)
+    body = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(body))
+    return folder
+
+
+def test_the_config_lists_the_sizes_of_each_block(checkpoint):
+    pruned = json.loads((checkpoint / "config.json").read_text())["pruned"]
+    assert pruned["linears"]["self_attn.o_proj"]["in"] == [24, 48, 24]
+    assert pruned["linears"]["mlp.up_proj"]["out"] == [1, 2, 3]
+
+
+def test_the_modelling_file_imports_torch_and_transformers_only(checkpoint):
+    lines = (checkpoint / "modeling_pruned.py").read_text().splitlines()
+    imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert imported == {"copy", "typing", "torch", "transformers"}
+
+
+def test_without_trust_transformers_says_what_to_pass_instead_of_listing_sizes(checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(checkpoint)
+
+
+def test_what_is_no_pruned_checkpoint_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ArtifactError, match=r"has no readable config\.json\. Give a folder that `ffp export` wrote"):
+        ffp.load_pruned(tmp_path)
+    tiny("llama").save_pretrained(tmp_path / "dense")
+    with pytest.raises(ArtifactError, match=r"schema None, expected 'ffp/checkpoint/1'.*other models load by transf"):
+        ffp.load_pruned(tmp_path / "dense")
+    with pytest.raises(ArtifactError, match=r"is a pruned 'martian' model, which this version of transformers"):
+        ffp.load_pruned(changed(checkpoint, tmp_path / "martian", model_type="ffp_martian"))
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(checkpoint, tmp_path):
+    with pytest.raises(ArtifactError, match=r"does not fit its config\.json at model\.layers\.3\."):
+        ffp.load_pruned(changed(checkpoint, tmp_path / "deeper", num_hidden_layers=4, pruned=_deeper(checkpoint)))
+    broken = changed(checkpoint, tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:-9])
+    with pytest.raises(ArtifactError, match="broken cannot be loaded"):
+        ffp.load_pruned(broken)
+
+
+def _deeper(checkpoint):
+    """The sizes of one block more than there are weights for."""
+    pruned = json.loads((checkpoint / "config.json").read_text())["pruned"]
+    longer = {k: {n: [*v, v[-1]] for n, v in sizes.items()} for k, sizes in pruned["linears"].items()}
+    return pruned | {"linears": longer}
+
+
+def test_generation_defaults_that_contradict_themselves_are_mended(tmp_path):
+    model = tiny("llama")
+    model.generation_config.temperature = 0.5
+    with pytest.raises(ValueError, match="do_sample"):
+        model.save_pretrained(tmp_path / "stock")
+    save_pruned(PrunableModel(model), tmp_path / "pruned")
+    assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
+
+
+def test_half_precision_on_request(checkpoint):
+    assert ffp.load_pruned(checkpoint, device="cpu").dtype == torch.float64
+    assert ffp.load_pruned(checkpoint, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_a_bias_without_a_place_is_refused():
+    prunable = PrunableModel(tiny("mistral"))
+    name = "model.layers.1.mlp.down_proj.bias"
+    with pytest.raises(
+        ConfigError, match=r"down_proj\.bias .* no place in mistral's own shapes\. Export without --dense"
+    ):
+        spread_updates(prunable, {}, {name: np.zeros(48, dtype=np.float32)})
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "whole").write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with (
+        pytest.raises(FfpError, match=r"out exists and is not overwritten\. Give another --out"),
+        whole_folder(folder.parent / "out"),
+    ):
+        pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 5), st.sampled_from([8, 16, 64]), st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 2**32 - 1)
+)
+def test_aligned_sizes_are_multiples_and_meet_the_budget(blocks, align, bundles, share, seed):
+    draw = np.random.default_rng(seed)
+    units = []
+    for block in range(blocks):
+        units.append(Decision(name=f"block{block:02d}.attention", n_units=4, params_per_unit=700 * align))
+        units.append(Decision(name=f"block{block:02d}.ffn", n_units=bundles, params_per_unit=96 * align, min_keep=1, bundle=align))
+    base = PruningProblem(tuple(units), 0.0)
+    problem = base.at(share * projection.max_sparsity(base))
+    allocation = projection.project(problem, draw.normal(size=len(units)) * 3)
+    kept = kept_units(problem, allocation, {u.name: draw.permutation(u.n_units * u.bundle) for u in units})
+    check_kept(problem, kept, "these masks")
+    for unit in units:
+        assert len(kept[unit.name]) % unit.bundle == 0
+        assert len(kept[unit.name]) >= unit.bundle
+    params = sum(len(kept[unit.name]) * unit.params_per_unit // unit.bundle for unit in units)
+    addable = [u.params_per_unit for u in units if len(kept[u.name]) < u.n_units * u.bundle]
+    assert 0 <= projection.kept_budget(problem) - params < min(addable, default=np.inf)
+
+
+def test_masks_that_are_not_aligned_are_refused():
+    problem = PruningProblem((Decision(name="block00.ffn", n_units=4, params_per_unit=80, bundle=8),), 0.5)
+    with pytest.raises(ArtifactError, match=r"m keeps 9 indices of block00\.ffn, outside the multiples of 8 from 8\."):
+        check_kept(problem, {"block00.ffn": np.arange(9)}, "m")
+    with pytest.raises(ArtifactError, match=r"keeps index 32 of block00\.ffn, which has 32\. Apply again"):
+        check_kept(problem, {"block00.ffn": np.arange(25, 33)}, "m")
+
+
+def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
+    project = Experiment("config/grids/demo.yaml")
+    cell = project.cell("smollm2-135m/structured/s0.30/owl/seed0")
+    figure = {"value": 20.25, "stderr": 0.5}
+    scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
+    facts = {
+        "block_sparsity": 0.3001, "model_sparsity": 0.2369, "params": {"dense": 134515008, "kept": 102650000},
+        "provenance": provenance() | {"commit": "abc", "dirty": False},
+    }  # fmt: skip
+    words = {"dense_shape": False, "facts": facts}
+    card = model_card(project, cell, scores={"dense": None, "pruned": scores}, **words)
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "apache-2.0"
+    assert "custom_code" in head["tags"]
+    for part in (
+        "`owl` version", "arXiv:2310.05175", "30.01% of the parameters", "134,515,008 -> 102,650,000",
+        "SQuAD, DROP and", "ranked by `wanda`", "git checkout abc",
+        "Licence of the parent, which holds for this checkpoint too: apache-2.0",
+        "ffp export --config config/grids/demo.yaml --cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT",
+        "| perplexity, 8,176 tokens | - | 20.25 ± 0.5 |",
+    ):  # fmt: skip
+        assert part in card, part
+    unscored = model_card(project, cell, scores={"dense": None, "pruned": None}, **words)
+    assert "Not scored." in unscored

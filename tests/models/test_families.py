@@ -1,0 +1,193 @@
+"""What every family in the table must do: permute without changing the function, slice what a mask would zero."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import ffp
+from ffp.core import projection
+from ffp.core.errors import ConfigError
+from ffp.measure.loss import token_losses
+from ffp.models.checkpoint import save_pruned
+from ffp.models.families import FAMILIES, family_of
+from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import SlicedModel, cut, mask
+from ffp.pruning.compensation import compensate, load_updates, spread_updates
+from ffp.pruning.structured import kept_units
+from tests.helpers.families import CONFIGS, tiny, tokens
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(tokens()).logits
+
+
+def random_orders(prunable, seed=0):
+    generator = np.random.default_rng(seed)
+    return {module.decision.name: generator.permutation(module.decision.n_units) for module in prunable.modules}
+
+
+def random_keep(prunable, seed=0):
+    problem = prunable.problem(0.4)
+    return projection.project(problem, np.random.default_rng(seed).normal(size=len(problem.decisions)) * 2).keep
+
+
+def prefix_units(prunable, orders, keep):
+    return {u.decision.name: np.sort(orders[u.decision.name][:k]) for u, k in zip(prunable.modules, keep, strict=True)}
+
+
+def test_every_family_of_the_table_is_covered():
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_permuted_dense_logits_equal_the_original(family):
+    model = tiny(family)
+    before = logits(model)
+    prunable = PrunableModel(model)
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    SlicedModel(prunable, random_orders(prunable))
+    assert any(not torch.equal(weights[name], p) for name, p in model.named_parameters())
+    torch.testing.assert_close(logits(model), before, **EXACT)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_sliced_equals_masked_equals_cut(family):
+    masked, removed, sliced = tiny(family), tiny(family), tiny(family)
+    prunable = PrunableModel(sliced)
+    orders, keep = random_orders(prunable), random_keep(prunable)
+    kept = prefix_units(prunable, orders, keep)
+    mask(PrunableModel(masked), kept)
+    cut(PrunableModel(removed), kept)
+    view = SlicedModel(prunable, orders)
+    view.set_keep(keep)
+    expected = logits(masked)
+    assert not torch.allclose(expected, logits(tiny(family)), atol=1e-3)
+    torch.testing.assert_close(logits(sliced), expected, **EXACT)
+    torch.testing.assert_close(logits(removed), expected, **EXACT)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
+    masked, sliced = tiny(family), tiny(family)
+    prunable = PrunableModel(sliced, align=8)
+    problem = prunable.problem(0.4)
+    orders = {module.decision.name: np.random.default_rng(0).permutation(module.n_indices) for module in prunable.modules}
+    allocation = projection.project(problem, np.random.default_rng(1).normal(size=len(problem.decisions)) * 2)
+    kept = kept_units(problem, allocation, orders)
+    channels = [len(kept[module.decision.name]) for module in prunable.modules if module.kind == "ffn"]
+    assert all(count % 8 == 0 for count in channels) and len(set(channels)) > 1
+    dense = PrunableModel(masked)
+    mask(dense, kept)
+    view = SlicedModel(prunable, orders)
+    view.set_allocation(allocation)
+    torch.testing.assert_close(logits(sliced), logits(masked), **EXACT)
+    removed = dense.problem(0.4).sparsity_of([len(kept[module.decision.name]) for module in dense.units])
+    assert removed == problem.sparsity_of(allocation.keep) >= 0.4
+
+
+def test_an_align_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower it"):
+        PrunableModel(tiny("llama"), align=16)
+
+
+@pytest.mark.parametrize("compensation", ["bias", "ridge"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_exported_checkpoints_reload_to_equal_logits(family, compensation, tmp_path, hub_modules):
+    """With their own code and without it; what the first saves again reloads too."""
+    model = tiny(family)
+    prunable = PrunableModel(model)
+    kept = prefix_units(prunable, random_orders(prunable), random_keep(prunable))
+    updates = compensate(prunable, kept, tokens(6), kind=compensation, batch_tokens=40)
+    cut(prunable, kept)
+    load_updates(prunable, {name: tensor.numpy() for name, tensor in updates.items()})
+    save_pruned(prunable, tmp_path / "a")
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "a", trust_remote_code=True, dtype="auto")
+    remote.save_pretrained(tmp_path / "b")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "b", trust_remote_code=True, dtype="auto")
+    expected = logits(model)
+    for loaded in (ffp.load_pruned(tmp_path / "a", device="cpu"), remote, again):
+        torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
+        assert PrunableModel(model).model_params() == sum(p.numel() for p in set(loaded.parameters()))
+    words = {"max_new_tokens": 6, "do_sample": False}
+    assert remote.generate(tokens(1), **words).tolist() == model.generate(tokens(1), **words).tolist()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_dense_shaped_checkpoints_reload_by_stock_classes(family, tmp_path):
+    pruned, dense = tiny(family), tiny(family)
+    prunable = PrunableModel(pruned)
+    kept = prefix_units(prunable, random_orders(prunable), random_keep(prunable))
+    new = compensate(prunable, kept, tokens(6), kind="ridge", batch_tokens=40)
+    updates = {name: tensor.numpy() for name, tensor in new.items()}
+    cut(prunable, kept)
+    load_updates(prunable, updates)
+    mask(PrunableModel(dense), kept)
+    load_updates(PrunableModel(dense), spread_updates(PrunableModel(dense), kept, updates))
+    dense.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert type(stock).__module__.startswith("transformers.models")
+    torch.testing.assert_close(logits(stock), logits(pruned), **EXACT)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_switching_back_and_forth_leaves_no_trace(family):
+    model = tiny(family)
+    prunable = PrunableModel(model)
+    view = SlicedModel(prunable, random_orders(prunable))
+    before = logits(model)
+    view.set_keep(random_keep(prunable, 1))
+    view.set_keep(random_keep(prunable, 2))
+    view.set_keep([module.decision.n_units for module in prunable.modules])
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_parameters_removed_equal_the_budgets(family):
+    model = tiny(family)
+    prunable = PrunableModel(model)
+    keep = random_keep(prunable)
+    dense, problem = prunable.model_params(), prunable.problem(0.4)
+    block_linears = sum(
+        p.numel() for b in range(3) for path, _ in prunable.linears(b) for p in prunable.linear(path).parameters()
+    )
+    assert problem.total_params == block_linears
+    cut(prunable, prefix_units(prunable, random_orders(prunable), keep))
+    assert dense - prunable.model_params() == round(problem.sparsity_of(keep) * problem.total_params)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_chunked_losses_equal_the_models_own(family):
+    model, ids = tiny(family), tokens()
+    expected = torch.nn.functional.cross_entropy(
+        logits(model)[:, :-1].reshape(-1, 97).float(), ids[:, 1:].reshape(-1), reduction="none"
+    ).view(2, -1)
+    with torch.no_grad():
+        losses = token_losses(model, ids, chunk=7)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)
+
+
+def test_kv_groups_move_with_their_query_heads():
+    """Keeping one KV group of a GQA model keeps its 3 query heads and o_proj columns, and no others."""
+    model = tiny("llama")
+    prunable, original = PrunableModel(model), copy.deepcopy(model)
+    attention = [u for u in prunable.modules if u.kind == "attention"]
+    assert [u.decision.n_units for u in attention] == [2, 2, 2]
+    everything = {u.decision.name: range(u.decision.n_units) for u in prunable.modules}
+    cut(prunable, {**everything, "block01.attention": [1]})
+    old, new = (m.model.layers[1].self_attn for m in (original, model))
+    torch.testing.assert_close(new.q_proj.weight, old.q_proj.weight[24:48])
+    torch.testing.assert_close(new.k_proj.weight, old.k_proj.weight[8:16])
+    torch.testing.assert_close(new.v_proj.bias, old.v_proj.bias[8:16])
+    torch.testing.assert_close(new.o_proj.weight, old.o_proj.weight[:, 24:48])
+
+
+def test_an_unknown_family_is_refused_with_what_an_entry_needs():
+    with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table.*paths of its blocks"):
+        family_of("mamba")

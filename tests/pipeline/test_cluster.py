@@ -1,0 +1,81 @@
+"""GPUs of a workstation are shared out, one job each, and come back when a job dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ffp.pipeline import cluster
+
+JOB = """
+import os, sys, time
+from ffp import site
+cluster.claim_gpus(int(sys.argv[1]))
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+time.sleep(60)
+"""
+
+
+class Workstation:
+    """Starts jobs on a machine whose GPUs have these names."""
+
+    def __init__(self, folder: Path, names: str):
+        self.environment = {**os.environ, "CUDA_VISIBLE_DEVICES": names, "TMPDIR": str(folder)}
+        self.jobs: list[subprocess.Popen[str]] = []
+
+    def start(self, wanted: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", JOB, str(wanted)]
+        self.jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self.environment))
+        return self.jobs[-1]
+
+    def given(self, job: subprocess.Popen[str]) -> str:
+        assert job.stdout is not None
+        return job.stdout.readline().strip()
+
+
+@pytest.fixture
+def workstation(tmp_path: Path) -> Iterator[Workstation]:
+    machine = Workstation(tmp_path, "4,5,7")
+    yield machine
+    for job in machine.jobs:
+        job.kill()
+        job.wait()
+
+
+def test_jobs_get_gpus_of_their_own_and_wait_for_those_of_a_dead_one(workstation: Workstation) -> None:
+    first = workstation.start(1)
+    assert workstation.given(first) == "4"
+    assert workstation.given(workstation.start(2)) == "5,7"
+    third = workstation.start(1)
+    time.sleep(0.5)
+    first.kill()
+    first.wait()
+    assert workstation.given(third) == "4"
+
+
+@pytest.mark.parametrize(("names", "wanted"), [("3", 1), ("3,6", 2), ("3,6", 0), ("", 1)])
+def test_nothing_is_chosen_where_nothing_is_left_to_choose(
+    names: str, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs of Slurm may both see a GPU 0, each its own: no locks there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    cluster.claim_gpus(wanted)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == names
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_gpus_of_a_machine_are_those_that_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cluster.gpus() == []
+    listed = "GPU 0: NVIDIA A (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)\nGPU 1: NVIDIA A (UUID: GPU-2)\n"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{listed}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert cluster.gpus() == ["0", "1"]

@@ -1,0 +1,89 @@
+"""What a grid will take, against counts of the models themselves, and what is refused or warned of before it starts."""
+
+import pytest
+import yaml
+
+from ffp.config import Experiment
+from ffp.core.errors import BudgetError, ConfigError
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline import plan
+from tests.helpers.families import COMMON, CONFIGS, tiny
+
+PAPER = Experiment("config/grids/paper.yaml")
+PUBLISHED_PARAMS = {"opt-1.3b": 1_315_758_080, "llama-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
+
+
+def project(folder, model=None, **grid):
+    """A grid of one tiny LLaMA that is known by its architecture alone."""
+    sizes = CONFIGS["llama"][1]
+    source = {"kind": "hub", "repo": "someone/tiny", "revision": "main"}
+    body = {
+        "title": "Tiny",
+        "source": source,
+        "device": "cpu",
+        "architecture": {"model_type": "llama", **COMMON, **sizes},
+    }
+    text = {"title": "T", "shares": dict.fromkeys(("calibration", "search", "selection", "test"), 0.25),
+            "sources": [{"name": "t", "source": {"kind": "local", "path": "t.jsonl"}}]}  # fmt: skip
+    lines = {"title": "G", "models": ["tiny"], "text": "t", "sparsities": [0.3], "methods": ["owl", "evolutionary"]}
+    for path, part in (("models/tiny", body | (model or {})), ("texts/t", text), ("grid", lines | grid)):
+        file = folder / f"{path}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(yaml.safe_dump(part))
+    return Experiment(folder / "grid.yaml")
+
+
+@pytest.mark.parametrize("name", PUBLISHED_PARAMS)
+def test_architectures_of_the_paper_are_the_published_models(name):
+    found = plan.plan_model(PAPER, name)
+    assert found.params == PUBLISHED_PARAMS[name]
+    assert found.host == 2 * found.params
+    assert found.warnings == ()
+
+
+def test_the_papers_grid_is_planned_without_weights():
+    text = plan.report(PAPER, tflops=200.0)
+    assert "136 cells, 411 jobs (10 asset, 8 calibrate, 128 allocate, 128 apply, 136 evaluate, 1 report)" in text
+    assert "warning" not in text
+    assert plan.report(PAPER, tflops=100.0) != text
+
+
+def test_sizes_equal_those_of_the_model(tmp_path):
+    prunable, found = PrunableModel(tiny("llama")), plan.plan_model(project(tmp_path), "tiny")
+    assert (found.family, found.blocks) == ("llama", 3)
+    assert found.params == prunable.model_params()
+    assert found.unit_params == prunable.problem(0.0).total_params
+    assert found.jobs == {"asset": 1, "calibrate": 1, "allocate": 2, "apply": 2, "evaluate": 3}
+    assert min(found.memory.values()) > 4 * found.params
+
+
+def test_offloading_leaves_one_block_of_the_weights_on_the_device(tmp_path):
+    whole = plan.plan_model(project(tmp_path), "tiny")
+    lent = plan.plan_model(project(tmp_path, {"offload": True}), "tiny")
+    block = sum(p.numel() for p in PrunableModel(tiny("llama")).blocks[0].parameters())
+    assert {whole.memory[step] - lent.memory[step] for step in whole.memory} == {2 * block * 4}
+
+
+def test_work_grows_with_the_grid(tmp_path):
+    once, twice = plan.plan_model(project(tmp_path), "tiny"), plan.plan_model(project(tmp_path, seeds=[0, 1]), "tiny")
+    assert twice.flops["allocate"] == 2 * once.flops["allocate"] > 0
+    assert once.flops["apply"] == 0
+    ridge = project(tmp_path, variants={"owl": {"compensate": "ridge"}})
+    assert plan.plan_model(ridge, "tiny").flops["apply"] > 0
+
+
+def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
+    with pytest.raises(BudgetError, match=r"sparsity 0\.99 on tiny cannot be met: at most 0\.\d+ .*models/tiny\.yaml"):
+        plan.plan_model(project(tmp_path, sparsities=[0.99]), "tiny")
+    with pytest.raises(ConfigError, match=r"sizes of tiny are not known: .* no architecture\. Run `ffp asset model`"):
+        plan.plan_model(project(tmp_path, {"architecture": None}), "tiny")
+    with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table"):
+        plan.plan_model(project(tmp_path, {"architecture": {"model_type": "mamba"}}), "tiny")
+    with pytest.raises(ConfigError, match=r"architecture .* makes no model: "):
+        plan.plan_model(project(tmp_path, {"architecture": {"model_type": "llama", "hidden_size": "wide"}}), "tiny")
+
+
+def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
+    text = plan.report(project(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
+    assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
+    assert "warning: tiny: a job asks for 1 MB and takes about" in text

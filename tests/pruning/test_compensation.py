@@ -1,0 +1,126 @@
+"""Compensation against least squares on stacked data, and against the stream it must have seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffp.core import projection
+from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import cut
+from ffp.models.stream import BlockStream
+from ffp.pruning.compensation import compensate, load_updates, ridge_weight
+from tests.helpers.families import CONFIGS, tiny, tokens
+
+
+def random_kept(prunable, seed=0, target=0.4):
+    problem = prunable.problem(target)
+    generator = np.random.default_rng(seed)
+    keep = projection.project(problem, generator.normal(size=len(problem.decisions))).keep
+    return {
+        u.name: np.sort(generator.permutation(u.n_units)[:k]).astype(np.int32)
+        for u, k in zip(problem.decisions, keep, strict=True)
+    }
+
+
+def compensated(prunable, kept, updates):
+    """The prunable's model, cut and updated."""
+    cut(prunable, kept)
+    load_updates(prunable, {name: value.numpy() for name, value in updates.items()})
+    return prunable.model
+
+
+def inputs_of(model, path, windows):
+    seen = []
+    hook = model.get_submodule(path).register_forward_pre_hook(lambda m, a: seen.append(a[0].flatten(0, -2)))
+    with torch.no_grad():
+        model(windows)
+    hook.remove()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("same_stream", [True, False])
+def test_ridge_equals_least_squares_on_stacked_data(same_stream):
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 24) @ torch.randn(24, 24), torch.randn(10, 24)
+    goal = x if same_stream else x + 0.1 * torch.randn(300, 24)
+    columns = torch.tensor([0, 3, 4, 9, 10, 11, 17, 20])
+    k, w = x[:, columns].double(), weight.double()
+    found = ridge_weight(k.T @ k, k.T @ goal.double() @ w.T, w, columns, 0.05)
+    alpha = 0.05 * (k**2).sum(0).mean()
+    left = torch.cat([k, alpha.sqrt() * torch.eye(8, dtype=torch.float64)])
+    right = torch.cat([goal.double() @ w.T, alpha.sqrt() * w[:, columns].T])
+    expected = torch.linalg.lstsq(left, right).solution.T
+    assert torch.linalg.norm(found - expected) / torch.linalg.norm(expected) < 1e-4
+    if same_stream:
+        removed = torch.tensor([i for i in range(24) if i not in columns])
+        solved = torch.linalg.solve(k.T @ k + alpha * torch.eye(8, dtype=torch.float64), k.T @ x[:, removed].double())
+        torch.testing.assert_close(found, w[:, columns] + w[:, removed] @ solved.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_stream_equals_the_whole_model(family):
+    model, windows = tiny(family), tokens(5)
+    stream = BlockStream(PrunableModel(model), windows, batch_tokens=40)
+    for block in range(3):
+        stream.advance(block)
+    with torch.no_grad():
+        last = model.base_model(input_ids=windows)
+    (norm,) = [m for name, m in model.named_modules() if name.endswith("norm") and ".layers." not in name]
+    with torch.no_grad():
+        final = norm(torch.cat(stream.hidden))
+    torch.testing.assert_close(final, last.last_hidden_state, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bias", "ridge", "ridge-dense"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt_neox"])
+def test_updates_reproduce_the_compensated_stream(family, kind, monkeypatch):
+    """Cut and updated, the model's hidden states are those at the end of the compensation's own stream."""
+    model, windows = tiny(family), tokens(6)
+    prunable = PrunableModel(model)
+    kept = random_kept(prunable)
+    before = [parameter.clone() for parameter in model.parameters()]
+    streams = []
+    monkeypatch.setattr(
+        "ffp.pruning.compensate.BlockStream", lambda *a, **k: streams.append(BlockStream(*a, **k)) or streams[0]
+    )
+    updates = compensate(prunable, kept, windows, kind=kind, batch_tokens=40, ridge=0.01)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    pruned = compensated(prunable, kept, updates)
+    again = BlockStream(PrunableModel(pruned), windows, batch_tokens=40)
+    for block in range(3):
+        again.advance(block)
+    torch.testing.assert_close(torch.cat(streams[0].hidden), torch.cat(again.hidden), rtol=1e-6, atol=1e-6)
+
+
+def test_ridge_sees_the_stream_that_is_pruned_so_far():
+    """The last FFN's weights equal a ridge on activations of a model whose earlier modules are compensated."""
+    model, windows = tiny("llama"), tokens(6)
+    prunable = PrunableModel(model)
+    kept = random_kept(prunable)
+    whole = {**kept, "block02.ffn": np.arange(40)}
+    half = PrunableModel(tiny("llama"))
+    earlier = compensate(half, whole, windows, kind="ridge", batch_tokens=40, ridge=0.01)
+    updates = compensate(prunable, kept, windows, kind="ridge", batch_tokens=40, ridge=0.01)
+    path = "model.layers.2.mlp.down_proj"
+    x = inputs_of(compensated(half, whole, earlier), path, windows)
+    columns = torch.from_numpy(kept["block02.ffn"]).long()
+    weight = tiny("llama").get_submodule(path).weight
+    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x @ weight.T, weight, columns, 0.01)
+    torch.testing.assert_close(updates[f"{path}.weight"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_compensation_lowers_the_error_of_the_first_module_it_touches():
+    windows = tokens(6)
+    path = "model.layers.0.self_attn.o_proj"
+    kept = {**random_kept(PrunableModel(tiny("llama"))), "block00.attention": np.array([1])}
+    dense = tiny("llama")
+    goal = inputs_of(dense, path, windows) @ dense.get_submodule(path).weight.T + dense.get_submodule(path).bias
+    errors = {}
+    for kind in ("none", "bias", "ridge"):
+        prunable = PrunableModel(tiny("llama"))
+        updates = {} if kind == "none" else compensate(prunable, kept, windows, kind=kind, batch_tokens=40)
+        model = compensated(prunable, kept, updates)
+        linear = model.get_submodule(path)
+        errors[kind] = torch.linalg.norm(inputs_of(model, path, windows) @ linear.weight.T + linear.bias - goal).item()
+    assert errors["ridge"] < errors["none"]
+    assert errors["bias"] < errors["none"]

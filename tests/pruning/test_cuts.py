@@ -1,0 +1,133 @@
+"""A cut's arrays make the same model again; candidates of a search are the models that a cut would make."""
+
+import numpy as np
+import pytest
+import torch
+
+from ffp.core import projection
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.measure.calibration import collect
+from ffp.measure.reward import SlicedReward, Text
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.cuts import StructuredCut, WeightCut
+from ffp.pruning.masked import MaskedModel
+from ffp.pruning.statistics import Calibration
+from ffp.pruning.structured import count_kept
+from tests.helpers.families import tiny, tokens
+
+GRANULARITIES = ["unstructured", "n-of-4"]
+
+
+def calibrated(granularity, family="llama"):
+    prunable = PrunableModel(tiny(family).float())
+    return Calibration(prunable, collect(prunable, tokens(4), batch_tokens=40), 80, granularity=granularity)
+
+
+def random_allocation(prunable, granularity, target=0.5, seed=0):
+    problem = prunable.problem(target, granularity)
+    logits = np.random.default_rng(seed).normal(size=len(problem.decisions))
+    return problem, projection.project(problem, logits)
+
+
+def logits(prunable):
+    with torch.no_grad():
+        return prunable.model(tokens(2)).logits
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "wanda-dense", "magnitude", "sparsegpt"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_masks_and_updates_make_the_pruned_model_again(family, granularity, pruner):
+    stats, cut = calibrated(granularity, family), WeightCut(granularity, pruner)
+    problem, allocation = random_allocation(stats.prunable, granularity)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    assert bool(updates) == (pruner == "sparsegpt")
+    assert count_kept(problem, masks, "masks") == list(allocation.keep)
+    other = PrunableModel(tiny(family).float())
+    dense = other.model_params()
+    sparsity, params = cut.install(other, problem, masks, updates, "masks")
+    assert sparsity == pytest.approx(problem.sparsity_of(allocation.keep), abs=1e-12)
+    assert dense - params == round(sparsity * problem.total_params)
+    assert params == dense - sum(int((other.linear(p).weight == 0).sum()) for p in other.decisions(granularity))
+    torch.testing.assert_close(logits(other), logits(stats.prunable))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("pruner", ["wanda-dense", "magnitude"])
+def test_candidates_are_what_the_pruner_would_make(granularity, pruner):
+    stats = calibrated(granularity)
+    masked = WeightCut(granularity, pruner).candidates(stats)
+    assert isinstance(masked, MaskedModel)
+    dense = logits(PrunableModel(tiny("llama").float()))
+    torch.testing.assert_close(logits(masked.prunable), dense)
+    for seed in range(3):  # one after the other: no candidate may leave traces in the next
+        other = calibrated(granularity)
+        problem, allocation = random_allocation(other.prunable, granularity, 0.3 + 0.2 * seed, seed)
+        WeightCut(granularity, pruner).make(problem, allocation, other, tokens(4), 40)
+        masked.set_allocation(allocation)
+        for path in other.prunable.decisions(granularity):
+            assert bool((masked.prunable.linear(path).weight == other.prunable.linear(path).weight).all()), path
+    masked.set_keep([unit.n_units for unit in masked.prunable.problem(0.5, granularity).units])
+    torch.testing.assert_close(logits(masked.prunable), dense)
+
+
+def test_the_reward_of_single_weights_is_the_ratio_of_perplexities():
+    stats = calibrated("unstructured")
+    windows = tokens(6)
+    dense = np.array([float(stats.prunable.model(w[None], labels=w[None]).loss) for w in windows])
+    masked = WeightCut("unstructured", "sparsegpt").candidates(stats)
+    texts = Text("search", windows[:4], dense[:4]), Text("selection", windows[4:], dense[4:])
+    reward = SlicedReward(masked, *texts, batch_tokens=40)
+    problem, allocation = random_allocation(stats.prunable, "unstructured")
+    other = calibrated("unstructured")
+    WeightCut("unstructured", "wanda-dense").make(problem, allocation, other, tokens(4), 40)
+    pruned = [float(other.prunable.model(w[None], labels=w[None]).loss) for w in windows[:2]]
+    assert reward(allocation, windows=[0, 1]) == pytest.approx(np.exp(dense[:2].mean() - np.mean(pruned)), rel=1e-5)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 40)
+
+
+def test_the_reward_of_kl_is_that_of_whole_logits():
+    stats, windows = calibrated("unstructured"), tokens(6)
+    dense = stats.prunable.model(windows).logits[:, :-1].log_softmax(-1)
+    masked = WeightCut("unstructured", "wanda").candidates(stats)
+    texts = [
+        Text(name, part, np.ones(len(part))) for name, part in (("search", windows[:4]), ("selection", windows[4:]))
+    ]
+    reward = SlicedReward(masked, *texts, batch_tokens=40, fitness="kl")
+    problem, allocation = random_allocation(stats.prunable, "unstructured")
+    assert reward(projection.dense(problem), windows=[0, 3]) == pytest.approx(1, abs=1e-6)
+    value = reward(allocation, windows=[0, 1, 3])
+    pruned = masked.model(windows).logits[:, :-1].log_softmax(-1)
+    divergence = (dense.exp() * (dense - pruned)).sum(-1)
+    assert value == pytest.approx(float(torch.exp(-divergence[[0, 1, 3]].mean())), rel=1e-4)
+    assert reward.select(allocation) == pytest.approx(float(torch.exp(-divergence[4:].mean())), rel=1e-4)
+    with pytest.raises(ConfigError, match="knows no fitness kl"):
+        reward.marginal_utility(allocation, windows=[0])
+
+
+def test_files_that_do_not_fit_are_refused():
+    stats, cut = calibrated("unstructured"), WeightCut("unstructured", "sparsegpt")
+    problem, allocation = random_allocation(stats.prunable, "unstructured")
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    path = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(ArtifactError, match=r"the updates beside here do not fit the mask of .*q_proj\. Apply again\."):
+        other = {**updates, path: updates[path][:-1]}
+        cut.install(PrunableModel(tiny("llama").float()), problem, masks, other, "here")
+    with pytest.raises(ArtifactError, match=r"here does not fit the model: 'lm_head\.weight' belongs to no decision"):
+        count_kept(problem, {**masks, "lm_head.weight": masks[path]}, "here")
+    with pytest.raises(ArtifactError, match=r"here removes \d+ weights, less than 0\.6 of them\. Apply again\."):
+        cut.install(PrunableModel(tiny("llama").float()), problem.at(0.6), masks, updates, "here")
+
+
+def test_heads_and_channels_are_cut_or_zeroed():
+    stats, cut = calibrated("structured"), StructuredCut("wifv", "bias")
+    problem, allocation = random_allocation(stats.prunable, "structured", 0.3)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    found = []
+    for dense_shape in (False, True):
+        other = PrunableModel(tiny("llama").float())
+        sparsity, _ = cut.install(other, problem, masks, updates, "masks", dense_shape=dense_shape)
+        assert sparsity == problem.sparsity_of(allocation.keep)
+        found.append(logits(other))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(found[0], logits(stats.prunable), atol=0.1)

@@ -1,0 +1,177 @@
+"""The code behind a step: all of it, nothing else, and unmoved by comments."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ffp.allocators.registry import METHODS
+from ffp.store import code_version
+from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats
+
+STEPS = ["asset", "calibrate", "apply", "evaluate", "report"]
+
+
+def forget() -> None:
+    for name in ("digest", "_accepted", "_module", "_is_module", "_named_by", "_source"):
+        getattr(code_version, name).cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the sources to edit; what is known of them is forgotten before and after."""
+    root = tmp_path / "ffp"
+    shutil.copytree(code_version.PACKAGE, root, ignore=shutil.ignore_patterns("__pycache__", "accepted.json"))
+    monkeypatch.setattr(code_version, "PACKAGE", root)
+    monkeypatch.setattr(code_version, "ACCEPTED", root / "accepted.json")
+    forget()
+    yield root
+    forget()
+
+
+def digests() -> dict[str, str]:
+    forget()
+    methods = {name: code_version.digest("allocate", method.target) for name, method in METHODS.items()}
+    return {**{step: code_version.digest(step) for step in STEPS}, **methods}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) >= 1, f"{path.name} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def changed(before: dict[str, str]) -> set[str]:
+    after = digests()
+    return {name for name in before if before[name] != after[name]}
+
+
+EDITS = {
+    "one method's constant": ("search/owl.py", "\nimport", "\n_NEW = 1\nimport", set()),
+    "a docstring": ("search/owl.py", '"""', '"""Another beginning. ', set()),
+    "a comment": ("search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 3  # so many", set()),
+    "a number of one method": ("search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 4", {"evolutionary"}),
+    "what the searches share": (
+        "search/base.py", "LOG_LINES = 20", "LOG_LINES = 21",
+        {name for name, method in METHODS.items() if method.is_search},
+    ),
+    "how texts are cut into windows": (
+        "texts.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
+    ),
+    "the page": ("report/template.html", "<html", "<html ", {"report"}),
+    "how texts are shared out": ("assets/splits.py", "SHINGLE = 13", "SHINGLE = 12", {"asset"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_is_noticed_by_exactly_the_steps_that_it_can_touch(package: Path, name: str) -> None:
+    file, old, new, expected = EDITS[name]
+    before = digests()
+    edit(package / file, old, new)
+    assert changed(before) == expected
+
+
+def test_an_edit_of_the_evaluator_reaches_every_search(package: Path) -> None:
+    before = digests()
+    edit(package / "reward.py", "REWARD_FLOOR = 1e-6", "REWARD_FLOOR = 1e-7")
+    assert {name for name, method in METHODS.items() if method.is_search} <= changed(before) <= set(METHODS)
+
+
+def called(run: Any) -> set[tuple[str, str]]:
+    """(module, top-level definition) of every function of ffp that a call enters."""
+    found: set[tuple[str, int]] = set()
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and (name := frame.f_globals.get("__name__", "")).startswith("ffp."):
+            found.add((name, frame.f_code.co_firstlineno))
+
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return {(module, definition) for module, line in found if (definition := _at(module, line))}
+
+
+def _at(module: str, line: int) -> str | None:
+    """The top-level definition around a line; None for the module itself."""
+    for statement in ast.parse(Path(sys.modules[module].__file__ or "").read_bytes()).body:
+        decorators = getattr(statement, "decorator_list", [])
+        first = min([statement.lineno, *(node.lineno for node in decorators)])
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef) and first <= line <= (statement.end_lineno or 0):
+            return statement.name
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "structured" in method.granularities])
+def test_nothing_that_runs_in_a_method_is_missing(name: str) -> None:
+    """The closure, found in the source, against the functions that a run really enters."""
+    from ffp.allocators.base import SearchBudget
+    from ffp.allocators.registry import create
+
+    problem = PROBLEMS["structured"]()
+    parameters = {"import": {"values": list(np.linspace(0.2, 0.8, len(problem.decisions) // 2))}}
+    allocator = create(name, parameters.get(name, {}))
+
+    def run() -> None:
+        needs = {"stats": SyntheticStats(problem), "reward": SyntheticReward(problem)}
+        allocator.allocate(problem, budget=SearchBudget(30, 2, 2), seed=0, **needs)
+
+    entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
+    assert len(entered) > 2
+    assert entered <= code_version.closure("allocate", METHODS[name].target)
+
+
+def test_nothing_that_runs_in_a_step_is_missing(
+    tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ffp.config import Experiment
+    from ffp.pipeline import steps
+
+    monkeypatch.chdir(tiny_grid)
+    project = Experiment(Path("config/grid.yaml"))
+    model, text, calibration = Path("data/models/tiny"), Path("data/text/docs"), Path("data/calibration/tiny")
+    cell = project.cell("tiny/structured/s0.30/owl/seed0")
+    folder = Path("results/cells") / cell.path
+    runs = {
+        "calibrate": lambda: steps.calibrate(project, "tiny", model, text, tmp_path),
+        "apply": lambda: steps.apply(project, cell, model, calibration, folder / "allocation.json", tmp_path),
+        "evaluate": lambda: steps.evaluate(project, cell, model, text, None, folder, tmp_path / "scores.json"),
+    }
+    for step, run in runs.items():
+        entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
+        assert len(entered) > 10
+        assert entered <= code_version.closure(step), f"{step} runs code that its digest does not cover"
+
+
+def test_an_accepted_edit_keeps_results_and_a_raised_version_does_not(package: Path) -> None:
+    target = METHODS["evolutionary"].target
+
+    def key(version: str) -> str:
+        forget()
+        return code_version.key("allocate", version, target)
+
+    first = key("1")
+    code_version.accept([("allocate", "1", target)])
+    assert key("1") == first
+    edit(package / "search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 1 + 2")
+    assert key("1") != first, "an edit that nobody accepted counts as another method"
+    forget()
+    code_version.accept([("allocate", "1", target)])
+    assert key("1") == first, "an accepted edit keeps what the version has given so far"
+    edit(package / "search/evolutionary.py", "MAX_SWITCHES = 1 + 2", "MAX_SWITCHES = 4")
+    raised = key("2")
+    forget()
+    code_version.accept([("allocate", "2", target)])
+    assert key("2") == raised != first
+    entry = json.loads((package / "accepted.json").read_text())[f"allocate {target}"]
+    assert entry == {"version": "2", "since": raised, "code": raised}
