@@ -1,7 +1,7 @@
-"""Files: written whole or not at all, read only when schema and checksum are right.
+"""Reads and writes files: whole or not at all, and only with the right schema tag and checksum.
 
-Every JSON and safetensors artifact carries a checksum of its content, parquet one of each page, so that a flipped bit
-or an edited figure is found by whoever reads the file. One without a checksum is taken as it is, except by verify.
+Every JSON and safetensors artifact carries a checksum of its content, and parquet one of each page, so that a flipped
+bit or an edited figure is found by whoever reads the file. A file without a checksum is accepted, except by `verify`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,10 +29,12 @@ CHECKSUM = "checksum"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
+    """Yields a temporary path beside `path`, and renames it into place when the block succeeds.
 
-    The file appears under its final name complete or not at all. Raises FfpError with the remedy where the disk
-    is full or the folder cannot be written.
+    The file is flushed to disk first, so that it appears under its final name complete or not at all.
+
+    Raises:
+        FfpError: The disk is full or the folder cannot be written.
     """
     path = Path(path)
     try:
@@ -56,9 +58,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success flush its files to disk and rename it into place.
+    """Yields a temporary folder beside `path`, and renames it into place when the block succeeds.
 
-    Raises FfpError where `path` exists, and as whole() does.
+    Raises:
+        FfpError: `path` exists, the disk is full or the folder cannot be written.
     """
     path = Path(path).absolute()
     if path.exists():
@@ -83,14 +86,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @functools.cache
 def _umask() -> int:
-    """The process's umask; the only way to read it is to set it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; ArtifactError if it is missing."""
+    """Returns the hex digest of a file's bytes; ArtifactError if it is missing."""
     try:
         with Path(path).open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -99,12 +102,12 @@ def sha256(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Short digest of plain JSON data, independent of the order of keys."""
+    """Returns a short digest of plain JSON data, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(content: Any, tensors: Mapping[str, Any] | None = None) -> str:
-    """Of plain JSON data, floats exact, and of numpy arrays with their names, types and shapes. 128 bits, in hex."""
+    """Returns 128 bits, in hex, over plain JSON data and over arrays with their names, types and shapes."""
     state = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16)
     for name, array in sorted((tensors or {}).items()):
         state.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -113,7 +116,7 @@ def checksum(content: Any, tensors: Mapping[str, Any] | None = None) -> str:
 
 
 def crc32(path: Path) -> int:
-    """Of a file's bytes; ten times as fast as sha256, for what every job reads again."""
+    """Returns the CRC-32 of a file's bytes: ten times as fast as sha256, for what every job reads again."""
     crc = 0
     with Path(path).open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -129,33 +132,46 @@ def _compare(path: Path, expected: str | None, found: str, sealed: bool) -> None
         )
 
 
-def write_json(path: Path, schema: str, body: Mapping[str, Any]) -> None:
-    """Write `body` with its schema tag as indented JSON, keys in the order given, floats exact."""
-    content = {"schema": schema, **body}
+def write_json(path: Path, tag: str, body: Mapping[str, Any]) -> None:
+    """Writes `body` with its schema tag and checksum as indented JSON, keys in the order given, floats exact."""
+    content = {"schema": tag, **body}
     text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=1, allow_nan=False) + "\n"
     with whole(path) as partial:
         partial.write_text(text)
 
 
-def read_json(path: Path, schema: str, *, sealed: bool = False) -> dict[str, Any]:
-    """Read a JSON artifact; ArtifactError if it is missing, damaged or of another schema.
+def read_json(path: Path, tags: Sequence[str], *, sealed: bool = False) -> tuple[str, dict[str, Any]]:
+    """Reads a JSON artifact.
 
-    sealed: refuse one without a checksum too.
+    Args:
+        path: The file.
+        tags: The schema tags that the caller understands, the newest first.
+        sealed: Refuse a file without a checksum too.
+
+    Returns:
+        The tag that was found, and the content without tag and checksum.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or of another schema.
     """
     body = _guarded(path, lambda: json.loads(Path(path).read_text()))
     found = body.get("schema") if isinstance(body, dict) else None
-    if found != schema:
-        raise ArtifactError(f"{path} has schema {found!r}, expected {schema!r}. Delete it and run the rule again.")
+    _check_tag(path, found, tags)
     _compare(path, body.pop(CHECKSUM, None), checksum(body), sealed)
-    return dict(body)
+    return body.pop("schema"), body
 
 
-def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
+def _check_tag(path: Path, found: Any, tags: Sequence[str]) -> None:
+    if found not in tags:
+        raise ArtifactError(f"{path} has schema {found!r}, expected {tags[0]!r}. Delete it and run the rule again.")
+
+
+def write_tensors(path: Path, tag: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Writes numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    header = {"schema": schema, "meta": json.dumps(meta, sort_keys=True)}
+    header = {"schema": tag, "meta": json.dumps(meta, sort_keys=True)}
     with whole(path) as partial:
         try:
             save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
@@ -165,7 +181,7 @@ def write_tensors(path: Path, schema: str, tensors: Mapping[str, Any], meta: Map
 
 
 def _sort_metadata(path: Path) -> None:
-    """Order a safetensors header's metadata by key, in place: safetensors writes them in a random order."""
+    """Sorts a safetensors header's metadata by key, in place, since safetensors writes it in a random order."""
     with path.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -174,8 +190,8 @@ def _sort_metadata(path: Path) -> None:
         stream.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
-def read_tensors(path: Path, schema: str, *, sealed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read (arrays, meta) of a safetensors artifact; ArtifactError as in read_json."""
+def read_tensors(path: Path, tag: str, *, sealed: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads (arrays, meta) of a safetensors artifact; ArtifactError as read_json raises it."""
     from safetensors import safe_open
 
     def load() -> tuple[dict[str, Any], dict[str, str]]:
@@ -183,16 +199,13 @@ def read_tensors(path: Path, schema: str, *, sealed: bool = False) -> tuple[dict
             return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
 
     tensors, header = _guarded(path, load)
-    if header.get("schema") != schema:
-        raise ArtifactError(
-            f"{path} has schema {header.get('schema')!r}, expected {schema!r}. Delete it and run the rule again."
-        )
+    _check_tag(path, header.get("schema"), [tag])
     _compare(path, header.pop(CHECKSUM, None), checksum(header, tensors), sealed)
     return tensors, json.loads(header["meta"])
 
 
 def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -> None:
-    """Write rows as parquet with exactly these columns."""
+    """Writes rows as parquet with exactly these columns."""
     import pandas as pd
 
     with whole(path) as partial:
@@ -200,20 +213,20 @@ def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -
 
 
 def read_table(path: Path) -> Any:
-    """Read a parquet table as a DataFrame; ArtifactError if it is missing or damaged."""
+    """Reads a parquet table as a DataFrame; ArtifactError if it is missing or damaged."""
     import pandas as pd
 
     return _guarded(path, lambda: pd.read_parquet(path, page_checksum_verification=True))
 
 
 def sealed_line(body: Mapping[str, Any]) -> str:
-    """One line of an append-only file: JSON behind its checksum."""
+    """Returns one line of an append-only file: JSON behind its checksum."""
     text = json.dumps(body)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
 def sealed_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an append-only file up to the first damaged one; none where there is no file."""
+    """Returns the lines of an append-only file up to the first damaged one; none where there is no file."""
     lines = []
     for raw in path.read_bytes().splitlines() if path.exists() else []:
         crc, _, text = raw.partition(b" ")
@@ -224,7 +237,7 @@ def sealed_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _guarded(path: Path, load: Callable[[], T]) -> T:
-    """Run a reader and turn whatever a damaged file makes it raise into one ArtifactError."""
+    """Runs a reader and turns whatever a damaged file makes it raise into one ArtifactError."""
     try:
         return load()
     except FileNotFoundError as error:

@@ -1,0 +1,340 @@
+"""What is in every file that ffp writes: the one description of the contract on disk.
+
+JSON files are the pydantic models below, safetensors files hold arrays and a model as metadata. Each carries its
+schema's tag and a checksum. A file with another tag is refused with both tags; `ffp/allocation/1`, which listed
+decisions by position, is still read, so that `ffp compare` reaches back to older results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ffp.core.errors import ArtifactError
+from ffp.core.problem import Allocation, Decision, PruningProblem
+from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+TRACE_COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
+DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
+BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments
+
+
+class Part(BaseModel):
+    """Base of everything that stands in a file: no unknown keys, unchanged after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Provenance(Part):
+    """What stood behind a file; digests of its inputs and its settings are further keys. See store/provenance.py."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    ffp: str
+    commit: str
+    dirty: bool
+    python: str
+    packages: dict[str, str]
+    machine: str
+    device: str
+    seed: int | None = None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns a further key, such as the digest of an input."""
+        return getattr(self, key, default)
+
+
+class CellIdentity(Part):
+    """The cell that a file belongs to."""
+
+    model: str
+    granularity: str
+    sparsity: float
+    method: str
+    seed: int
+
+
+class JsonFile(Part):
+    """A JSON file with a schema tag."""
+
+    tag: ClassVar[str]
+    older_tags: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def read(cls, path: Path, *, sealed: bool = False) -> Self:
+        """Reads and checks a file.
+
+        Args:
+            path: The file.
+            sealed: Refuse a file without a checksum too.
+
+        Raises:
+            ArtifactError: It is missing, damaged, of another schema, or lacks what its schema promises.
+        """
+        tag, body = read_json(path, (cls.tag, *cls.older_tags), sealed=sealed)
+        try:
+            return cls.model_validate(body if tag == cls.tag else cls.upgrade(body))
+        except (ValidationError, LookupError, TypeError) as error:
+            raise ArtifactError(f"{path} {_broken_promise(error)}. Delete it and run the rule again.") from error
+
+    @classmethod
+    def read_if_there(cls, path: Path) -> Self | None:
+        """Reads a file, or returns None where there is none."""
+        return cls.read(path) if path.exists() else None
+
+    @classmethod
+    def upgrade(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Returns the content of a file of an older tag as today's tag has it."""
+        return body
+
+    def write(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        write_json(path, self.tag, self.model_dump(mode="json"))
+
+
+class AssetFile(JsonFile):
+    """asset.json: what a fetched folder was made from, and the digests of its files."""
+
+    tag = "ffp/asset/1"
+
+    kind: str
+    source: dict[str, Any]
+    files: dict[str, str] = Field(description="sha256 by file name")
+    crc32: dict[str, int] = Field(description="checksums that every job compares, ten times as fast as sha256")
+    digest: str = Field(description="of `files`; results name their inputs by it")
+
+
+class Cost(Part):
+    """What a step cost; see measure/cost.py for what is included."""
+
+    evaluations: int = 0
+    n_tokens: int = Field(0, description="tokens forwarded, those of the selection text included")
+    selection_tokens: int = 0
+    earlier_s: float = Field(0.0, description="seconds of earlier attempts that a resumed search did not repeat")
+    wall_s: float = 0.0
+    peak_mem_bytes: int = 0
+
+
+class CostFile(JsonFile, Cost):
+    """calibrate.cost.json and search.cost.json."""
+
+    tag = "ffp/cost/1"
+
+    provenance: Provenance
+
+
+class Problem(Part):
+    """The allocation problem that a cell's method was asked."""
+
+    granularity: str
+    target: float
+    decisions: tuple[Decision, ...]
+
+
+class AllocationFile(JsonFile):
+    """allocation.json: the units that a method keeps of each decision."""
+
+    tag = "ffp/allocation/2"
+    older_tags = ("ffp/allocation/1",)
+
+    status: str = "done"
+    reason: str | None = None
+    cell: CellIdentity
+    problem: Problem
+    problem_id: str
+    keep: tuple[int, ...] = Field(description="kept units, in the order of problem.decisions")
+    block_sparsity: float = Field(description="removed share of the decisions' parameters")
+    files: dict[str, str] = Field(default_factory=dict, description="sha256 of the search's other files, by name")
+    settings: dict[str, Any]
+    provenance: Provenance
+
+    @classmethod
+    def upgrade(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Names the fields of /1, whose decisions were lists."""
+        names = ("name", "n_units", "params_per_unit", "fixed_params", "min_keep", "bundle")
+        problem = dict(body["problem"])
+        problem["decisions"] = [dict(zip(names, unit, strict=False)) for unit in problem.pop("units")]
+        return {**body, "problem": problem}
+
+    @property
+    def pruning_problem(self) -> PruningProblem:
+        """The problem as methods see it."""
+        return PruningProblem(self.problem.decisions, self.problem.target, self.problem.granularity)
+
+    @property
+    def allocation(self) -> Allocation:
+        """The answer as methods give it, unchecked."""
+        return Allocation(self.problem_id, self.keep)
+
+
+class Answer(Part):
+    """What a search would have answered if it had ended after so many tokens."""
+
+    tokens: int = Field(description="tokens of the search text forwarded by then")
+    share: float = Field(description="the same as a share of the budget")
+    keep: tuple[int, ...]
+    loss: float = Field(description="excess loss over the dense model on the selection text, nats per token")
+
+
+class AnswersFile(JsonFile):
+    """answers.json: the search's answers on its way, all scored on the selection text; empty without a search."""
+
+    tag = "ffp/answers/1"
+
+    points: tuple[Answer, ...]
+    provenance: Provenance
+
+
+class Parameters(Part):
+    """Parameters of the whole model, before and after pruning."""
+
+    dense: int
+    kept: int
+
+
+class Perplexity(Part):
+    """Perplexity on the test text; see measure/perplexity.py."""
+
+    value: float
+    stderr: float | None
+    n_windows: int
+    context: int
+    n_tokens: int
+    loss_by_window: tuple[float, ...] = Field((), description="mean nats per token of each window")
+
+
+class Metric(Part):
+    """A score with its standard error over documents."""
+
+    value: float
+    stderr: float | None
+
+
+class TaskScores(Part):
+    """The scores of one lm-eval task."""
+
+    version: Any
+    hash: str = Field(description="of the documents, prompts and targets that were scored")
+    n: int
+    n_total: int
+    metrics: dict[str, Metric]
+
+
+class ScoresFile(JsonFile):
+    """scores.json: what a cell's model is worth on texts and tasks that no earlier step has seen."""
+
+    tag = "ffp/scores/1"
+
+    status: str = "done"
+    reason: str | None = None
+    cell: CellIdentity
+    block_sparsity: float
+    model_sparsity: float
+    params: Parameters
+    ppl: Perplexity
+    tasks: dict[str, TaskScores]
+    cost: Cost
+    settings: dict[str, Any]
+    provenance: Provenance
+
+
+class ExportFile(JsonFile):
+    """ffp.json of an exported checkpoint."""
+
+    tag = "ffp/export/1"
+
+    cell: CellIdentity
+    block_sparsity: float
+    model_sparsity: float
+    params: Parameters
+    provenance: Provenance
+
+
+class CompareFile(JsonFile):
+    """What `ffp compare --json` writes."""
+
+    tag = "ffp/compare/1"
+
+    changed: bool
+    cells: list[dict[str, Any]]
+    provenance: dict[str, dict[str, int]]
+
+
+class Origin(Part):
+    """Metadata of a safetensors file."""
+
+    provenance: Provenance
+
+
+M = TypeVar("M", bound=Origin)
+
+
+class StatsOrigin(Origin):
+    """Metadata of stats.safetensors."""
+
+    n_tokens: int
+
+
+class MasksOrigin(Origin):
+    """Metadata of masks.safetensors."""
+
+    problem_id: str
+
+
+@dataclass(frozen=True)
+class TensorFile(Generic[M]):
+    """The description of a safetensors file: numpy arrays, and a model of its metadata.
+
+    Attributes:
+        tag: The schema's tag.
+        origin: Class of the metadata.
+    """
+
+    tag: str
+    origin: type[M]
+
+    def read(self, path: Path, *, sealed: bool = False) -> tuple[dict[str, npt.NDArray[Any]], M]:
+        """Reads (arrays, metadata); ArtifactError as JsonFile.read raises it."""
+        arrays, meta = read_tensors(path, self.tag, sealed=sealed)
+        try:
+            return arrays, self.origin.model_validate(meta)
+        except ValidationError as error:
+            raise ArtifactError(f"{path} {_broken_promise(error)}. Delete it and run the rule again.") from error
+
+    def write(self, path: Path, arrays: Arrays, origin: M) -> None:
+        """Writes the file whole or not at all."""
+        write_tensors(path, self.tag, arrays, origin.model_dump(mode="json"))
+
+
+TOKENS = TensorFile("ffp/tokens/2", Origin)  # windows by text name, int32; dense losses of search and selection
+STATS = TensorFile("ffp/stats/2", StatsOrigin)  # "<linear>.mean", "<linear>.sq_mean", "block_influence"
+POLICY = TensorFile("ffp/policy/2", Origin)
+MASKS = TensorFile("ffp/masks/1", MasksOrigin)  # kept indices by decision, or packed keep bits by parameter name
+UPDATES = TensorFile("ffp/updates/1", Origin)  # new values by parameter name
+
+
+def write_trace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes trace.parquet: a row for each evaluation, with TRACE_COLUMNS."""
+    write_table(path, list(rows), list(TRACE_COLUMNS))
+
+
+def read_trace(path: Path) -> Any:
+    """Reads trace.parquet as a DataFrame; ArtifactError if it is missing, damaged or lacks a column."""
+    table = read_table(path)
+    if lost := [name for name in TRACE_COLUMNS if name not in table.columns]:
+        raise ArtifactError(f"{path} lacks its column {lost[0]}. Delete it and run the rule again.")
+    return table
+
+
+def _broken_promise(error: Exception) -> str:
+    """One line for the first fault of a file that its schema does not accept."""
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"lacks what its schema promises: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return f"lacks what its schema promises: {error!r}"
