@@ -1,13 +1,12 @@
-"""Which code a step's numbers depend on, found by reading the sources, so that no edit is ever taken for an old result.
+"""A digest of the code that a step can reach, so that no edit is ever taken for an old result.
 
-The digest of a step covers its function and every function, class and constant of ffp that these name, and so on;
-comments, docstrings and layout do not count. It is handed to Snakemake with the settings: after an edit exactly the
-jobs whose code it can touch run again, whether or not somebody thought of raising a version.
+The digest covers the step's function and every function, class and constant of ffp that these name, and so on;
+comments, docstrings and layout do not count. After an edit exactly the jobs whose code it can touch run again.
+`make accept` records, in accepted.json, that today's code gives the numbers of the recorded versions: results made
+since then stay valid. Methods of other packages count by the file that defines them.
 
-Edits that cannot change a number (a refactoring) would repeat work for nothing. `make accept` records, in
-accepted.json, that today's code gives the numbers of the recorded version: results made since then stay valid.
-
-Left out: ffp.config and ffp.registry, since what matters of them reaches a step as settings and versions.
+The closure is our own: grimp knows modules only, and with modules an edit of SparseGPT would repeat every search.
+Left out are ffp.config, the search for methods and this module: what matters of them reaches a step as settings.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 ACCEPTED = PACKAGE / "accepted.json"
-OUTSIDE = ("ffp.config", "ffp.allocators.registry", "ffp.store.code_version")
+OUTSIDE = ("ffp.config", "ffp.store.identity", "ffp.store.code_version", "ffp.store.layout")
 REST = "<rest>"  # statements of a module that are neither imports nor definitions
 Item = tuple[str, str]  # module, name
 ROOTS: Mapping[str, tuple[Item, ...]] = {
@@ -33,14 +34,19 @@ ROOTS: Mapping[str, tuple[Item, ...]] = {
     "report": (("ffp.report", "build"),),
 }
 
-DATA = {"report": "report/*.html"}  # files that are no Python
+DATA = {"report": "report/**/*.html"}  # files that are no Python
 
 
 def key(step: str, version: str, target: str = "") -> str:
-    """What stands for a step's code in its settings: the digest with which its version began, or today's if unaccepted.
+    """Returns what stands for a step's code in its settings.
 
-    version: of the step, and of all else whose version says that numbers changed. target: "module:name" of the method
-    that the step calls by name.
+    Args:
+        step: A key of ROOTS.
+        version: Of the step, and of all else whose version says that numbers changed.
+        target: "module:class" of the method that the step calls by name.
+
+    Returns:
+        The digest with which this version began, or today's digest if today's code is not accepted.
     """
     entry, now = _accepted().get(_entry(step, target)), digest(step, target)
     return entry["since"] if entry and (entry["code"], entry["version"]) == (now, version) else now
@@ -48,8 +54,12 @@ def key(step: str, version: str, target: str = "") -> str:
 
 @functools.cache
 def digest(step: str, target: str = "") -> str:
-    """Of all the code behind a step, 16 hex digits."""
+    """Returns 16 hex digits over all the code behind a step."""
     state = hashlib.sha256()
+    module, _, name = target.partition(":")
+    if target and not module.startswith("ffp."):
+        state.update(Path(inspect.getfile(importlib.import_module(module))).read_bytes())
+        target = ""
     for module, name in sorted(closure(step, target)):
         state.update(f"{module} {name} ".encode() + _source(module, name))
     for path in sorted(PACKAGE.glob(DATA[step])) if step in DATA else ():
@@ -58,7 +68,7 @@ def digest(step: str, target: str = "") -> str:
 
 
 def closure(step: str, target: str = "") -> frozenset[Item]:
-    """The definitions behind a step: those that it names, directly or through others."""
+    """Returns the definitions behind a step: those that it names, directly or through others."""
     module, _, name = target.partition(":")
     todo = [*ROOTS[step], *([(module, name)] if target else [])]
     seen: set[Item] = set()
@@ -71,7 +81,7 @@ def closure(step: str, target: str = "") -> frozenset[Item]:
 
 
 def accept(steps: Iterable[tuple[str, str, str]]) -> None:
-    """Record that the code as it is gives the numbers of these versions: (step, version, target) each."""
+    """Records that the code as it is gives the numbers of these versions, (step, version, target) each."""
     old, new = _accepted(), {}
     for step, version, target in steps:
         now, entry = digest(step, target), old.get(_entry(step, target))
@@ -114,7 +124,7 @@ class _Module:
                         self.imports[alias.asname] = (alias.name, "")
 
     def named_by(self, name: str) -> Iterator[Item]:
-        """The items of ffp that a definition names; all of a module that is handed on as a value."""
+        """Yields the items of ffp that a definition names; all of a module that is used as a value."""
         if not self.definitions.get(name):
             if name in self.imports:  # a name that a package passes on
                 yield from self._meant(self.imports[name])
@@ -154,7 +164,7 @@ def _named_by(module: str, name: str) -> list[Item]:
 
 @functools.cache
 def _source(module: str, name: str) -> bytes:
-    """Digest of a definition without comments, docstrings and layout."""
+    """Returns the digest of a definition without comments, docstrings and layout."""
     statements = _module(module).definitions[name]
     return hashlib.sha256("\n".join(ast.dump(_without_docstrings(each)) for each in statements).encode()).digest()
 
@@ -166,7 +176,7 @@ def _is_module(name: str) -> bool:
 
 
 def _defined(statement: ast.stmt) -> list[str]:
-    """The names that a top-level statement binds; REST where it binds none."""
+    """Returns the names that a top-level statement binds; REST where it binds none."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
         return [statement.name]
     if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):

@@ -1,4 +1,4 @@
-"""What stood behind a number: code, versions, machine kind."""
+"""What stood behind a number: code, versions, kind of machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ffp
+from ffp.store.schemas import Provenance
 
 _PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "safetensors", "tokenizers")
 
 
 @functools.cache
 def _commit() -> tuple[str, bool]:
-    """(commit, dirty) of the checkout that ffp runs from; ("", False) outside one."""
+    """Returns (commit, dirty) of the checkout that ffp runs from; ("", False) outside one."""
     root = Path(ffp.__file__).parent.parent
 
     def git(*words: str) -> str:
@@ -30,23 +31,32 @@ def _commit() -> tuple[str, bool]:
         return "", False
 
 
-def provenance(*, seed: int | None = None, device: str = "cpu", **facts: Any) -> dict[str, Any]:
-    """What stood behind a number: code, versions, machine kind, and the caller's facts (digests, parameters).
+def provenance(
+    *, seed: int | None = None, device: str = "cpu", settings: Any = None, **inputs: str | None
+) -> Provenance:
+    """Returns what stands behind a file: code, versions and kind of machine.
 
-    Holds no time and no host name, so that the same inputs give the same bytes.
+    It holds no time and no host name, so that the same inputs give the same bytes.
+
+    Args:
+        seed: Seed of the method's random numbers; None where nothing is drawn.
+        device: Device that computed.
+        settings: Plain data that the numbers depend on, where the file has no other place for it.
+        inputs: Digests of the files that were read, by what they are.
     """
     commit, dirty = _commit()
-    return {
-        "ffp": ffp.__version__,
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "machine": platform.machine(),
-        "device": device,
-        "seed": seed,
-        **facts,
-    }
+    return Provenance(
+        ffp=ffp.__version__,
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        packages={name: _version(name) for name in _PACKAGES},
+        machine=platform.machine(),
+        device=device,
+        seed=seed,
+        **({} if settings is None else {"settings": settings}),
+        **inputs,
+    )
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,139 @@
+"""What a step's numbers depend on. A step runs again exactly when this changes.
+
+It is the part of the configuration that can change the step's numbers, and a digest of the code that the step can
+reach (code_version.py). Rules hand it to Snakemake as `params`, results keep it, `ffp verify` compares the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ffp.allocators import METHODS, is_search
+from ffp.allocators.base import Method
+from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig
+from ffp.store import code_version
+
+# Raised when the numbers of a step change; the changelog says why. "reward" is the evaluator behind every search.
+# Methods and task sets have versions of their own.
+STEP_VERSIONS: Mapping[str, str] = {
+    "asset": "1",
+    "calibrate": "1",
+    "allocate": "1",
+    "reward": "1",
+    "apply": "3",
+    "evaluate": "1",
+    "report": "3",
+}
+
+
+def code_of(step: str, method: type[Method] | None = None) -> str:
+    """Returns what stands for the code of a step, and of the method that it calls."""
+    if method is None:
+        return code_version.key(step, STEP_VERSIONS[step])
+    return code_version.key(step, _allocate_version(method), _target(method))
+
+
+def accept_code() -> None:
+    """Records that the code as it is gives the numbers of the present versions, so that results stay valid."""
+    steps = [(step, STEP_VERSIONS[step], "") for step in code_version.ROOTS if step != "allocate"]
+    own = [method for method in METHODS.values() if method.__module__.startswith("ffp.")]
+    code_version.accept([*steps, *(("allocate", _allocate_version(method), _target(method)) for method in own)])
+
+
+def _allocate_version(method: type[Method]) -> str:
+    return f"{STEP_VERSIONS['allocate']}.{STEP_VERSIONS['reward']}.{method.version}"
+
+
+def _target(method: type[Method]) -> str:
+    return f"{method.__module__}:{method.__qualname__}"
+
+
+def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, Any]:
+    """Returns everything that can change the numbers of one step of a cell.
+
+    Args:
+        experiment: The grid and what it names.
+        step: "calibrate", "allocate", "apply" or "evaluate".
+        cell: The cell; `calibrate` looks at its model alone.
+    """
+    method = experiment.method(cell.method) if step == "allocate" else None
+    settings = {"calibrate": _calibrate, "allocate": _allocate, "apply": _apply, "evaluate": _evaluate}[step]
+    return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **settings(experiment, cell)}
+
+
+def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, Any]:
+    """Returns the same for an asset: not its title, nor what a model's jobs ask for."""
+    fields: dict[str, Any] = {"include": {"source"}} if isinstance(part, ModelConfig) else {"exclude": {"title"}}
+    version = {"step_version": STEP_VERSIONS["asset"], "code": code_of("asset")}
+    return {**version, **part.model_dump(mode="json", **fields)}
+
+
+def report_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns the same for the report: the grid, the names that its tables print, and what others published."""
+    parts = {**experiment.models, "text": experiment.text, "tasks": experiment.tasks}
+    return {
+        "step_version": STEP_VERSIONS["report"],
+        "titles": {name: part.title for name, part in parts.items() if part},
+        "published": experiment.published.model_dump(mode="json"),
+        "grid": experiment.grid.model_dump(mode="json"),
+    }
+
+
+def _arithmetic(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Settings on which the last bits of every sum depend."""
+    model = experiment.models[cell.model]
+    found = {"dtype": model.dtype, "device": model.device, "threads": model.resources.threads}
+    return found | ({"offload": True} if model.offload else {})
+
+
+def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Settings that say which units go first."""
+    model = experiment.models[cell.model]
+    if cell.granularity != "structured":
+        return {"pruner": experiment.pruner(cell.method), "min_keep": model.min_keep}
+    found = {"score": experiment.score(cell.method), "min_keep": model.min_keep}
+    return found | ({"align": model.align} if model.align > 1 else {})
+
+
+def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    grid = experiment.grid
+    texts = {name: getattr(grid.search, name) for name in ("context", "windows", "selection_windows")}
+    return {**_arithmetic(experiment, cell), "calibration": grid.calibration.model_dump(), "search": texts}
+
+
+def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    method, parameters = experiment.method(cell.method), experiment.parameters(cell.method)
+    found: dict[str, Any] = {"use": method.name, "version": method.version, "parameters": parameters}
+    if files := [str(parameters[name]) for name in method.file_parameters if parameters.get(name)]:
+        found["files"] = {file: _digest(Path(file)) for file in files}
+    if (origin := experiment.init_cell(cell)) is not None:
+        found["init"] = origin.path
+    found = {**_ranking(experiment, cell), **found}
+    if not is_search(method):
+        return found
+    found |= _arithmetic(experiment, cell)
+    found |= {"reward_version": STEP_VERSIONS["reward"], "search": experiment.grid.search.model_dump(mode="json")}
+    return found | ({"fitness": "kl"} if experiment.fitness(cell.method) == "kl" else {})
+
+
+def _apply(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    found = {**_arithmetic(experiment, cell), **_ranking(experiment, cell)}
+    structured = cell.granularity == "structured"
+    return found | ({"compensate": experiment.compensation(cell.method)} if structured else {})
+
+
+def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    tasks = experiment.tasks.version if experiment.tasks else None
+    evaluation = experiment.grid.evaluation.model_dump()
+    return {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
+
+
+def _digest(path: Path) -> str | None:
+    """Returns a file's sha256; None where it cannot be read, which the method reports when it runs."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
