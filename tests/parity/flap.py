@@ -1,14 +1,19 @@
 """FLAP with the quirks that its reference's counts depend on (An et al., arXiv:2312.11983, and its code).
 
-Statistics are of the dense model, window by window. The quirks: the mean in the variance's recurrence is the one
-already updated by the same window; the first window adds no variance; a head weighs int(4 * head_dim / 3) channels,
-the fraction cut off; the unit at the threshold goes too where structures are adaptive. Its three metrics and four
-structures are as published; sums are float32 in its order. The reference knows multi-head attention only; where
-heads share keys, a unit here is the group.
+Statistics are of the dense model, window by window, summed in float32 in the reference's order. Its quirks:
+
+- the mean in the variance's recurrence is the one that the same window has updated already;
+- the first window adds no variance;
+- a head counts as int(4 * head_dim / 3) channels, the fraction dropped;
+- under an adaptive structure the unit at the threshold goes too.
+
+The three metrics and four structures are as published. The reference knows multi-head attention only; where heads
+share keys, a unit here is the group of heads.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,16 +23,19 @@ from ffp.models.prunable import PrunableModel
 from ffp.models.stream import Inputs
 from tests.parity.settings import Settings
 
+Scores = list[torch.Tensor]  # of each block, (columns of its output projection,)
+Kept = tuple[torch.Tensor, torch.Tensor]  # masks of heads and of channels, (blocks, units)
+
 
 class Fluctuation:
-    """The reference's running statistics of one linear's input, a window at a time."""
+    """Running statistics of one linear's input, updated window by window as in the reference."""
 
     def __init__(self, width: int):
         self.mean, self.variance, self.sq_mean = torch.zeros(width), torch.zeros(width), torch.zeros(width)
         self.windows = 0
 
     def add(self, x: torch.Tensor) -> None:
-        """x: (tokens, in) of one window."""
+        """Adds one window, (tokens, in)."""
         x, n = x.float().cpu(), self.windows
         self.mean = self.mean * (n / (n + 1)) + x.mean(0) / (n + 1)
         self.sq_mean = self.sq_mean * (n / (n + 1)) + x.T.norm(p=2, dim=1) ** 2 / (n + 1)
@@ -36,7 +44,7 @@ class Fluctuation:
         self.windows += 1
 
     def metric(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """(in,): IFV, WIFV or WIFN of the linear with this weight."""
+        """Returns the metric `name` of a linear with this weight, (in,)."""
         weight = weight.float().cpu()
         if name == "WIFN":
             return (weight.abs() * self.sq_mean.sqrt()).mean(0)
@@ -45,7 +53,7 @@ class Fluctuation:
 
 @torch.no_grad()
 def flap(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> dict[str, Any]:
-    """Which heads and channels of each block stay: heads_kept, ffn_kept (ascending indices) and ffn_kept_count."""
+    """Returns which heads and channels of each block stay: heads_kept, ffn_kept (ascending indices), ffn_kept_count."""
     sparsity, structure, remove_heads = settings.sparsity, settings.structure, settings.remove_heads
     attention, ffn = _metrics(prunable, tokens, settings.metric)
     if structure == "AL-AM":
@@ -61,27 +69,23 @@ def flap(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> d
     }
 
 
-def _metrics(prunable: PrunableModel, tokens: torch.Tensor, metric: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The metric of each block's attention, squared as the reference does, and of its FFN."""
+def _metrics(prunable: PrunableModel, tokens: torch.Tensor, metric: str) -> tuple[Scores, Scores]:
+    """The metric of each block's attention, squared as in the reference, and of its FFN."""
     seen = {module.output: Fluctuation(prunable.linear(module.output).in_features) for module in prunable.modules}
-    hooks = [Inputs(prunable.linear(path), statistics.add) for path, statistics in seen.items()]
-    try:
+    with ExitStack() as hooks:
+        for path, statistics in seen.items():
+            hooks.enter_context(Inputs(prunable.linear(path), statistics.add))
         for window in tokens:
             prunable.model.base_model(input_ids=window[None].to(prunable.model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.__exit__()
-    found: dict[str, list[torch.Tensor]] = {"attention": [], "ffn": []}
+    found: dict[str, Scores] = {"attention": [], "ffn": []}
     for module in prunable.modules:
         score = seen[module.output].metric(metric, prunable.linear(module.output).weight)
         found[module.kind].append(score**2 if module.kind == "attention" else score)
     return found["attention"], found["ffn"]
 
 
-def _adaptive(
-    prunable: PrunableModel, attention: list[torch.Tensor], ffn: list[torch.Tensor], sparsity: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """AL-AM: one order of all heads and channels, cut where the kept weight comes nearest to its share."""
+def _adaptive(prunable: PrunableModel, attention: Scores, ffn: Scores, sparsity: float) -> Kept:
+    """AL-AM: one ranking of all heads and channels, cut where the kept weight is nearest to its share."""
     heads, channels = _standardised_heads(prunable, attention), _standardised(ffn)
     score, order = torch.cat([heads.flatten(), channels.flatten()]).sort(descending=True)
     weights = torch.ones_like(order)
@@ -91,10 +95,8 @@ def _adaptive(
     return heads > threshold, channels > threshold
 
 
-def _by_module(
-    prunable: PrunableModel, attention: list[torch.Tensor], ffn: list[torch.Tensor], sparsity: float, remove_heads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """AL-MM: one order of all heads, of which a given number goes, and one of all channels."""
+def _by_module(prunable: PrunableModel, attention: Scores, ffn: Scores, sparsity: float, remove_heads: int) -> Kept:
+    """AL-MM: one ranking of all heads, of which a given number goes, and one of all channels."""
     heads, channels = _standardised_heads(prunable, attention), _standardised(ffn)
     blocks = len(attention)
     gone = _channels_to_remove(prunable, sparsity * blocks, remove_heads, channels.numel())
@@ -106,10 +108,9 @@ def _by_module(
 
 
 def _uniform(
-    prunable: PrunableModel, attention: list[torch.Tensor], ffn: list[torch.Tensor], sparsity: float, remove_heads: int,
-    fixed_heads: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """UL-UM: the share of each module of each block. UL-MM: a number of heads of each block, the rest from its FFN."""
+    prunable: PrunableModel, attention: Scores, ffn: Scores, sparsity: float, remove_heads: int, fixed_heads: bool
+) -> Kept:
+    """UL-UM: the same share of every module. UL-MM: a number of heads of each block, the rest from its FFN."""
     heads = torch.stack(attention).view(len(attention), -1, prunable.modules[0].output_width).sum(2)
     channels = torch.stack(ffn)
     per_block = remove_heads // len(attention)
@@ -123,7 +124,7 @@ def _uniform(
 
 
 def _channels_to_remove(prunable: PrunableModel, blocks_removed: float, heads: int, available: int) -> int:
-    """Channels that must go so that, with these heads, that many blocks' worth of parameters are removed."""
+    """How many channels must go besides `heads` to remove as many parameters as `blocks_removed` blocks have."""
     config, head_dim = prunable.config, prunable.modules[0].output_width
     hidden, inner = config.hidden_size, config.intermediate_size
     wanted = blocks_removed * (inner * hidden * 3 + hidden * hidden * 4) - hidden * 4 * heads * head_dim
@@ -133,11 +134,11 @@ def _channels_to_remove(prunable: PrunableModel, blocks_removed: float, heads: i
     return count
 
 
-def _standardised(rows: list[torch.Tensor]) -> torch.Tensor:
-    """(x - mean) / std of each block's channels, std unbiased; (blocks, in)."""
+def _standardised(rows: Scores) -> torch.Tensor:
+    """(x - mean) / std within each block, (blocks, in); std is unbiased."""
     x = torch.stack(rows)
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
 
 
-def _standardised_heads(prunable: PrunableModel, rows: list[torch.Tensor]) -> torch.Tensor:
+def _standardised_heads(prunable: PrunableModel, rows: Scores) -> torch.Tensor:
     return _standardised(rows).view(len(rows), -1, prunable.modules[0].output_width).mean(2)

@@ -1,10 +1,11 @@
-"""What a reference is started with."""
+"""The options that a reference is started with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ffp.core.errors import ConfigError
+from ffp.core.suggest import did_you_mean
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "owl", "flap")
 PRUNERS = ("wanda", "magnitude", "sparsegpt")
@@ -14,13 +15,23 @@ METRICS = ("WIFV", "IFV", "WIFN")
 
 @dataclass(frozen=True)
 class Settings:
-    """The references' options under the names of this experiment; each is looked at by the methods that have it.
+    """The references' options under our names; a method ignores those that it does not have.
 
-    sparsity: share of weights to remove, in (0, 1). prune_n, prune_m: remove n of every m weights instead (0: do not).
-    variant: Wanda's search for a share of every row's summed score. block_size, damping: of SparseGPT.
-    outlier_threshold, strength: M and lambda of OWL; pruner: what removes the weights there; special: of its N:M, a
-    block that would lose one of M less loses two less. structure, metric, remove_heads: of FLAP; the last counts heads
-    of the whole model and matters to UL-MM and AL-MM only.
+    Attributes:
+        method: One of METHODS.
+        sparsity: Share of weights to remove, in (0, 1).
+        prune_n: Weights to remove of every `prune_m` adjacent ones; 0 to remove a share instead.
+        prune_m: Size of those groups; 0 where `prune_n` is.
+        variant: Wanda's variant, which searches for a share of each row's summed score.
+        block_size: Columns that SparseGPT prunes at once.
+        damping: SparseGPT's damping, over the Hessian's mean diagonal.
+        outlier_multiple: M of OWL.
+        strength: lambda of OWL.
+        pruner: What removes the weights under OWL, one of PRUNERS.
+        special: OWL's N:M: a block that would save one weight of every M saves two.
+        structure: FLAP's, one of STRUCTURES.
+        metric: FLAP's, one of METRICS.
+        remove_heads: Heads that FLAP removes from the whole model; read by UL-MM and AL-MM only.
     """
 
     method: str
@@ -30,7 +41,7 @@ class Settings:
     variant: bool = False
     block_size: int = 128
     damping: float = 0.01
-    outlier_threshold: float = 5.0
+    outlier_multiple: float = 5.0
     strength: float = 0.08
     pruner: str = "wanda"
     special: bool = False
@@ -48,11 +59,11 @@ class Settings:
                 f"SparseGPT cannot prune {self.block_size} columns at a time with damping {self.damping}. "
                 "Give a block size from 1 up and a positive damping."
             )
-        for option, value, known in (
-            ("method", self.method, METHODS),
-            ("pruner", self.pruner, PRUNERS),
-            ("structure", self.structure, STRUCTURES),
-            ("metric", self.metric, METRICS),
+        for option, known in (
+            ("method", METHODS),
+            ("pruner", PRUNERS),
+            ("structure", STRUCTURES),
+            ("metric", METRICS),
         ):
-            if value not in known:
-                raise ConfigError(f"{option} {value!r} is none of {', '.join(known)}. Give one of them.")
+            if (value := getattr(self, option)) not in known:
+                raise ConfigError(f"unknown {option} {value!r}: {did_you_mean(value, known)}")

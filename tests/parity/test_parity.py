@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ffp import cli
 from ffp.models.prunable import PrunableModel
-from tests import parity
 from tests.helpers.reference import DATA, build
-from tests.parity import Settings
+from tests.parity import __main__ as command
+from tests.parity import compare
+from tests.parity.settings import Settings
 
 GOLDEN = json.loads((DATA / "golden.json").read_text())
 
@@ -37,10 +37,10 @@ def test_the_rebuilt_model_is_the_references_one():
 def test_masks_of_single_weights(method):
     model, tokens = build()
     settings = Settings(method, 0.6)
-    result = parity.run(PrunableModel(model), tokens, settings)
-    assert result.facts["masks"] == GOLDEN[method][0]["masks"]
-    assert parity.check(result, DATA / "golden.json", settings)["equal"]
-    found = parity.check(result, DATA / f"{method}_0.6_keep.npz", settings)
+    result = compare.run(PrunableModel(model), tokens, settings)
+    assert result.kept["masks"] == GOLDEN[method][0]["masks"]
+    assert compare.check(result, DATA / "golden.json", settings)["equal"]
+    found = compare.check(result, DATA / f"{method}_0.6_keep.npz", settings)
     assert found["differing"] <= 1e-4 * found["entries"]
     for path in PrunableModel(model).decisions("unstructured"):
         zeros = int((model.get_submodule(path).weight == 0).sum())
@@ -50,22 +50,22 @@ def test_masks_of_single_weights(method):
 
 def test_kept_units_of_flap():
     model, tokens = build()
-    found = parity.run(PrunableModel(model), tokens, Settings("flap", 0.3)).facts
+    found = compare.run(PrunableModel(model), tokens, Settings("flap", 0.3)).kept
     expected = GOLDEN["flap"][0]
     assert {key: found[key] for key in found} == {key: expected[key] for key in found}
 
 
 def test_the_command_compares_with_both_kinds_of_file(folder, capsys):
-    words = ["parity", "--model-dir", str(folder / "model"), "--tokens", str(folder / "tokens.npy")]
+    words = ["--model-dir", str(folder / "model"), "--tokens", str(folder / "tokens.npy")]
     for method, sparsity, reference in (("owl", "0.6", "owl_0.6_keep.npz"), ("flap", "0.3", "golden.json")):
         out = folder / method
         options = ["--method", method, "--sparsity", sparsity, "--reference", str(DATA / reference), "--out", str(out)]
-        assert cli.main([*words, *options]) == 0
+        assert command.main([*words, *options]) == 0
         assert json.loads((out / "parity.json").read_text())["comparison"]["reference"] == reference
     with np.load(folder / "owl" / "masks.npz") as masks:
         assert len(masks.files) == 21
     wrong = ["--method", "wanda", "--sparsity", "0.6", "--reference", str(DATA / "owl_0.6_keep.npz")]
-    assert cli.main([*words, *wrong, "--out", str(folder / "wrong")]) == 1
+    assert command.main([*words, *wrong, "--out", str(folder / "wrong")]) == 1
     assert "keeps 26368 weights, owl_0.6_keep.npz keeps 20992" in capsys.readouterr().err
 
 
@@ -100,7 +100,7 @@ def test_metrics_of_flap_equal_their_definitions(metric):
 @pytest.mark.parametrize("structure", ["AL-MM", "UL-MM", "UL-UM"])
 def test_other_structures_of_flap_remove_what_their_quotas_say(structure):
     model, tokens = build()
-    found = parity.run(PrunableModel(model), tokens, Settings("flap", 0.3, structure=structure, remove_heads=3)).facts
+    found = compare.run(PrunableModel(model), tokens, Settings("flap", 0.3, structure=structure, remove_heads=3)).kept
     gone_heads, gone = 6 - sum(map(len, found["heads_kept"])), 3 * 704 - sum(found["ffn_kept_count"])
     block = 704 * 256 * 3 + 256 * 256 * 4
     if structure == "AL-MM":
@@ -115,18 +115,18 @@ def test_other_structures_of_flap_remove_what_their_quotas_say(structure):
 @pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
 def test_n_of_m_removes_n_of_every_m(method):
     model, tokens = build()
-    parity.run(PrunableModel(model), tokens[:4], Settings(method, 0.5, prune_n=2, prune_m=4))
+    compare.run(PrunableModel(model), tokens[:4], Settings(method, 0.5, prune_n=2, prune_m=4))
     for path in PrunableModel(model).decisions("unstructured"):
         zeros = (model.get_submodule(path).weight == 0).view(-1, 4).sum(1)
         assert bool((zeros == 2).all())
 
 
 def test_refusals(folder, capsys):
-    words = ["parity", "--model-dir", str(folder / "model"), "--out", str(folder / "x"), "--sparsity", "0.5"]
+    words = ["--model-dir", str(folder / "model"), "--out", str(folder / "x"), "--sparsity", "0.5"]
     (folder / "bad.npy").write_bytes(b"no array")
-    assert cli.main([*words, "--method", "wanda", "--tokens", str(folder / "bad.npy")]) == 3
+    assert command.main([*words, "--method", "wanda", "--tokens", str(folder / "bad.npy")]) == 3
     assert "bad.npy cannot be read" in capsys.readouterr().err
     tokens = ["--tokens", str(folder / "tokens.npy")]
-    assert cli.main([*words, *tokens, "--method", "flap", "--reference", str(DATA / "golden.json")]) == 2
+    assert command.main([*words, *tokens, "--method", "flap", "--reference", str(DATA / "golden.json")]) == 2
     assert "has no result of flap with these settings" in capsys.readouterr().err
-    assert cli.main([*words, *tokens, "--method", "flap", "--structure", "AL-MM", "--remove-heads", "6"]) == 0
+    assert command.main([*words, *tokens, "--method", "flap", "--structure", "AL-MM", "--remove-heads", "6"]) == 0

@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ffp.core.errors import ConfigError
 from ffp.models.prunable import PrunableModel
-from tests import parity
-from tests.parity import Settings
+from tests.parity import compare
+from tests.parity.settings import METRICS, STRUCTURES, Settings
 from tests.parity.weights import published_counts
 from tests.pruning.test_weights import slow_sparsegpt
 
@@ -78,7 +78,7 @@ def keep(made):
 
 def assert_equal_masks(settings, expected):
     found = model()
-    counts = parity.run(PrunableModel(found), TOKENS, settings).facts["masks"]
+    counts = compare.run(PrunableModel(found), TOKENS, settings).kept["masks"]
     differing = total = 0
     for path, mask in keep(expected).items():
         assert counts[f"{path}.weight"] == {"kept": int(mask.sum()), "numel": mask.numel()}, path
@@ -204,7 +204,7 @@ def owl_shares(share, multiple, strength):
 def test_owl_at_other_multiples_and_strengths(share, multiple, strength):
     goals = owl_shares(share, multiple, strength)
     assert np.ptp(goals) > 0.02 and (strength < 0.5 or min(goals) == 0.01)
-    settings = Settings("owl", share, outlier_threshold=multiple, strength=strength)
+    settings = Settings("owl", share, outlier_multiple=multiple, strength=strength)
     assert_equal_masks(settings, prune_block_after_block(row_floor, goals))
 
 
@@ -230,7 +230,7 @@ def test_owl_mixes_n_of_m(special):
         saved = [2 if s == 1 else s for s in saved]
     goals = [5 - s for s in saved]
     assert len(set(goals)) > 1 and (2 in saved) >= special
-    settings = Settings("owl", 0.5, outlier_threshold=6, strength=3, prune_n=5, prune_m=8, special=special)
+    settings = Settings("owl", 0.5, outlier_multiple=6, strength=3, prune_n=5, prune_m=8, special=special)
     assert_equal_masks(settings, prune_block_after_block(n_of_m(8), goals))
 
 
@@ -307,12 +307,12 @@ def slow_flap(structure, metric, share, remove_heads):
     return [best(units, sum(s > cut for s, *_ in units)) for units in (heads, channels)]
 
 
-@pytest.mark.parametrize("metric", parity.METRICS)
-@pytest.mark.parametrize("structure", parity.STRUCTURES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize(("share", "remove_heads"), [(0.3, 5), (0.5, 8)])
 def test_flap_keeps_the_units_of_the_slow_version(structure, metric, share, remove_heads):
     settings = Settings("flap", share, structure=structure, metric=metric, remove_heads=remove_heads)
-    found = parity.run(PrunableModel(model()), TOKENS, settings).facts
+    found = compare.run(PrunableModel(model()), TOKENS, settings).kept
     heads, channels = slow_flap(structure, metric, share, remove_heads)
     assert found["heads_kept"] == heads
     assert found["ffn_kept"] == channels
@@ -325,8 +325,8 @@ def test_flap_keeps_the_units_of_the_slow_version(structure, metric, share, remo
         ({"sparsity": 1.0}, r"sparsity 1\.0 is outside \(0, 1\)"),
         ({"prune_n": 5, "prune_m": 4}, r"5 of every 4 weights cannot go\. Give N and M, 0 < N <= M"),
         ({"prune_n": 2}, r"2 of every 0 weights cannot go"),
-        ({"pruner": "obs"}, r"pruner 'obs' is none of wanda, magnitude, sparsegpt"),
-        ({"structure": "AM"}, r"structure 'AM' is none of AL-AM, AL-MM, UL-MM, UL-UM"),
+        ({"pruner": "obs"}, r"unknown pruner 'obs': known: magnitude, sparsegpt, wanda"),
+        ({"structure": "AM"}, r"unknown structure 'AM': did you mean AL-AM"),
         ({"damping": 0.0}, r"SparseGPT cannot prune 128 columns at a time with damping 0\.0"),
     ],
 )
@@ -336,8 +336,8 @@ def test_settings_that_mean_nothing_are_refused(changes, message):
 
 
 def test_counts_that_no_group_has_are_refused():
-    settings = Settings("owl", 0.5, outlier_threshold=6, strength=40, prune_n=4, prune_m=8)
+    settings = Settings("owl", 0.5, outlier_multiple=6, strength=40, prune_n=4, prune_m=8)
     with pytest.raises(ConfigError, match=r"strength 40 has blocks lose -?\d+ to \d+ of every 8 weights\. Lower it"):
-        parity.run(PrunableModel(model()), TOKENS, settings)
+        compare.run(PrunableModel(model()), TOKENS, settings)
     with pytest.raises(ConfigError, match=r"q_proj has 32 inputs, which do not divide into groups of 5"):
-        parity.run(PrunableModel(model()), TOKENS, Settings("wanda", 0.5, prune_n=2, prune_m=5))
+        compare.run(PrunableModel(model()), TOKENS, Settings("wanda", 0.5, prune_n=2, prune_m=5))

@@ -1,11 +1,13 @@
 """Single weights as the references remove them, with their quotas, thresholds and ties.
 
-A reference here is a share (or an N of N:M) for each block, and a rule by which a linear gives it:
-    wanda      floor(inputs * share) of each row; `variant`: those whose scores sum up to a part alpha of the row's
-               sum, with the alpha, by bisection in [0, 0.8], that comes within 0.001 of the share in the whole matrix
-    magnitude  all up to the entry number int(numel * share) in order, it and what ties with it included
-    sparsegpt  in each block of columns all up to the entry number int(numel * share), that one included
-With N:M the N least of every M adjacent weights go, whatever the rule. Sources: Sun et al., arXiv:2306.11695; Frantar
+A reference has a share (or an N of N:M) for each block, and a rule by which a linear loses it:
+
+    wanda      floor(inputs * share) of each row. `variant`: the entries whose scores sum up to a part alpha of the
+               row's sum; bisection in [0, 0.8] finds the alpha that comes within 0.001 of the share of the matrix
+    magnitude  all entries up to number int(numel * share) in ascending order, that one and its ties included
+    sparsegpt  in each block of columns all entries up to number int(numel * share), that one included
+
+With N:M every rule removes the N least of every M adjacent weights. Sources: Sun et al., arXiv:2306.11695; Frantar
 and Alistarh, arXiv:2301.00774; Yin et al., arXiv:2310.05175; and their code.
 """
 
@@ -29,12 +31,16 @@ from ffp.pruning.weights import saliency, smallest
 from tests.parity.settings import Settings
 
 Masks = dict[str, torch.Tensor]
-STEP = 0.001  # of Wanda's variant: how near to the share, and how narrow the interval, the bisection stops
+STEP = 0.001  # Wanda's variant stops this near to the share, or at an interval this narrow
 
 
 @torch.no_grad()
 def prune_as_published(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> Masks:
-    """Prune in place, window by window as there; which weights are not zero afterwards, (out, in) by path."""
+    """Prunes in place, one window at a time as the references do.
+
+    Returns:
+        Which weights are not zero afterwards, boolean (out, in), by the linear's path.
+    """
     if settings.prune_m:
         prunable.check_groups(settings.prune_m)
     goals = _owl(prunable, tokens, settings) if settings.method == "owl" else _uniform(prunable, settings)
@@ -62,7 +68,7 @@ def _owl(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> l
     """Each block's share, or its N of N:M, from the dense model's outliers."""
     calibration = Calibration(prunable, collect(prunable, tokens, batch_tokens=1), tokens.numel())
     blocks = range(calibration.n_blocks)
-    shares = np.array([outlier_share(list(calibration.linears(i)), settings.outlier_threshold) for i in blocks])
+    shares = np.array([outlier_share(list(calibration.linears(i)), settings.outlier_multiple) for i in blocks])
     if not settings.prune_m:
         return published_sparsities(shares, settings.strength, settings.sparsity)
     counts = published_counts(shares, settings.strength, settings.prune_n, special=settings.special)
@@ -75,9 +81,15 @@ def _owl(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> l
 
 
 def published_counts(outlier_share: FloatArray, strength: float, n: int, *, special: bool = False) -> list[int]:
-    """How many of every M weights each block loses, (n_blocks,): n, less what its outliers save, rounded half to even.
+    """Returns how many of every M weights each block loses under OWL's N:M.
 
-    The range before rounding is `strength`, not twice that as for shares. special: a saving of 1 becomes one of 2.
+    That is `n` less what the block's outliers save, rounded half to even.
+
+    Args:
+        outlier_share: D of each block, (n_blocks,), in [0, 1].
+        strength: lambda, the range of the savings before rounding (for shares the range is twice that).
+        n: N of N:M, the mean of the counts.
+        special: A saving of 1 becomes one of 2.
     """
     percent = outlier_share * 100
     spread = float(np.ptp(percent))
@@ -129,7 +141,7 @@ def _n_of_m(score: torch.Tensor, n: float, m: int) -> torch.Tensor:
 
 
 def _cumulative(score: torch.Tensor, share: float) -> torch.Tensor:
-    """Wanda's variant: the smallest of each row, as many as sum up to the same part of each row's sum."""
+    """What Wanda's variant removes: the smallest of each row that sum up to the same part of every row's sum."""
     ordered = score.sort(dim=1, stable=True).values
     running, total = ordered.cumsum(1), score.sum(1, keepdim=True)
     low, alpha, high = 0.0, 0.4, 0.8
