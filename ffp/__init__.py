@@ -1,13 +1,32 @@
-"""Layer-wise sparsity allocation for pruning large language models, measured at equal cost."""
+"""ffp (FastForward Pruning) prunes large language models and benchmarks how to do it."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ffp.allocators import list_methods as list_methods
+    from ffp.api import allocate as allocate
+    from ffp.api import calibrate as calibrate
+    from ffp.api import evaluate as evaluate
+    from ffp.api import make_masks as make_masks
+    from ffp.api import prune as prune
+    from ffp.models.checkpoint import load_pruned as load_pruned
 
 __version__ = "0.1.0"
+_HOMES = {
+    "allocate": "ffp.api",
+    "calibrate": "ffp.api",
+    "evaluate": "ffp.api",
+    "list_methods": "ffp.allocators",
+    "load_pruned": "ffp.models.checkpoint",
+    "make_masks": "ffp.api",
+    "prune": "ffp.api",
+}
+__all__ = list(_HOMES)  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    """`ffp.load_pruned`, imported when it is used: most of the package works without torch."""
-    if name == "load_pruned":
-        return import_module("ffp.models.checkpoint").load_pruned
+    """Imports a public function when it is used, since most of the package works without torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ffp' has no attribute {name!r}")

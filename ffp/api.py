@@ -1,0 +1,308 @@
+"""Prunes and evaluates models in memory: the functions that the command line, the workflow and experiments call.
+
+Models, tensors and settings go in, results come out; no path, no provenance, no log set-up. In order:
+
+    prunable = PrunableModel(model)
+    calibration = calibrate(prunable, windows)
+    found = allocate(prunable, calibration, create("owl", {}), sparsity=0.3, cut=cut)
+    masks = make_masks(prunable, calibration, found.problem, found.allocation, cut)
+    summary = prune(prunable, found.problem, masks, cut)        # `model` is smaller now
+    scores = evaluate(model, test_windows)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
+from ffp.allocators.tracker import Tracker
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.measure.calibration import collect
+from ffp.measure.cost import CostMeter
+from ffp.measure.journal import Journal
+from ffp.measure.loss import window_losses
+from ffp.measure.perplexity import perplexity
+from ffp.measure.reward import ModelReward, Text
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.cuts import Arrays, Cut
+from ffp.pruning.statistics import ModelStatistics
+
+log = logging.getLogger("ffp")
+Policy = Mapping[str, npt.NDArray[Any]]
+BATCH_TOKENS = 4096  # tokens in one forward, unless the caller says otherwise
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of three texts that share no document, each (n, context) int64.
+
+    Attributes:
+        calibration: What statistics and compensation are taken from.
+        search: What candidates of a search are rewarded on.
+        selection: What chooses among the finalists of a search.
+    """
+
+    calibration: torch.Tensor
+    search: torch.Tensor
+    selection: torch.Tensor
+
+    def items(self) -> list[tuple[str, torch.Tensor]]:
+        """Returns (name, windows) of each text."""
+        return [(name, getattr(self, name)) for name in ("calibration", "search", "selection")]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What every method can know of a dense model, from one pass over its texts.
+
+    Attributes:
+        windows: The texts.
+        dense_loss: The dense model's mean loss on each window, nats per token, under "search" and "selection".
+        statistics: Moments of every linear's input and the influence of the blocks.
+    """
+
+    windows: Windows
+    dense_loss: Mapping[str, FloatArray]
+    statistics: ModelStatistics
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search would have answered after so many tokens.
+
+    Attributes:
+        tokens: Tokens forwarded by then.
+        share: The same as a share of the budget.
+        allocation: The answer.
+        loss: Its excess loss over the dense model on the selection text, nats per token.
+    """
+
+    tokens: int
+    share: float
+    allocation: Allocation
+    loss: float
+
+
+@dataclass(frozen=True)
+class AllocationResult:
+    """A method's answer and what led to it.
+
+    Attributes:
+        problem: What was asked.
+        allocation: The answer.
+        cost: Work and seconds of the search.
+        trace: A row for each evaluation of a search; see tracker.COLUMNS.
+        policy: Arrays of a learned policy; empty where none is learned.
+        answers: The search's answers on its way; empty for heuristics.
+    """
+
+    problem: PruningProblem
+    allocation: Allocation
+    cost: CostMeter
+    trace: Sequence[Mapping[str, Any]] = ()
+    policy: Policy = field(default_factory=dict)
+    answers: Sequence[Answer] = ()
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What stays of a model.
+
+    Attributes:
+        kept: Indices of kept units by decision, int32; or packed keep bits by parameter name, uint8.
+        updates: New values of kept weights and added biases by parameter name, float32; empty where nothing changed.
+    """
+
+    kept: Arrays
+    updates: Arrays
+
+
+@dataclass(frozen=True)
+class PruningSummary:
+    """How much was removed.
+
+    Attributes:
+        block_sparsity: Removed share of the decisions' parameters.
+        dense_params: Parameters of the model before.
+        kept_params: Parameters after, biases that a compensation added included; removed single weights not.
+    """
+
+    block_sparsity: float
+    dense_params: int
+    kept_params: int
+
+    @property
+    def model_sparsity(self) -> float:
+        """Removed share of all parameters."""
+        return 1 - self.kept_params / self.dense_params
+
+
+def calibrate(prunable: PrunableModel, windows: Windows, *, batch_tokens: int = BATCH_TOKENS) -> Calibration:
+    """Collects statistics of a dense model on its calibration text, and its losses on the other two.
+
+    Args:
+        prunable: The dense model.
+        windows: Token windows of the texts.
+        batch_tokens: Tokens in one forward; at least one window.
+    """
+    statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens)
+    losses: dict[str, FloatArray] = {}
+    for name in ("search", "selection"):
+        log.info("calibrate: dense loss of the %s text", name)
+        losses[name] = window_losses(prunable.model, getattr(windows, name), batch_tokens=batch_tokens).numpy()
+    return Calibration(windows, losses, statistics)
+
+
+def allocate(
+    prunable: PrunableModel,
+    calibration: Calibration,
+    method: Method,
+    *,
+    sparsity: float,
+    cut: Cut,
+    granularity: str = "structured",
+    budget: SearchBudget | None = None,
+    seed: int = 0,
+    fitness: str = "ppl",
+    checkpoints: Sequence[float] = (),
+    batch_tokens: int = BATCH_TOKENS,
+    journal: Journal | None = None,
+    initial_policy: Policy | None = None,
+) -> AllocationResult:
+    """Runs a method: how many units of each decision stay.
+
+    A search switches units of the model on and off and leaves it as it was.
+
+    Args:
+        prunable: The dense model; for a heuristic that reads no weights its skeleton is enough.
+        calibration: Of the same model.
+        method: From ffp.allocators.create.
+        sparsity: Share of the decisions' parameters to remove, in [0, 1).
+        cut: How an allocation becomes a candidate model.
+        granularity: One of ffp.core.problem.GRANULARITIES.
+        budget: What a search may spend.
+        seed: Of the method's random numbers.
+        fitness: What a search is rewarded for: "ppl" or "kl".
+        checkpoints: Shares of the budget, ascending, at which the search's answer is scored on the selection text.
+        batch_tokens: Tokens in one forward; at least one window.
+        journal: Keeps measurements, so that a killed search goes on where it was.
+        initial_policy: A policy of the same method to start from.
+
+    Raises:
+        BudgetError: The sparsity cannot be met.
+        ConfigError: The method does not fit the model, its texts or the policy.
+    """
+    problem = prunable.problem(sparsity, granularity)
+    statistics = calibration.statistics.for_granularity(granularity)
+    if isinstance(method, Heuristic):
+        with CostMeter() as cost:
+            allocation = method.allocate(problem, statistics)
+        allocation.check(problem)
+        return AllocationResult(problem, allocation, cost)
+    assert isinstance(method, Search), f"{type(method).__name__} is neither a Heuristic nor a Search"
+    candidates = cut.candidates(statistics)
+    texts = [Text(name, getattr(calibration.windows, name), calibration.dense_loss[name]) for name in _SCORED]
+    reward = ModelReward(candidates, *texts, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
+    tracker = Tracker(
+        problem, reward, budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+        initial_policy=initial_policy or {},
+    )  # fmt: skip
+    with CostMeter() as cost:
+        allocation = method.run(tracker, np.random.default_rng(seed))
+        cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
+        cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
+    allocation.check(problem)
+    if fitness != "ppl":  # answers are compared by loss, whatever the search was rewarded for
+        selection = Text("selection:ppl", texts[1].windows, texts[1].dense_loss)
+        reward = ModelReward(candidates, texts[0], selection, batch_tokens=batch_tokens, journal=journal)
+    answers = _score_answers(tracker, reward, checkpoints)
+    candidates.restore()
+    return AllocationResult(problem, allocation, cost, tracker.rows, tracker.policy, answers)
+
+
+_SCORED = ("search", "selection")
+
+
+def _score_answers(tracker: Tracker, reward: ModelReward, checkpoints: Sequence[float]) -> list[Answer]:
+    """Scores on the selection text what the search would have answered at each checkpoint, if it had an answer."""
+    total = tracker.budget.tokens(reward.window_tokens)
+    found = []
+    for share in checkpoints:
+        if known := [keep for tokens, keep in tracker.answers if tokens <= share * total]:
+            allocation = Allocation(tracker.problem.problem_id, known[-1])
+            found.append(Answer(round(share * total), share, allocation, -math.log(reward.select(allocation))))
+    return found
+
+
+def make_masks(
+    prunable: PrunableModel,
+    calibration: Calibration,
+    problem: PruningProblem,
+    allocation: Allocation,
+    cut: Cut,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Masks:
+    """Chooses which units or weights stay, and computes what compensates for the others.
+
+    Args:
+        prunable: The dense model; pruners of single weights change it, so load it again afterwards.
+        calibration: Of the same model.
+        problem: What the allocation answers.
+        allocation: How many units of each decision stay.
+        cut: Which ones, and what compensates.
+        batch_tokens: Tokens that pass a block at once.
+    """
+    statistics = calibration.statistics.for_granularity(problem.granularity)
+    return Masks(*cut.make(problem, allocation, statistics, calibration.windows.calibration, batch_tokens=batch_tokens))
+
+
+def prune(
+    prunable: PrunableModel,
+    problem: PruningProblem,
+    masks: Masks,
+    cut: Cut,
+    *,
+    dense_shape: bool = False,
+    source: object = "the masks",
+) -> PruningSummary:
+    """Prunes a dense model in place.
+
+    Args:
+        prunable: The dense model.
+        problem: What the masks answer.
+        masks: From make_masks.
+        cut: The one that made them.
+        dense_shape: Write zeros in the parent's shapes, also where weights could be removed physically.
+        source: What the masks were read from, for errors.
+
+    Raises:
+        ArtifactError: The masks belong to another model.
+    """
+    dense = prunable.model_params()
+    sparsity, kept = cut.install(prunable, problem, masks.kept, masks.updates, source=source, dense_shape=dense_shape)
+    return PruningSummary(sparsity, dense, kept)
+
+
+def evaluate(model: Any, windows: torch.Tensor, *, batch_tokens: int = BATCH_TOKENS) -> dict[str, Any]:
+    """Measures the perplexity of a model, dense or pruned, on a test text.
+
+    Zero-shot tasks are scored by ffp.measure.tasks.score_tasks, which needs files for lm-eval's readers.
+
+    Args:
+        model: A causal language model of transformers.
+        windows: Token windows of the text, (n, context) int64.
+        batch_tokens: Tokens in one forward; at least one window.
+
+    Returns:
+        See ffp.measure.perplexity.perplexity.
+    """
+    return perplexity(model, windows, batch_tokens=batch_tokens)
