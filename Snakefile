@@ -1,5 +1,5 @@
 # assets -> calibrate -> allocate -> apply -> evaluate -> report, for every cell of a grid.
-# The grid is config/grids/demo.yaml; another one: snakemake --config grid=config/NAME.yaml
+# The grid is config/grids/demo.yaml; for another one: snakemake --config grid=config/grids/NAME.yaml
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -14,11 +14,11 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-# The whole grid: tables, plots and the page that shows them. The cells are named too, so that a deleted one is noticed.
+# The whole grid. The cells' files are named too, so that a deleted one is noticed.
 rule all:
     default_target: True
     input:
-        INDEX,
+        REPORT.all,
         CELL_FILES,
     localrule: True
 
@@ -26,9 +26,9 @@ rule all:
 # Only what has to be fetched, e.g. on a node that has a network.
 rule assets:
     input:
-        expand(MODEL, model=GRID.models),
-        TEXT_ASSET,
-        TASKS_ASSET,
+        [LAYOUT.model(name).manifest for name in GRID.models],
+        TEXT_DIR.manifest,
+        [TASKS_DIR.manifest] if TASKS_DIR else [],
     localrule: True
 
 
@@ -38,12 +38,11 @@ onstart:
 
 
 onsuccess:
-    if os.path.exists(INDEX):
-        print(f"Done. The report is at {INDEX}")
+    if REPORT.page.exists():
+        print(f"Done. The report is {REPORT.page}")
 
 
 onerror:
-    print("Failed. The messages above name the rule and its log; finished cells are kept: run the command again.")
-    print(
-        f"What is there so far: ffp status --config {EXPERIMENT.file}; ffp report --config {EXPERIMENT.file} --out {REPORT}"
-    )
+    print("\nThese jobs failed:", *failures(log), sep="\n")
+    print("Finished cells are kept: run the command again to go on.")
+    print(f"So far: ffp status --config {EXPERIMENT.file}, ffp report --config {EXPERIMENT.file} --out {REPORT.folder}")

@@ -1,39 +1,30 @@
-# How much of each module to keep. Searches evaluate candidates and want a compute node; the others take a moment.
+# How much of each module to keep. Searches evaluate many candidates and need a compute node; heuristics take seconds.
 
 
 rule allocate_search:
     input:
-        model=MODEL,
-        tokens=f"{CALIBRATION}/tokens.safetensors",
-        stats=f"{CALIBRATION}/stats.safetensors",
+        **CALIBRATED_MODEL,
         init=init_allocation,
     output:
-        allocation=f"{CELLS}/{CELL}/allocation.json",
-        trace=f"{CELLS}/{CELL}/trace.parquet",
-        cost=f"{CELLS}/{CELL}/search.cost.json",
+        CELL.searched,
     log:
-        f"logs/allocate/{CELL}.log",
+        log_of("allocate"),
     benchmark:
-        f"logs/allocate/{CELL}.benchmark.tsv"
+        benchmark_of("allocate")
     wildcard_constraints:
         method=one_of(SEARCHES),
-    priority: 50  # the longest jobs of a grid: begin with them
+    priority: 50  # the longest jobs of a grid start first
     conda:
         ENV
-    threads: ask("threads")
+    threads: THREADS
     resources:
-        cpus_per_task=ask("threads"),
-        mem_mb=memory,
-        gpu=ask("gpu"),
-        runtime=ask("runtime_min"),
+        **RESOURCES,
     params:
-        grid=EXPERIMENT.file,
-        cell=CELL,
-        model_dir=subpath(input.model, parent=True),
-        calibration=subpath(input.stats, parent=True),
-        out=subpath(output.allocation, parent=True),
-        init=folder_flag("init", "init"),
+        **CELL_PARAMS,
+        init=folder_option("--init", "init"),
         settings=settings("allocate"),
+    message:
+        "allocate {params.cell}"
     shell:
         """
         ffp allocate \
@@ -43,12 +34,12 @@ rule allocate_search:
             --calibration {params.calibration:q} \
             --out {params.out:q} \
             {params.init:q} \
-            2>&1 | tee {log:q}
+            >{log:q} 2>&1
         """
 
 
-use rule allocate_search as allocate_cheap with:
+use rule allocate_search as allocate_heuristic with:
     wildcard_constraints:
-        method=one_of(CHEAP),
+        method=one_of(HEURISTICS),
     priority: 10
     localrule: True

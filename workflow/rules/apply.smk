@@ -1,37 +1,29 @@
-# Which heads and channels go, and what compensates for them.
+# Which units or weights stay, and what makes up for those that go.
 
 
 rule apply:
     input:
-        model=MODEL,
-        tokens=f"{CALIBRATION}/tokens.safetensors",
-        stats=f"{CALIBRATION}/stats.safetensors",
-        allocation=f"{CELLS}/{CELL}/allocation.json",
+        **CALIBRATED_MODEL,
+        allocation=CELL.allocation,
     output:
-        masks=f"{CELLS}/{CELL}/masks.safetensors",
-        updates=f"{CELLS}/{CELL}/updates.safetensors",
+        CELL.cut,
     log:
-        f"logs/apply/{CELL}.log",
+        log_of("apply"),
     benchmark:
-        f"logs/apply/{CELL}.benchmark.tsv"
+        benchmark_of("apply")
     wildcard_constraints:
         method=one_of(GRID.methods),
     priority: 20
     conda:
         ENV
-    threads: ask("threads")
+    threads: THREADS
     resources:
-        cpus_per_task=ask("threads"),
-        mem_mb=memory,
-        gpu=ask("gpu"),
-        runtime=ask("runtime_min"),
+        **RESOURCES,
     params:
-        grid=EXPERIMENT.file,
-        cell=CELL,
-        model_dir=subpath(input.model, parent=True),
-        calibration=subpath(input.stats, parent=True),
-        out=subpath(output.masks, parent=True),
+        **CELL_PARAMS,
         settings=settings("apply"),
+    message:
+        "apply {params.cell}"
     shell:
         """
         ffp apply \
@@ -41,5 +33,5 @@ rule apply:
             --calibration {params.calibration:q} \
             --allocation {input.allocation:q} \
             --out {params.out:q} \
-            2>&1 | tee {log:q}
+            >{log:q} 2>&1
         """

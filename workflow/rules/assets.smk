@@ -1,76 +1,56 @@
-# Fetch and verify models, texts and tasks. asset.json is written last and stands for the whole folder.
+# Fetch and verify models, texts and tasks. asset.json is written last, so it stands for the whole folder.
 
 
 rule asset_model:
     input:
         lambda wildcards: local_files([EXPERIMENT.models[wildcards.model]]),
     output:
-        MODEL,
+        MODEL.manifest,
     log:
-        "logs/asset/model/{model}.log",
+        log_of("asset/model", "{model}"),
     benchmark:
-        "logs/asset/model/{model}.benchmark.tsv"
+        benchmark_of("asset/model", "{model}")
     localrule: True
     conda:
         ENV
     params:
-        config=f"{CONFIG}/models/{{model}}.yaml",
-        out=subpath(output[0], parent=True),
-        settings=lambda wildcards: asset_settings(EXPERIMENT.models[wildcards.model], include={"source"}),
+        kind="model",
+        config=f"{EXPERIMENT.root}/models/{{model}}.yaml",
+        out=str(MODEL.folder),
+        settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.models[wildcards.model])),
+    message:
+        "fetch {params.out}"
     shell:
-        """
-        ffp asset model \
-            --config {params.config:q} \
-            --out {params.out:q} \
-            2>&1 | tee {log:q}
-        """
+        "ffp asset {params.kind} --config {params.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
-rule asset_text:
+use rule asset_model as asset_text with:
     input:
         local_files(EXPERIMENT.text.sources),
     output:
-        TEXT,
+        TEXT.manifest,
     log:
-        "logs/asset/text/{text}.log",
+        log_of("asset/text", "{text}"),
     benchmark:
-        "logs/asset/text/{text}.benchmark.tsv"
-    localrule: True
-    conda:
-        ENV
+        benchmark_of("asset/text", "{text}")
     params:
-        config=f"{CONFIG}/texts/{{text}}.yaml",
-        out=subpath(output[0], parent=True),
-        settings=asset_settings(EXPERIMENT.text, exclude={"title"}),
-    shell:
-        """
-        ffp asset text \
-            --config {params.config:q} \
-            --out {params.out:q} \
-            2>&1 | tee {log:q}
-        """
+        kind="text",
+        config=f"{EXPERIMENT.root}/texts/{{text}}.yaml",
+        out=str(TEXT.folder),
+        settings=as_json(asset_settings(EXPERIMENT.text)),
 
 
-rule asset_tasks:
+use rule asset_model as asset_tasks with:
     input:
         lambda wildcards: local_files(EXPERIMENT.tasks.tasks.values()),
     output:
-        TASKS,
+        TASKS.manifest,
     log:
-        "logs/asset/tasks/{tasks}.log",
+        log_of("asset/tasks", "{tasks}"),
     benchmark:
-        "logs/asset/tasks/{tasks}.benchmark.tsv"
-    localrule: True
-    conda:
-        ENV
+        benchmark_of("asset/tasks", "{tasks}")
     params:
-        config=f"{CONFIG}/tasks/{{tasks}}.yaml",
-        out=subpath(output[0], parent=True),
-        settings=lambda wildcards: asset_settings(EXPERIMENT.tasks, exclude={"title"}),
-    shell:
-        """
-        ffp asset tasks \
-            --config {params.config:q} \
-            --out {params.out:q} \
-            2>&1 | tee {log:q}
-        """
+        kind="tasks",
+        config=f"{EXPERIMENT.root}/tasks/{{tasks}}.yaml",
+        out=str(TASKS.folder),
+        settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.tasks)),

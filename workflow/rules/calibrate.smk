@@ -1,33 +1,29 @@
-# One streaming pass over the dense model, shared by every cell of that model.
+# One pass of the dense model over the calibration text, shared by all cells of that model.
 
 
 rule calibrate:
     input:
-        model=MODEL,
-        text=TEXT_ASSET,
+        model=MODEL.manifest,
+        text=TEXT_DIR.manifest,
     output:
-        tokens=f"{CALIBRATION}/tokens.safetensors",
-        stats=f"{CALIBRATION}/stats.safetensors",
-        cost=f"{CALIBRATION}/calibrate.cost.json",
+        CALIBRATION.tokens,
+        CALIBRATION.stats,
+        CALIBRATION.cost,
     log:
-        "logs/calibrate/{model}.log",
+        log_of("calibrate", "{model}"),
     benchmark:
-        "logs/calibrate/{model}.benchmark.tsv"
+        benchmark_of("calibrate", "{model}")
     priority: 100
     conda:
         ENV
-    threads: ask("threads")
+    threads: THREADS
     resources:
-        cpus_per_task=ask("threads"),
-        mem_mb=memory,
-        gpu=ask("gpu"),
-        runtime=ask("runtime_min"),
+        **RESOURCES,
     params:
-        grid=EXPERIMENT.file,
-        model_dir=subpath(input.model, parent=True),
-        text_dir=subpath(input.text, parent=True),
-        out=subpath(output.stats, parent=True),
+        **MODEL_PARAMS,
         settings=settings("calibrate"),
+    message:
+        "calibrate {wildcards.model}"
     shell:
         """
         ffp calibrate \
@@ -35,13 +31,13 @@ rule calibrate:
             --model {wildcards.model:q} \
             --model-dir {params.model_dir:q} \
             --text-dir {params.text_dir:q} \
-            --out {params.out:q} \
-            2>&1 | tee {log:q}
+            --out {params.calibration:q} \
+            >{log:q} 2>&1
         """
 
 
-# Assets and calibration of every model: what benchmarks start from.
+# Assets and calibration of every model: what the benchmarks start from.
 rule calibrated:
     input:
-        expand(f"{CALIBRATION}/stats.safetensors", model=GRID.models),
+        [LAYOUT.calibration(model).stats for model in GRID.models],
     localrule: True

@@ -1,4 +1,4 @@
-# What the rules look up: paths, settings and resources, all from the grid file. No rule is defined here.
+# What the rules share: paths, settings and resources. All of it comes from the grid file; no rule is defined here.
 import functools
 import gc
 import json
@@ -6,56 +6,58 @@ import os
 import re
 from pathlib import Path
 
+from ffp.allocators import is_search
+from ffp.config import Cell, Experiment
 from ffp.pipeline import cluster, locks
-from ffp.config import STEP_VERSIONS, Cell, Experiment, code_of
+from ffp.store.identity import asset_settings, report_settings, step_settings
+from ffp.store.layout import WILDCARD_CELL, Layout
 
 if workflow.is_main_process:
-    locks.clear_stale()  # what kill -9 left behind; see ffp/pipeline/locks.py
+    locks.clear_stale()  # a killed run leaves Snakemake's lock files behind; see ffp/pipeline/locks.py
 
-# Planning thousands of cells makes millions of objects that stay; looking through them for garbage as often as Python
-# does by default is a fifth of the time.
+# A grid of thousands of cells makes millions of objects that stay. Python's default would look through all of them
+# so often that it took a fifth of the planning time.
 gc.set_threshold(1_000_000)
 
 as_json = functools.partial(json.dumps, sort_keys=True)
 
-EXPERIMENT = Experiment(config.get("grid", "config/grids/demo.yaml"))
+EXPERIMENT = Experiment(Path(config.get("grid", "config/grids/demo.yaml")))
 GRID = EXPERIMENT.grid
+ENV = "../../environment.yml"  # the packages of every rule; the same as Snakemake's own
 
-# Paths; {{...}} are wildcards. A cell is one point of the grid, the dense model included.
-CONFIG = EXPERIMENT.root
-MODEL = f"{GRID.data}/models/{{model}}/asset.json"
-TEXT = f"{GRID.data}/text/{{text}}/asset.json"
-TASKS = f"{GRID.data}/tasks/{{tasks}}/asset.json"
-CALIBRATION = f"{GRID.data}/calibration/{{model}}"
-CELL = "{model}/{granularity}/s{sparsity}/{method}/seed{seed}"
-CELLS = f"{GRID.results}/cells"
-REPORT = f"{GRID.results}/report"
-INDEX = f"{REPORT}/index.html"
-ENV = "../../environment.yml"  # the software of every rule, which is that of Snakemake itself
+# Files and folders with wildcards in their names; ffp/store/layout.py says what they hold.
+LAYOUT = Layout.from_grid(GRID)
+MODEL, TEXT, TASKS = LAYOUT.model("{model}"), LAYOUT.text("{text}"), LAYOUT.tasks("{tasks}")
+CALIBRATION, CELL, REPORT = LAYOUT.calibration("{model}"), LAYOUT.cell(WILDCARD_CELL), LAYOUT.report
 
-TEXT_ASSET = TEXT.format(text=GRID.text)
-TASKS_ASSET = [TASKS.format(tasks=GRID.tasks)] if GRID.tasks else []
+# The text and tasks of this grid.
+TEXT_DIR = LAYOUT.text(GRID.text)
+TASKS_DIR = LAYOUT.tasks(GRID.tasks) if GRID.tasks else None
 
-SEARCHES = [name for name in GRID.methods if EXPERIMENT.method(name).is_search]
-CHEAP = [name for name in GRID.methods if name not in SEARCHES]
-ALL_CELLS = [cell.path for cell in EXPERIMENT.cells()]
-PRUNED_CELLS = [cell.path for cell in EXPERIMENT.cells(dense=False)]
-SEARCH_FILES = ["allocation.json", "trace.parquet", "search.cost.json"]
+# Inputs that several rules have.
+CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
+
+# Params that several rules have.
+MODEL_PARAMS = {
+    "grid": str(EXPERIMENT.file),
+    "model_dir": str(MODEL.folder),
+    "text_dir": str(TEXT_DIR.folder),
+    "calibration": str(CALIBRATION.folder),
+}
+CELL_PARAMS = {**MODEL_PARAMS, "cell": WILDCARD_CELL.path, "out": str(CELL.folder)}
+
+SEARCHES = [name for name in GRID.methods if is_search(EXPERIMENT.method(name))]
+HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
+# All files of all cells, so that a deleted one is noticed.
 CELL_FILES = [
-    *expand(f"{CELLS}/{{cell}}/scores.json", cell=ALL_CELLS),
-    *expand(f"{CELLS}/{{cell}}/{{file}}", cell=PRUNED_CELLS, file=SEARCH_FILES),
+    *(LAYOUT.cell(cell).scores for cell in EXPERIMENT.cells()),
+    *(file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).searched),
 ]
 
 
 def one_of(names):
-    """A pattern for exactly these names; it matches nothing where there are none."""
+    """A pattern for exactly these names; it matches nothing if there are none."""
     return "|".join(re.escape(str(name)) for name in names) or "(?!)"
-
-
-def local_files(parts):
-    """The files of this machine that an asset is made of, so that an edit is noticed."""
-    paths = [Path(part.source.path).expanduser() for part in parts if part.source.kind == "local"]
-    return [file for path in paths for file in (sorted(path.glob("[!.]*.*")) if path.is_dir() else [path])]
 
 
 wildcard_constraints:
@@ -68,62 +70,72 @@ wildcard_constraints:
     seed=one_of([0, *GRID.seeds]),
 
 
+def cell_of(wildcards):
+    """The cell of a job; a job of a whole model names only the model."""
+    return Cell(*(wildcards.get(name, "") for name in ("model", "granularity", "sparsity", "method", "seed")))
+
+
 def settings(step):
-    """All of the configuration that can change a step's numbers, as JSON: when it changes, the job runs again."""
-
-    def of(wildcards):
-        parts = {name: wildcards.get(name, "") for name in ("model", "granularity", "sparsity", "method", "seed")}
-        return as_json(EXPERIMENT.settings(step, Cell(**parts)))
-
-    return of
+    """All settings that can change a step's numbers, as JSON: when they change, the job runs again."""
+    return lambda wildcards: as_json(step_settings(EXPERIMENT, step, cell_of(wildcards)))
 
 
-def asset_settings(part, **fields):
-    """The same for an asset: not its title, nor what a model's jobs ask for."""
-    return as_json(
-        {"step_version": STEP_VERSIONS["asset"], "code": code_of("asset"), **part.model_dump(mode="json", **fields)}
-    )
+def local_files(parts):
+    """The files of this machine that an asset is made of, so that an edit is noticed."""
+    paths = [Path(part.source.path).expanduser() for part in parts if part.source.kind == "local"]
+    return [file for path in paths for file in (sorted(path.glob("[!.]*.*")) if path.is_dir() else [path])]
 
 
-def report_settings():
-    """The same for the report: the grid, the names that its tables print, and what others published."""
-    parts = {**EXPERIMENT.models, "text": EXPERIMENT.text, "tasks": EXPERIMENT.tasks}
-    titles = {name: part.title for name, part in parts.items() if part}
-    known = {"titles": titles, "published": EXPERIMENT.published.model_dump(mode="json")}
-    return as_json({"step_version": STEP_VERSIONS["report"], **known, "grid": GRID.model_dump(mode="json")})
+def log_of(step, name=WILDCARD_CELL.path):
+    """The log of a job."""
+    return str(LAYOUT.log(step, name))
 
 
-def ask(resource):
-    """What a job of this model asks of the machine, from config/models/."""
+def benchmark_of(step, name=WILDCARD_CELL.path):
+    """Snakemake's own measurements of a job, beside its log."""
+    return log_of(step, name).removesuffix(".log") + ".benchmark.tsv"
+
+
+def requested(resource):
+    """What a job of this model asks the machine for; from config/models/."""
     return lambda wildcards: getattr(EXPERIMENT.models[wildcards.model].resources, resource)
 
 
 def memory(wildcards, attempt):
-    """MB of a job's memory: twice as much at each attempt, since a job that is killed for lack of it says no more."""
+    """Megabytes for a job, doubled at each attempt: a job that is killed for lack of memory gives no other sign."""
     return EXPERIMENT.models[wildcards.model].resources.mem_mb * 2 ** (attempt - 1)
 
 
+THREADS = requested("threads")
+RESOURCES = {"cpus_per_task": THREADS, "mem_mb": memory, "gpu": requested("gpu"), "runtime": requested("runtime_min")}
+
+
 def cut_files(wildcards):
-    """What makes the dense model a cell's: nothing for the dense cell."""
-    if wildcards.method == "dense":
-        return []
-    return [f"{CELLS}/{CELL}/{file}".format(**wildcards) for file in ("masks.safetensors", "updates.safetensors")]
+    """What turns the dense model into the cell's pruned one; nothing for the dense cell."""
+    return [] if wildcards.method == "dense" else [str(file).format(**wildcards) for file in CELL.cut]
 
 
 def init_allocation(wildcards):
-    """The cell that has to be searched first, because this one starts from its policy."""
-    origin = EXPERIMENT.init_cell(
-        Cell(*(wildcards[name] for name in ("model", "granularity", "sparsity", "method", "seed")))
-    )
-    return [f"{CELLS}/{origin.path}/allocation.json"] if origin else []
+    """The allocation of the cell whose policy this cell's search starts from, if the grid names one."""
+    origin = EXPERIMENT.init_cell(cell_of(wildcards))
+    return [LAYOUT.cell(origin).allocation] if origin else []
 
 
-def folder_flag(name, key):
-    """A params function: ["--name", folder of the input `key`], or [] where the job has no such input."""
+def folder_option(option, key):
+    """A params function: [option, folder of the input `key`], or [] if the job has no such input."""
 
-    def of(wildcards, input):
+    def words(wildcards, input):
         files = input.get(key)
         first = files if isinstance(files, str) else next(iter(files), "")
-        return [f"--{name}", os.path.dirname(first)] if first else []
+        return [option, os.path.dirname(first)] if first else []
 
-    return of
+    return words
+
+
+def failures(snakemake_logs):
+    """The last line of every failed job's log, which is the error message of its command."""
+    text = "\n".join(Path(path).read_text() for path in snakemake_logs)
+    logs = re.findall(r"^ +log: (.+) \(check log file", text, re.MULTILINE)
+    for path in dict.fromkeys(path for paths in logs for path in paths.split(", ")):
+        lines = Path(path).read_text().splitlines() if os.path.exists(path) else []
+        yield f"  {lines[-1] if lines else 'no message'}  [{path}]"

@@ -3,33 +3,29 @@
 
 rule evaluate:
     input:
-        model=MODEL,
-        text=TEXT_ASSET,
-        tasks=TASKS_ASSET,
+        model=MODEL.manifest,
+        text=TEXT_DIR.manifest,
+        tasks=[TASKS_DIR.manifest] if TASKS_DIR else [],
         cut=cut_files,
     output:
-        f"{CELLS}/{CELL}/scores.json",
+        CELL.scores,
     log:
-        f"logs/evaluate/{CELL}.log",
+        log_of("evaluate"),
     benchmark:
-        f"logs/evaluate/{CELL}.benchmark.tsv"
+        benchmark_of("evaluate")
     priority: 20
     conda:
         ENV
-    threads: ask("threads")
+    threads: THREADS
     resources:
-        cpus_per_task=ask("threads"),
-        mem_mb=memory,
-        gpu=ask("gpu"),
-        runtime=ask("runtime_min"),
+        **RESOURCES,
     params:
-        grid=EXPERIMENT.file,
-        cell=CELL,
-        model_dir=subpath(input.model, parent=True),
-        text_dir=subpath(input.text, parent=True),
-        tasks_dir=folder_flag("tasks-dir", "tasks"),
-        cut=folder_flag("cut", "cut"),
+        **CELL_PARAMS,
+        tasks_dir=folder_option("--tasks-dir", "tasks"),
+        cut=folder_option("--cut", "cut"),
         settings=settings("evaluate"),
+    message:
+        "evaluate {params.cell}"
     shell:
         """
         ffp evaluate \
@@ -40,5 +36,5 @@ rule evaluate:
             {params.tasks_dir:q} \
             {params.cut:q} \
             --out {output:q} \
-            2>&1 | tee {log:q}
+            >{log:q} 2>&1
         """
