@@ -1,8 +1,7 @@
-"""Where the workflow runs: what a site must offer is checked before the first job, and GPUs are shared out."""
+"""Where the workflow runs: checks what a site must offer before the first job, and shares out GPUs."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -11,13 +10,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from ffp.core.errors import ConfigError
+from filelock import FileLock
 
-_claimed: list[int] = []  # locks, open for as long as this process lives
+from ffp.core.errors import ConfigError
+from ffp.pipeline.locks import try_lock
+
+_claimed: list[FileLock] = []  # released when this process ends
 
 
 def check(executor: str) -> None:
-    """ConfigError where the profile hands jobs to a Slurm that this machine cannot reach."""
+    """Checks that this machine can reach what a profile hands its jobs to.
+
+    Args:
+        executor: Name of Snakemake's executor, such as "local" or "slurm".
+
+    Raises:
+        ConfigError: The executor is Slurm, and this machine has none.
+    """
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError(
             "profile slurm needs Slurm, but this machine has no sbatch. Run on a node from which jobs can be "
@@ -26,45 +35,42 @@ def check(executor: str) -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; without it, all of the machine."""
+    """Returns the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all of the machine without it."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(number) for number, _ in enumerate(re.findall(r"^GPU \d+:", told, re.MULTILINE))]
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    return [str(number) for number, _ in enumerate(re.findall(r"^GPU \d+:", listed, re.MULTILINE))]
 
 
 def claim_gpus(wanted: int) -> None:
-    """Take `wanted` GPUs that no other job of this user has, until the process ends; wait until so many are free.
+    """Takes GPUs that no other job of this user has, until the process ends; waits until enough are free.
 
-    Sets CUDA_VISIBLE_DEVICES, so it has to come before CUDA starts. Nothing is left to choose where Slurm, or the user,
-    has named no more than that, or the machine has no more.
+    Sets CUDA_VISIBLE_DEVICES, so it has to run before CUDA starts. Does nothing where this process sees no more GPUs
+    than it wants: then Slurm or the user has chosen already, or there is no choice.
+
+    Args:
+        wanted: Number of GPUs.
     """
     known = gpus()
     if not 0 < wanted < len(known):
         return
-    while len(mine := _free(known, wanted)) < wanted:
+    while not (mine := _lock_free(known, wanted)):
         time.sleep(1)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
+    _claimed.extend(mine.values())
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
 
 
-def _free(known: list[str], wanted: int) -> list[str]:
-    """Lock GPUs that are free; the names of `wanted` of them, or none where there are fewer."""
-    locked: dict[str, int] = {}
+def _lock_free(known: list[str], wanted: int) -> dict[str, FileLock]:
+    """Locks GPUs that no other process has: `wanted` of them, or none if fewer are free."""
+    mine: dict[str, FileLock] = {}
     for name in known:
-        if len(locked) < wanted:
-            path = Path(tempfile.gettempdir(), f"ffp-{os.getuid()}-gpu-{name}.lock")
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked[name] = handle
-            except BlockingIOError:
-                os.close(handle)
-    if len(locked) < wanted:
-        for handle in locked.values():
-            os.close(handle)
-        return []
-    _claimed.extend(locked.values())
-    return list(locked)
+        if len(mine) < wanted and (lock := try_lock(Path(tempfile.gettempdir(), f"ffp-{os.getuid()}-gpu-{name}.lock"))):
+            mine[name] = lock
+    if len(mine) == wanted:
+        return mine
+    for lock in mine.values():
+        lock.release()
+    return {}

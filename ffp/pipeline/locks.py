@@ -1,68 +1,75 @@
-"""One run of the workflow at a time in a folder, by a lock that the kernel takes back when its holder dies.
+"""One run of the workflow at a time in a folder, by a lock that the kernel releases when its holder dies.
 
-Snakemake's own lock is a set of files, which kill -9 or a power loss leaves behind, so that the next run is refused
-until somebody types --unlock. With a lock of the kernel beside it, the files of a dead run are told from those of a
-live one, and can be removed unattended.
+Snakemake's own lock is a set of files. A killed run leaves them behind, and the next run is refused until somebody
+types --unlock. The kernel's lock tells the files of a dead run from those of a live one, so that they can be removed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ffp.core.errors import ConfigError
 
 STATE = Path(".snakemake")
-_held: list[int] = []  # open for as long as this process lives
+_held: list[FileLock] = []  # released when this process ends
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Takes a lock that the kernel releases when this process dies.
+
+    Args:
+        path: Lock file; created if missing, and never removed.
+
+    Returns:
+        The lock, which is released when the last reference to it is gone; None if another process holds it.
+    """
+    lock = FileLock(path, blocking=False, mode=0o600, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
 
 
 def clear_stale(state: Path = STATE) -> None:
-    """Remove the lock files that a dead run left in `state`; those of a live run stay."""
-    if not (state / "locks").is_dir():
-        return
-    handle = _open(state)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Removes the lock files that a dead run left in Snakemake's folder `state`; those of a live run stay."""
+    if (state / "locks").is_dir() and (lock := try_lock(state / "ffp.lock")) is not None:
         shutil.rmtree(state / "locks", ignore_errors=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(handle)
+        lock.release()
 
 
 def hold(state: Path = STATE) -> None:
-    """Keep other runs out of this folder until the process ends; ConfigError if one is already running."""
-    handle = _open(state)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(handle, 20, 0).decode() or "unknown"
-        os.close(handle)
+    """Keeps other runs out of this folder until the process ends.
+
+    Raises:
+        ConfigError: A run is at work here already.
+    """
+    state.mkdir(exist_ok=True)
+    file = state / "ffp.lock"
+    lock = try_lock(file)
+    if lock is None:
         raise ConfigError(
-            f"another run (process {holder}) is at work in {Path.cwd()}. Wait for its end, or run in another folder."
-        ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
-    _held.append(handle)
+            f"another run (process {file.read_text() or 'unknown'}) is at work in {Path.cwd()}. "
+            "Wait for its end, or run in another folder."
+        )
+    file.write_text(str(os.getpid()))
+    _held.append(lock)
 
 
 def holder(state: Path = STATE) -> str | None:
-    """The process that is at work in this folder, or None: nothing is created, and no lock is left behind."""
-    try:
-        handle = os.open(state / "ffp.lock", os.O_RDONLY)
-    except FileNotFoundError:
+    """Returns the process number of the run that is at work in this folder, or None; creates nothing."""
+    file = state / "ffp.lock"
+    if not file.exists():
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(handle, 20, 0).decode() or "unknown"
-    finally:
-        os.close(handle)
-    return None
-
-
-def _open(state: Path) -> int:
-    state.mkdir(exist_ok=True)
-    return os.open(state / "ffp.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    process = file.read_text() or "unknown"
+    with suppress(PermissionError):
+        lock = try_lock(file)
+        if lock is not None:
+            lock.release()
+        return process if lock is None else None
+    return process if Path("/proc", process).exists() else None  # another user's folder: nothing else can be checked

@@ -15,7 +15,7 @@ from ffp.pipeline import cluster
 
 JOB = """
 import os, sys, time
-from ffp import site
+from ffp.pipeline import cluster
 cluster.claim_gpus(int(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 time.sleep(60)

@@ -11,7 +11,7 @@ from ffp.pipeline import locks
 
 HOLDER = """
 import pathlib, sys, time
-from ffp import runlock
+from ffp.pipeline import locks
 locks.hold(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -49,7 +49,7 @@ def test_a_killed_run_leaves_nothing_in_the_way(tmp_path, other):
     assert not (tmp_path / "locks").exists()
     locks.hold(tmp_path)
     assert (tmp_path / "ffp.lock").read_text() == str(os.getpid())
-    os.close(locks._held.pop())
+    locks._held.pop().release()
 
 
 def test_a_folder_without_a_run_stays_untouched(tmp_path):
