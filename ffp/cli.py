@@ -2,320 +2,380 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Literal
+
+import typer
 
 import ffp
-from ffp.allocators import registry
-from ffp.config import Cell, Experiment, LocalSource, ModelConfig, TasksConfig, TextConfig, read_part
+from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig, read_part
 from ffp.core.errors import ConfigError, FfpError
+from ffp.core.suggest import did_you_mean
 from ffp.pipeline.cluster import claim_gpus
+from ffp.store.layout import Layout
 
-EXAMPLES = """examples:
-  ffp asset model --config config/models/smollm2-135m.yaml --out data/models/smollm2-135m
-  ffp calibrate --config config/grids/demo.yaml --model smollm2-135m --model-dir data/models/smollm2-135m \\
-      --text-dir data/text/embedded --out data/calibration/smollm2-135m
-  ffp allocate --config config/grids/demo.yaml --cell smollm2-135m/structured/s0.20/fastforward/seed0 \\
-      --model-dir data/models/smollm2-135m --calibration data/calibration/smollm2-135m --out CELL
-  ffp report --config config/grids/demo.yaml --out results/report
-"""
+STEPS, GRIDS, RESULTS = "Steps of a grid, in this order", "Look at a grid", "Use results"
+INTERRUPTED = 130  # typer answers Ctrl-C with this code
 
+app = typer.Typer(name="ffp", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with near matches of a name that is unknown."""
-
-    def error(self, message: str) -> NoReturn:
-        choice = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if choice:
-            name, value, names = choice.groups()
-            known = re.findall(r"[\w.-]+", names)
-            message = f"unknown {name} {value!r}: {registry.did_you_mean(value, known)}"
-        self.exit(2, f"{self.prog}: {message.rstrip('.?')}. See {self.prog} --help.\n")
+GridFile = Annotated[Path, typer.Option("--config", help="Grid file, e.g. config/grids/demo.yaml.")]
+CellPath = Annotated[str, typer.Option("--cell", metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN.")]
+ModelDir = Annotated[Path, typer.Option(help="Folder of the fetched model.")]
+TextDir = Annotated[Path, typer.Option(help="Folder of the fetched text.")]
+CalibrationDir = Annotated[Path, typer.Option("--calibration", help="Folder that ffp calibrate filled.")]
+CellDir = Annotated[Path, typer.Option("--out", help="Folder of the cell.")]
+OutDir = Annotated[Path, typer.Option("--out", help="Folder to make.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, what the command returns, or that of its error."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Runs one command.
+
+    Args:
+        arguments: The words after `ffp`; those of this process if None.
+
+    Returns:
+        The exit code: 0, what the command returns, or that of its error, whose one line goes to stderr.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for chatty in ("httpx", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    code = FfpError.exit_code
     try:
-        return int(options.run(options) or 0)
+        code = int(app(words, standalone_mode=False, prog_name="ffp") or 0)
+        message = "interrupted; start it again to go on." if code == INTERRUPTED else ""
+    except typer.TyperException as error:
+        message = f"{_usage_fault(error)} See {name} --help."
     except FfpError as error:
-        print(f"ffp {options.command}: {error}", file=sys.stderr)
-        return error.exit_code
+        code, message = error.exit_code, str(error)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"ffp {options.command}: {what}. Check the path, its rights and the space on its disk.", file=sys.stderr)
-        return FfpError.exit_code
+        message = f"{what}. Check the path, its rights and the space on its disk."
     except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
         if not (isinstance(error, MemoryError) or re.search(r"allocate.*memory|out of memory", str(error))):
             raise
-        print(
-            f"ffp {options.command}: out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb).",
-            file=sys.stderr,
-        )
-        return FfpError.exit_code
-    except KeyboardInterrupt:
-        print(f"ffp {options.command}: interrupted; start it again to go on.", file=sys.stderr)
-        return 130
+        message = "out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)."
+    if message:
+        print(f"{name}: {message}", file=sys.stderr)
+    return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="ffp", description=ffp.__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"ffp {ffp.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    asset = _command(commands, "asset", _asset, "fetch and verify a model, a text or a set of tasks")
-    asset.add_argument("kind", choices=("model", "text", "tasks"))
-    _paths(asset, config="YAML of the model, text or tasks", out="folder to make")
-
-    step = _command(commands, "calibrate", _calibrate, "one pass over the calibration text, for every cell of a model")
-    step.add_argument("--model", required=True, metavar="NAME", help="a model of the grid")
-    _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="folder to fill")
-
-    step = _command(commands, "allocate", _allocate, "how much of each module to keep: " + ", ".join(registry.METHODS))
-    _cell(step)
-    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
-    _paths(step, out="folder of the cell")
-    step.add_argument("--init", type=Path, metavar="DIR", help="folder of the cell whose policy the search starts from")
-
-    step = _command(commands, "apply", _apply, "turn an allocation into the indices of the kept units")
-    _cell(step)
-    _paths(step, config="grid file", model_dir="fetched model", calibration="calibration folder")
-    _paths(step, allocation="allocation.json", out="folder of the cell")
-
-    step = _command(commands, "evaluate", _evaluate, "perplexity and lm-eval scores of a cell")
-    _cell(step)
-    _paths(step, config="grid file", model_dir="fetched model", text_dir="fetched text", out="scores.json to write")
-    step.add_argument("--tasks-dir", type=Path, metavar="DIR", help="fetched tasks; none without it")
-    step.add_argument(
-        "--cut", type=Path, metavar="DIR", help="without it the dense model; folder with the cell's masks and updates"
-    )
-
-    step = _command(commands, "export", _export, "write a cell's model as a checkpoint: smaller, or with zeros")
-    _cell(step)
-    _paths(step, config="grid file", out="folder to make")
-    step.add_argument("--model-dir", type=Path, metavar="PATH", help="fetched model; that of the grid without it")
-    step.add_argument("--cut", type=Path, metavar="DIR", help="folder with the cell's masks and updates; as above")
-    step.add_argument("--dense-shape", action="store_true", help="the parent's shapes, zeros for what was removed")
-
-    step = _command(
-        commands, "parity", _parity, "a reference's own result on a model and tokens, compared with its file"
-    )
-    _parity_options(step)
-
-    step = _command(commands, "validate", _validate, "check a grid, and say what it will take, before it is fetched")
-    _paths(step, config="grid file")
-    step.add_argument("--tflops", type=float, default=100.0, help="sustained speed of a device (default: 100)")
-
-    step = _command(commands, "report", _report, "tables and plots of all cells that are there")
-    _paths(step, config="grid file", out="folder to fill")
-
-    step = _command(commands, "verify", _verify, "check every digest, budget, text and figure behind a report again")
-    step.add_argument("results", type=Path, nargs="?", metavar="DIR", help="results folder; the grid's own without it")
-    step.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"), metavar="PATH", help="grid file (demo)")
-    step = _command(commands, "status", _status, "how far a grid is: from another shell, or after a crash")
-    _paths(step, config="grid file")
-
-    step = _command(commands, "compare", _compare, "what changed between two result sets; exit 1 if anything did")
-    step.add_argument("before", type=Path, metavar="A", help="results of one commit or machine: a folder with cells/")
-    step.add_argument("after", type=Path, metavar="B", help="those of another one")
-    step.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="relative difference to overlook")
-    step.add_argument("--json", type=Path, metavar="PATH", help="write the differences here too")
-    return parser
+def _usage_fault(error: typer.TyperException) -> str:
+    """What is wrong with the command line, as one sentence."""
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    unknown, context = re.match(r"No such option: (\S+)", message), getattr(error, "ctx", None)
+    if unknown and context:
+        options = [option for parameter in context.command.params for option in parameter.opts]
+        return f"No such option {unknown[1]}: {did_you_mean(unknown[1], options)}"
+    return message if message.endswith("?") else f"{message}."
 
 
-def _command(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
-    return command
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ffp {ffp.__version__}")
+        raise typer.Exit
 
 
-def _paths(command: argparse.ArgumentParser, **helps: str) -> None:
-    for name, text in helps.items():
-        command.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="PATH", help=text)
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    r"""Prunes large language models and benchmarks how to spread the cut over their layers.
+
+    The workflow (make demo, or snakemake) runs these commands for every cell of a grid; each can be run by hand.
+
+    Example:
+      ffp validate --config config/grids/demo.yaml
+      ffp asset model --config config/models/smollm2-135m.yaml \
+          --out data/models/smollm2-135m
+      ffp status --config config/grids/demo.yaml
+      ffp export --config config/grids/demo.yaml --out pruned \
+          --cell smollm2-135m/structured/s0.20/owl/seed0
+    """
 
 
-def _parity_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--method", required=True, choices=("magnitude", "wanda", "sparsegpt", "owl", "flap"))
-    command.add_argument("--sparsity", required=True, type=float, help="share to remove, in (0, 1)")
-    _paths(command, model_dir="folder of save_pretrained", tokens="ids, (windows, context): .npy or .safetensors")
-    _paths(command, out="folder to fill: parity.json, masks.npz")
-    command.add_argument("--reference", type=Path, metavar="PATH", help="packed masks (.npz) or kept units (.json)")
-    command.add_argument("--tensor", default="calibration", metavar="NAME", help="of a .safetensors; %(default)s")
-    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    command.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
-    command.add_argument("--prune-n", type=int, default=0, metavar="N", help="remove N of every M; 0 for none")
-    command.add_argument("--prune-m", type=int, default=0, metavar="M", help="see --prune-n")
-    command.add_argument("--variant", action="store_true", help="of Wanda: its search for a part of each row's sum")
-    command.add_argument("--block-size", type=int, default=128, metavar="N", help="of SparseGPT; %(default)s")
-    command.add_argument("--damping", type=float, default=0.01, metavar="X", help="of SparseGPT; %(default)s")
-    command.add_argument("--outlier-threshold", type=float, default=5.0, metavar="M", help="of OWL; %(default)s")
-    command.add_argument("--strength", type=float, default=0.08, metavar="LAMBDA", help="of OWL; %(default)s")
-    command.add_argument("--pruner", default="wanda", help="of OWL: wanda, magnitude or sparsegpt; %(default)s")
-    command.add_argument("--special", action="store_true", help="of OWL's N:M: what would save 1 of M saves 2")
-    command.add_argument("--structure", default="AL-AM", help="of FLAP: AL-AM, AL-MM, UL-MM or UL-UM; %(default)s")
-    command.add_argument("--metric", default="WIFV", help="of FLAP: WIFV, IFV or WIFN; %(default)s")
-    command.add_argument("--remove-heads", type=int, default=8, metavar="N", help="of FLAP's *-MM; %(default)s")
+@app.command(rich_help_panel=STEPS)
+def asset(
+    kind: Annotated[Literal["model", "text", "tasks"], typer.Argument(help="What to fetch.")],
+    config: Annotated[Path, typer.Option(help="YAML file of the model, text or tasks.")],
+    out: OutDir,
+) -> None:
+    """Fetch and verify a model, a text or a set of tasks.
 
-
-def _cell(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cell", required=True, metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN")
-
-
-def _asset(options: argparse.Namespace) -> None:
+    Example:
+      ffp asset text --config config/texts/embedded.yaml --out data/text/embedded
+    """
     from ffp import assets
 
-    if options.kind == "model":
-        assets.fetch_model(read_part(ModelConfig, options.config), options.out)
-    elif options.kind == "text":
-        assets.fetch_text(read_part(TextConfig, options.config), options.out)
+    if kind == "model":
+        assets.fetch_model(read_part(ModelConfig, config), out)
+    elif kind == "text":
+        assets.fetch_text(read_part(TextConfig, config), out)
     else:
-        assets.fetch_tasks(read_part(TasksConfig, options.config), options.out)
+        assets.fetch_tasks(read_part(TasksConfig, config), out)
 
 
-def _calibrate(options: argparse.Namespace) -> None:
-    project = Experiment(options.config)
-    if options.model not in project.models:
-        near = registry.did_you_mean(options.model, project.models)
-        raise ConfigError(f"{project.file} has no model {options.model!r}: {near}")
-    _start_torch(project, options.model)
+@app.command(rich_help_panel=STEPS)
+def calibrate(
+    config: GridFile,
+    model: Annotated[str, typer.Option(metavar="NAME", help="A model of the grid.")],
+    model_dir: ModelDir,
+    text_dir: TextDir,
+    out: OutDir,
+) -> None:
+    r"""Run the dense model once over the calibration text, for every cell of this model.
+
+    Example:
+      ffp calibrate --config config/grids/demo.yaml --model smollm2-135m \
+          --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
+          --out data/calibration/smollm2-135m
+    """
+    experiment = Experiment(config)
+    if model not in experiment.models:
+        raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
+    _start_torch(experiment, model)
     from ffp.pipeline import steps
 
-    steps.calibrate(project, options.model, options.model_dir, options.text_dir, options.out)
+    steps.calibrate(experiment, model, model_dir, text_dir, out)
 
 
-def _allocate(options: argparse.Namespace) -> None:
-    project, cell = _open(options)
-    origin = project.init_cell(cell)
-    if (origin is None) != (options.init is None):
+@app.command(rich_help_panel=STEPS)
+def allocate(
+    config: GridFile,
+    cell: CellPath,
+    model_dir: ModelDir,
+    calibration: CalibrationDir,
+    out: CellDir,
+    init: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the cell whose policy the search starts from.")
+    ] = None,
+) -> None:
+    r"""Decide how much of each module to keep, with the cell's method.
+
+    Example:
+      CELL=smollm2-135m/structured/s0.20/fastforward/seed0
+      ffp allocate --config config/grids/demo.yaml --cell $CELL \
+          --model-dir data/models/smollm2-135m \
+          --calibration data/calibration/smollm2-135m --out results/cells/$CELL
+    """
+    experiment, point = _open(config, cell)
+    origin = experiment.init_cell(point)
+    if (origin is None) != (init is None):
         wanted = f"--init with the folder of {origin.path}" if origin else "no --init"
-        raise ConfigError(
-            f"{cell.path} starts from {origin.path if origin else 'no policy'} in {project.file}: give {wanted}."
-        )
+        start = origin.path if origin else "no policy"
+        raise ConfigError(f"{point.path} starts from {start} in {experiment.file}: give {wanted}.")
     from ffp.pipeline import steps
 
-    steps.allocate(project, cell, options.model_dir, options.calibration, options.out, options.init)
+    steps.allocate(experiment, point, model_dir, calibration, out, init)
 
 
-def _apply(options: argparse.Namespace) -> None:
-    project, cell = _open(options)
+@app.command(rich_help_panel=STEPS)
+def apply(
+    config: GridFile,
+    cell: CellPath,
+    model_dir: ModelDir,
+    calibration: CalibrationDir,
+    allocation: Annotated[Path, typer.Option(help="The cell's allocation.json.")],
+    out: CellDir,
+) -> None:
+    r"""Choose which units or weights stay, and compute what makes up for the others.
+
+    Example:
+      CELL=smollm2-135m/structured/s0.20/owl/seed0
+      ffp apply --config config/grids/demo.yaml --cell $CELL \
+          --model-dir data/models/smollm2-135m \
+          --calibration data/calibration/smollm2-135m \
+          --allocation results/cells/$CELL/allocation.json --out results/cells/$CELL
+    """
+    experiment, point = _open(config, cell)
     from ffp.pipeline import steps
 
-    steps.apply(project, cell, options.model_dir, options.calibration, options.allocation, options.out)
+    steps.apply(experiment, point, model_dir, calibration, allocation, out)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    project, cell = _open(options)
+@app.command(rich_help_panel=STEPS)
+def evaluate(
+    config: GridFile,
+    cell: CellPath,
+    model_dir: ModelDir,
+    text_dir: TextDir,
+    out: Annotated[Path, typer.Option(help="scores.json to write.")],
+    tasks_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks; without it no task is scored.")
+    ] = None,
+    cut: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; without it the model is dense."),
+    ] = None,
+) -> None:
+    r"""Measure perplexity and lm-eval scores of a cell.
+
+    Example:
+      CELL=smollm2-135m/structured/s0.20/owl/seed0
+      ffp evaluate --config config/grids/demo.yaml --cell $CELL \
+          --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
+          --cut results/cells/$CELL --out results/cells/$CELL/scores.json
+    """
+    experiment, point = _open(config, cell)
     from ffp.pipeline import steps
 
-    steps.evaluate(project, cell, options.model_dir, options.text_dir, options.tasks_dir, options.cut, options.out)
+    steps.evaluate(experiment, point, model_dir, text_dir, tasks_dir, cut, out)
 
 
-def _export(options: argparse.Namespace) -> None:
-    project, cell = _open(options)
-    from ffp.pipeline import steps
+@app.command(rich_help_panel=STEPS)
+def report(config: GridFile, out: Annotated[Path, typer.Option(help="Folder to fill.")]) -> None:
+    """Make tables, plots and a page of all cells that are finished.
 
-    model_dir = options.model_dir or Path(project.grid.data, "models", cell.model)
-    cut_dir = options.cut or Path(project.grid.results, "cells", cell.path)
-    steps.export(project, cell, model_dir, cut_dir, options.out, dense_shape=options.dense_shape)
-    print(options.out)
+    Example:
+      ffp report --config config/grids/demo.yaml --out results/report
+    """
+    from ffp import report as reports
 
-
-def _parity(options: argparse.Namespace) -> None:
-    source = LocalSource(kind="local", path=str(options.model_dir))
-    config = ModelConfig(source=source, title="", dtype=options.dtype, device=options.device)
-    _quiet_libraries()
-    from ffp.models.checkpoint import load_model
-    from ffp.models.prunable import PrunableModel
-    from tests import parity
-
-    settings = parity.Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(parity.Settings)})
-    tokens = parity.read_tokens(options.tokens, options.tensor)
-    result = parity.run(PrunableModel(load_model(options.model_dir, config)), tokens, settings)
-    parity.write(options.out, result, settings, None)
-    if options.reference is not None:
-        comparison = parity.check(result, options.reference, settings)
-        parity.write(options.out, result, settings, comparison)
-        print(", ".join(f"{key}: {value}" for key, value in comparison.items()))
+    print(reports.build(Experiment(config), out))
 
 
-def _validate(options: argparse.Namespace) -> None:
-    project = Experiment(options.config)
-    _start_torch(project, project.grid.models[0])
+@app.command(rich_help_panel=GRIDS)
+def validate(
+    config: GridFile,
+    tflops: Annotated[float, typer.Option(help="Sustained speed of a device, TFLOP/s.")] = 100.0,
+) -> None:
+    """Check a grid, and estimate what it takes, before anything is fetched.
+
+    Example:
+      ffp validate --config config/grids/paper.yaml --tflops 300
+    """
+    experiment = Experiment(config)
+    _start_torch(experiment, experiment.grid.models[0])
     from ffp.pipeline import plan
 
-    if not options.tflops > 0:
-        raise ConfigError(f"--tflops {options.tflops:g} is not above 0. Give the sustained speed of a device.")
-    print(plan.report(project, tflops=options.tflops))
+    if not tflops > 0:
+        raise ConfigError(f"--tflops {tflops:g} is not above 0. Give the sustained speed of a device.")
+    print(plan.report(experiment, tflops=tflops))
 
 
-def _report(options: argparse.Namespace) -> None:
-    from ffp import report
+@app.command(rich_help_panel=GRIDS)
+def status(config: GridFile) -> None:
+    """Show how far a grid is, from another shell or after a crash.
 
-    print(report.build(Experiment(options.config), options.out))
+    Example:
+      ffp status --config config/grids/demo.yaml
+    """
+    from ffp.pipeline import status as progress
 
-
-def _verify(options: argparse.Namespace) -> None:
-    from ffp.pipeline.verify import verify
-
-    print(verify(Experiment(options.config).at(results=options.results)))
-
-
-def _status(options: argparse.Namespace) -> None:
-    from ffp.pipeline import status
-
-    print("\n".join(status.lines(Experiment(options.config))))
+    print("\n".join(progress.lines(Experiment(config))))
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from ffp.report import compare
+@app.command(rich_help_panel=GRIDS)
+def schema(out: OutDir) -> None:
+    """Write the JSON schemas of all YAML files, for completion and checks in an editor.
 
-    found = compare.compare(options.before, options.after, tolerance=options.tolerance)
-    print("\n".join(compare.lines(found, options.before, options.after)))
-    if options.json:
-        compare.write(found, options.json)
+    Example:
+      ffp schema --out config/schemas
+    """
+    from ffp.config.schema import write_schemas
+
+    write_schemas(out)
+
+
+@app.command(rich_help_panel=RESULTS)
+def export(
+    config: GridFile,
+    cell: CellPath,
+    out: OutDir,
+    model_dir: Annotated[Path | None, typer.Option(help="Folder of the fetched model; default: the grid's.")] = None,
+    cut: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; default: the grid's results."),
+    ] = None,
+    dense_shape: Annotated[
+        bool, typer.Option("--dense-shape", help="Keep the parent's shapes and write zeros for what was removed.")
+    ] = False,
+) -> None:
+    r"""Write a cell's model as a checkpoint that transformers loads.
+
+    Example:
+      ffp export --config config/grids/demo.yaml --out pruned \
+          --cell smollm2-135m/structured/s0.20/owl/seed0
+    """
+    experiment, point = _open(config, cell)
+    from ffp.pipeline import steps
+
+    layout = Layout.from_grid(experiment.grid)
+    model_dir, cut = model_dir or layout.model(point.model).folder, cut or layout.cell(point).folder
+    steps.export(experiment, point, model_dir, cut, out, dense_shape=dense_shape)
+    print(out)
+
+
+@app.command(rich_help_panel=RESULTS)
+def verify(
+    results: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Results folder; default: the grid's own.")
+    ] = None,
+    config: GridFile = Path("config/grids/demo.yaml"),
+) -> None:
+    """Check every digest, budget, text and figure behind a report again.
+
+    Example:
+      ffp verify results --config config/grids/demo.yaml
+    """
+    from ffp.pipeline.verify import verify as check
+
+    print(check(Experiment(config).at(results=results)))
+
+
+@app.command(rich_help_panel=RESULTS)
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Results of one commit or machine: has cells/.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Results of another one.")],
+    tolerance: Annotated[float, typer.Option(help="Relative difference to overlook.")] = 1e-4,
+    json: Annotated[Path | None, typer.Option(help="File for the differences as JSON.")] = None,
+) -> int:
+    """Show what changed between two result folders; exit code 1 if anything did.
+
+    Example:
+      ffp compare results-before results --json changes.json
+    """
+    from ffp.report import compare as comparing
+
+    found = comparing.compare(before, after, tolerance=tolerance)
+    print("\n".join(comparing.lines(found, before, after)))
+    if json:
+        comparing.write(found, json)
     return int(found.changed)
 
 
-def _open(options: argparse.Namespace) -> tuple[Experiment, Cell]:
-    project = Experiment(options.config)
-    cell = project.cell(options.cell)
-    _start_torch(project, cell.model)
-    return project, cell
+def _open(config: Path, path: str) -> tuple[Experiment, Cell]:
+    """The grid and one of its cells, with torch set up for the cell's model."""
+    experiment = Experiment(config)
+    cell = experiment.cell(path)
+    _start_torch(experiment, cell.model)
+    return experiment, cell
 
 
-def _start_torch(project: Experiment, model: str) -> None:
+def _start_torch(experiment: Experiment, model: str) -> None:
     """Fix the number of threads, on which the last bits of every sum depend, and take GPUs that nobody else has."""
-    config = project.models[model]
+    config = experiment.models[model]
     if config.device in ("auto", "cuda"):
         claim_gpus(config.resources.gpu)
-    _quiet_libraries()
-    import torch
-
-    torch.set_num_threads(config.resources.threads)
-
-
-def _quiet_libraries() -> None:
-    """Keep libraries off the network and off the terminal."""
-    import os
-
+    # Libraries stay off the network and off the terminal.
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    torch.set_num_threads(config.resources.threads)
 
 
 if __name__ == "__main__":
