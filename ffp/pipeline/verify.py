@@ -273,20 +273,21 @@ class Verifier:
         self.checked["row"] += len(list(self.experiment.cells()))
 
 
-def verify(project: Experiment) -> str:
+def verify(experiment: Experiment) -> str:
     """Checks a grid's artifacts and report, and returns a line that says how much was looked at.
 
     Raises:
         ArtifactError: Something does not agree; all faults, one a line.
     """
-    if not Path(project.grid.results).is_dir():
-        raise ArtifactError(f"there is no folder {project.grid.results} to verify. Name one, or run the grid first.")
-    verifier = Verifier(project)
+    results = Layout.from_grid(experiment.grid).results
+    if not results.is_dir():
+        raise ArtifactError(f"there is no folder {results} to verify. Name one, or run the grid first.")
+    verifier = Verifier(experiment)
     faults = verifier.run()
     counts = ", ".join(f"{count} {name}s" for name, count in sorted(verifier.checked.items()) if name != "leak")
     if faults:
-        raise ArtifactError("\n".join([*faults, f"{len(faults)} faults in {project.grid.results} ({counts} checked)."]))
-    return f"{project.grid.results}: everything agrees ({counts} checked)."
+        raise ArtifactError("\n".join([*faults, f"{len(faults)} faults in {results} ({counts} checked)."]))
+    return f"{results}: everything agrees ({counts} checked)."
 
 
 def _equal(what: str, found: Any, expected: Any) -> Faults:
