@@ -1,0 +1,105 @@
+"""The API in memory gives what the workflow's steps give, and touches no disk."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ffp import api
+from ffp.allocators import create
+from ffp.allocators.base import SearchBudget
+from ffp.config import Experiment
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.cuts import make_cut
+from ffp.store import schemas
+from ffp.store.layout import Layout
+from tests.helpers.families import tiny
+
+
+def windows(seed: int = 0) -> api.Windows:
+    torch.manual_seed(seed)
+    return api.Windows(*(torch.randint(0, 64, (n, 16)) for n in (4, 8, 4)))
+
+
+CUTS = {
+    "structured": make_cut("structured", score="wanda", compensation="ridge", pruner="wanda"),
+    "unstructured": make_cut("unstructured", score="wanda", compensation="none", pruner="wanda"),
+}
+BUDGET = SearchBudget(evaluations=20, windows=2, finalists=2)
+
+
+@pytest.mark.parametrize("granularity", CUTS)
+@pytest.mark.parametrize("method", ["uniform", "owl", "evolutionary"])
+def test_the_chain_prunes_a_model_in_memory_without_touching_the_disk(granularity, method, monkeypatch):
+    prunable, cut = PrunableModel(tiny("llama")), CUTS[granularity]
+    monkeypatch.setattr(builtins, "open", None)
+    monkeypatch.setattr(Path, "open", None)
+    calibration = api.calibrate(prunable, windows())
+    found = api.allocate(
+        prunable, calibration, create(method, {}), sparsity=0.3, granularity=granularity, cut=cut, budget=BUDGET
+    )
+    masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
+    summary = api.prune(prunable, found.problem, masks, cut)
+    assert 0.3 <= summary.block_sparsity < 0.35
+    assert api.evaluate(prunable.model, windows(1).search)["value"] > 1
+
+
+@pytest.mark.parametrize("granularity", CUTS)
+def test_a_search_leaves_the_model_as_it_was(granularity):
+    prunable = PrunableModel(tiny("llama"))
+    before = copy.deepcopy(prunable.model.state_dict())
+    calibration = api.calibrate(prunable, windows())
+    method, cut = create("evolutionary", {}), CUTS[granularity]
+    api.allocate(prunable, calibration, method, sparsity=0.3, granularity=granularity, cut=cut, budget=BUDGET)
+    after = prunable.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_answers_are_scored_at_the_checkpoints_and_end_at_the_allocation():
+    prunable = PrunableModel(tiny("llama"))
+    calibration, checkpoints = api.calibrate(prunable, windows()), (0.25, 0.5, 1.0)
+    found = api.allocate(
+        prunable, calibration, create("evolutionary", {}), sparsity=0.3, cut=CUTS["structured"], budget=BUDGET,
+        checkpoints=checkpoints,
+    )  # fmt: skip
+    assert [answer.share for answer in found.answers] == list(checkpoints)
+    assert found.answers[-1].allocation == found.allocation
+    assert found.cost.selection_tokens <= BUDGET.finalists * windows().selection.numel()
+
+
+def test_the_steps_of_the_workflow_give_what_the_api_gives(tiny_grid, monkeypatch):
+    """Allocation, masks and perplexity of a search's cell, computed again in memory."""
+    from ffp.pipeline import steps
+
+    monkeypatch.chdir(tiny_grid)
+    experiment = Experiment(Path("config/grid.yaml"))
+    layout, grid = Layout.from_grid(experiment.grid), experiment.grid
+    cell = next(cell for cell in experiment.cells() if cell.method == "fastforward-guided")
+    batch = experiment.models[cell.model].batch_tokens
+    torch.set_num_threads(experiment.models[cell.model].resources.threads)
+    prunable = steps.load_prunable(experiment, cell.model, layout.model(cell.model).folder)
+    stored = steps.read_calibration(prunable, layout.calibration(cell.model).folder)
+    calibration, cut = api.calibrate(prunable, stored.windows, batch_tokens=batch), steps.cut_of(experiment, cell)
+    found = api.allocate(
+        prunable, calibration, experiment.create(cell.method), sparsity=float(cell.sparsity), cut=cut,
+        budget=grid.search.budget(), seed=cell.seed, checkpoints=grid.search.checkpoints, batch_tokens=batch,
+    )  # fmt: skip
+    files = layout.cell(cell)
+    assert schemas.AllocationFile.read(files.allocation).keep == found.allocation.keep
+    points = schemas.AnswersFile.read(files.answers).points
+    assert [point.loss for point in points] == [answer.loss for answer in found.answers]
+    masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut, batch_tokens=batch)
+    kept, _ = schemas.MASKS.read(files.masks)
+    assert all(np.array_equal(masks.kept[name], index) for name, index in kept.items())
+
+
+def test_the_public_functions_are_listed_and_imported_on_demand():
+    import ffp
+
+    assert {"calibrate", "allocate", "make_masks", "prune", "evaluate", "load_pruned"} <= set(ffp.__all__)
+    assert all(callable(getattr(ffp, name)) for name in ffp.__all__)
