@@ -1,4 +1,4 @@
-"""How far a grid is, from its files alone: asked from another shell, or after a crash."""
+"""Shows how far a grid is, from its files alone: from another shell, or after a crash."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from ffp.config import Cell, Experiment
+from ffp.config import Experiment
 from ffp.pipeline import locks
 from ffp.report.collect import Record, read_cell, read_logs
-from ffp.store.files import sealed_lines
+from ffp.store.journal import measurements
+from ffp.store.layout import Layout
 
 FRESH_S = 60.0  # a search that measured nothing for so long, and for ten of its evaluations, has stopped
 ORDER = ("done", "searching", "stopped", "failed", "skipped", "missing")
 
 
 @dataclass(frozen=True)
-class Search:
-    """A search that has a journal and no answer yet. tokens, total: forwarded and allowed; age_s: since its last one.
+class Progress:
+    """A search that has a journal and no allocation yet.
 
-    rate: tokens a second, of the forwards alone; best: the reward of the last progress line in its log, "" without.
+    Attributes:
+        evaluations: Measurements on the search text.
+        tokens: Tokens of the search text that they forwarded.
+        total: Tokens that the search may forward.
+        rate: Tokens a second, of the measurements alone.
+        age_s: Seconds since the last measurement.
+        running: Whether the search is at work.
+        best: The best reward that its log names; empty without one.
     """
 
     evaluations: int
@@ -39,17 +46,18 @@ class Search:
         text = f"{self.evaluations} evaluations, {self.tokens:,} of {self.total:,} tokens ({share:.0%})"
         text += f", best {self.best}" if self.best else ""
         text += f", {self.rate:,.0f} tokens/s, {duration(left)} left, measured {duration(self.age_s)} ago"
-        return text if self.running else f"{text}; goes on from there when started again"
+        return text if self.running else f"{text}; starts from there when it is run again"
 
 
-def lines(project: Experiment) -> Iterator[str]:
-    """Totals, then a line for each search that has begun and each cell that failed, then what is left."""
-    root = Path(project.grid.results) / "cells"
-    records = [read_cell(c, root / c.path, logs=read_logs(c), trace=False) for c in project.cells()]
+def lines(experiment: Experiment) -> Iterator[str]:
+    """Yields the totals, a line for each search under way and each failed cell, and the work that is left."""
+    layout = Layout.from_grid(experiment.grid)
+    records = [read_cell(cell, layout.cell(cell), logs=read_logs(cell)) for cell in experiment.cells()]
     states, details = Counter[str](), []
     for record in records:
         state = record.row["status"]
-        search = read_search(project, record, root) if state == "missing" and record.allocation is None else None
+        waiting = state == "missing" and record.allocation is None
+        search = read_progress(experiment, record) if waiting else None
         if search:
             state = "searching" if search.running else "stopped"
         if search or state in ("failed", "skipped"):
@@ -64,51 +72,44 @@ def lines(project: Experiment) -> Iterator[str]:
     yield from _work_left(records)
 
 
-def read_search(project: Experiment, record: Record, root: Path) -> Search | None:
-    """A search's progress from its journal; None where it has none.
-
-    A gradient is taken for one on the budget's number of windows, which is what the methods ask for.
-    """
-    journal, grid = root / record.cell.path / "journal.txt", project.grid
+def read_progress(experiment: Experiment, record: Record) -> Progress | None:
+    """Returns the progress of a search from its journal; None if it has none."""
+    journal, grid = Layout.from_grid(experiment.grid).cell(record.cell).journal, experiment.grid
     if not journal.is_file():
         return None
     age = max(0.0, time.time() - journal.stat().st_mtime)
-    budget = grid.search.budget()
-    seconds, windows = [0.0], 0
-    for line in sealed_lines(journal)[1:]:
-        if not line["key"].startswith("selection:"):
-            windows += 3 * budget.windows if line["key"].startswith("gates:") else len(line["values"])
-            seconds.append(line["s"])
-    tokens = windows * grid.search.context
+    # The selection text is no part of the budget. A journal of an older version does not say its tokens.
+    found = [line for line in measurements(journal) if not line["key"].startswith("selection:")]
+    tokens, seconds = sum(line.get("tokens", 0) for line in found), [line["s"] for line in found]
     best = re.findall(r"\bbest (\d\S*?),", record.logs.get("allocate", ""))
-    return Search(
-        evaluations=len(seconds) - 1,
+    return Progress(
+        evaluations=len(found),
         tokens=tokens,
-        total=budget.tokens(grid.search.context),
+        total=grid.search.budget().tokens(grid.search.context),
         rate=tokens / max(sum(seconds), 1e-9),
         age_s=age,
-        running=age <= max(FRESH_S, 10 * max(seconds)),
+        running=age <= max(FRESH_S, 10 * max(seconds, default=0.0)),
         best=best[-1] if best else "",
     )
 
 
 def _work_left(records: list[Record]) -> Iterator[str]:
-    """The seconds that cells of the same method took, times those that are missing."""
+    """Yields the seconds that finished cells of the same method took, times the cells that are missing."""
     took: dict[str, list[float]] = defaultdict(list)
     for record in records:
         if record.done:
             took[record.cell.method].append(record.row.get("search_s", 0.0) + record.row["evaluation_s"])
     waiting = [record.cell for record in records if record.row["status"] == "missing"]
-    known: list[Cell] = [cell for cell in waiting if took[cell.method]]
+    known = [cell for cell in waiting if took[cell.method]]
     if known:
         left = sum(statistics.fmean(took[cell.method]) for cell in known)
-        text = f"left: about {duration(left)} of work for {len(known)} cells, model loading not counted"
+        text = f"left: about {duration(left)} of work for {len(known)} cells, without model loading"
         others = len(waiting) - len(known)
-        yield f"{text}; {others} more are of methods without a finished cell." if others else f"{text}."
+        yield f"{text}; {others} more use methods without a finished cell." if others else f"{text}."
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: 42 s, 12 min, 3.5 h."""
+    """Returns seconds in the unit that suits them: 42 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,18 +1,19 @@
-"""One record for each cell of a grid, read from the cell's artifacts: finished, skipped, failed or missing."""
+"""Reads a record for each cell of a grid from the files of the cell: finished, skipped, failed or missing."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError
-from ffp.store.files import read_json, read_table
+from ffp.store.identity import step_settings
+from ffp.store.layout import CellFiles, Layout
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile, TaskScores
 
 LEADING = (
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
@@ -23,78 +24,84 @@ TRAILING = (
     "search_selection_tokens", "evaluation_s", "evaluation_peak_mem_bytes", "reason",
 )  # fmt: skip
 METRICS = ("acc_norm", "acc")
-LOGS = Path("logs")  # where the rules write, below the folder that Snakemake runs in
 STEPS = ("allocate", "apply", "evaluate")
 LOG_CHARACTERS = 4000
 
 
 @dataclass
 class Record:
-    """A cell and what its folder holds. row: the table's figures by column, absent where there is none.
+    """A cell and what its folder holds.
 
-    logs: the end of each step's log, by step.
+    Attributes:
+        cell: The cell.
+        row: Figures by column of the tables; a figure that is not known is absent.
+        allocation: Content of allocation.json, if it is there; the next three likewise.
+        answers: What the search would have answered on its way.
+        cost: What the search cost.
+        scores: Perplexity and task scores.
+        notes: Warnings for a reader of the page.
+        logs: The end of each step's log, by step.
     """
 
     cell: Cell
     row: dict[str, Any]
-    allocation: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = None
-    scores: dict[str, Any] | None = None
-    trace: Any = None
+    allocation: AllocationFile | None = None
+    answers: AnswersFile | None = None
+    cost: CostFile | None = None
+    scores: ScoresFile | None = None
     notes: list[str] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
+        """Whether the cell is finished."""
         return bool(self.row["status"] == "done")
 
     @property
-    def tasks(self) -> dict[str, Any]:
-        return dict((self.scores or {}).get("tasks") or {})
+    def tasks(self) -> dict[str, TaskScores]:
+        """Task scores by the task's name."""
+        return self.scores.tasks if self.scores else {}
 
     @property
     def block(self) -> tuple[str, str, str]:
-        """The rows that may be compared with this one: same model, granularity and target."""
+        """Model, granularity and sparsity: records of the same block may be compared."""
         return self.cell.model, self.cell.granularity, self.cell.sparsity
 
 
-def collect(project: Experiment) -> list[Record]:
-    """Every cell of the grid in its order, then the methods that do not serve a granularity, as skipped."""
-    root = Path(project.grid.results) / "cells"
-    records = []
-    for cell in project.cells():
-        records.append(read_cell(cell, root / cell.path, logs=read_logs(cell)))
-        records[-1].notes += _stale(project, records[-1])
-    records += [_unserved(project, cell) for cell in unserved(project)]
+def collect(experiment: Experiment) -> list[Record]:
+    """Returns every cell in the order of the grid; methods that do not serve a granularity are skipped cells."""
+    layout, grid = Layout.from_grid(experiment.grid), experiment.grid
+    records = [_unserved(experiment, cell) for cell in unserved(experiment)]
+    for cell in experiment.cells():
+        record = read_cell(cell, layout.cell(cell), logs=read_logs(cell))
+        record.notes += _stale(experiment, record)
+        records.append(record)
     for record in records:
-        mean_accuracy(record, list(project.tasks.tasks) if project.tasks else [])
-    order = {name: index for index, name in enumerate(["dense", *project.grid.methods])}
-    models = {name: index for index, name in enumerate(project.grid.models)}
-    granularities: dict[str, int] = {name: index for index, name in enumerate(project.grid.granularities)}
+        add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
+    models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", *grid.methods)))
     return sorted(
         records,
-        key=lambda r: (models[r.cell.model], granularities[r.cell.granularity], float(r.cell.sparsity),
-                       order[r.cell.method], r.cell.seed),
+        key=lambda r: (models.index(r.cell.model), granularities.index(r.cell.granularity), float(r.cell.sparsity),
+                       methods.index(r.cell.method), r.cell.seed),
     )  # fmt: skip
 
 
-def unserved(project: Experiment) -> Iterable[Cell]:
-    """Cells that the grid asks for by name but whose method cannot serve the granularity."""
-    grid = project.grid
+def unserved(experiment: Experiment) -> Iterator[Cell]:
+    """Yields cells that the grid asks for by name, but whose method cannot serve the granularity."""
+    grid = experiment.grid
     for model in grid.models:
         for granularity in grid.granularities:
-            for sparsity in grid.sparsities_of(granularity):
-                for name in grid.methods:
-                    if project.refusal(name, granularity):
-                        yield Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
+            for name in (name for name in grid.methods if experiment.refusal(name, granularity)):
+                for sparsity in grid.sparsities_of(granularity):
+                    yield Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
 
 
 def columns(records: Iterable[Record]) -> list[str]:
-    """The table's columns: the leading ones are a contract, then peak memory, tasks, means and costs."""
+    """Returns the columns of comparison.csv: the leading ones are a contract, then peak memory, tasks and the rest."""
     tasks: dict[str, dict[str, None]] = {}
     for record in records:
         for task, result in record.tasks.items():
-            tasks.setdefault(task, {}).update(dict.fromkeys(result["metrics"]))
+            tasks.setdefault(task, {}).update(dict.fromkeys(result.metrics))
     middle = ["search_peak_mem_bytes"]
     for task, metrics in tasks.items():
         for metric in metrics:
@@ -103,81 +110,73 @@ def columns(records: Iterable[Record]) -> list[str]:
     return [*LEADING, *middle, *TRAILING]
 
 
-def task_metric(result: Mapping[str, Any]) -> str:
-    """The metric that stands for a task in the mean: acc_norm where the stock task has it, otherwise acc."""
-    return next((name for name in METRICS if name in result["metrics"]), next(iter(result["metrics"])))
+def task_metric(result: TaskScores) -> str:
+    """Returns the metric that counts in the mean over tasks: acc_norm if the task has it, otherwise acc."""
+    return next((name for name in METRICS if name in result.metrics), next(iter(result.metrics)))
 
 
-def _unserved(project: Experiment, cell: Cell) -> Record:
-    reason = project.refusal(cell.method, cell.granularity)
-    return Record(cell, {**_identity(cell), "status": "skipped", "reason": reason})
+def _unserved(experiment: Experiment, cell: Cell) -> Record:
+    reason = experiment.refusal(cell.method, cell.granularity)
+    return Record(cell, {**cell.as_dict(), "status": "skipped", "reason": reason})
 
 
-def _identity(cell: Cell) -> dict[str, Any]:
-    return {"model": cell.model, "granularity": cell.granularity, "sparsity": float(cell.sparsity),
-            "method": cell.method, "seed": cell.seed}  # fmt: skip
+def read_cell(cell: Cell, files: CellFiles, *, logs: Mapping[str, str] | None = None) -> Record:
+    """Reads the record of a cell.
 
+    A damaged file makes the cell failed and an absent one makes it missing; neither stops the report.
 
-def read_cell(cell: Cell, folder: Path, *, logs: Mapping[str, str] | None = None, trace: bool = True) -> Record:
-    """A cell's record. A damaged artifact makes it failed, an absent one missing; neither stops the report.
-
-    logs: the ends of its steps' logs, which tell a failure from a cell that has not run yet. trace: whether to read it.
+    Args:
+        cell: The cell.
+        files: Its files.
+        logs: The ends of its steps' logs, which tell a failed cell from one that has not run yet.
     """
-    record = Record(cell, {**_identity(cell), "status": "missing", "reason": None}, logs=dict(logs or {}))
-    row = record.row
+    record = Record(cell, {**cell.as_dict(), "status": "missing", "reason": None}, logs=dict(logs or {}))
     try:
         if cell.method != "dense":
-            record.allocation = _optional(folder / "allocation.json", "ffp/allocation/2")
-            record.cost = _optional(folder / "search.cost.json", "ffp/cost/1")
-            table = folder / "trace.parquet"
-            record.trace = read_table(table) if trace and table.is_file() else None
-        record.scores = _optional(folder / "scores.json", "ffp/scores/1")
-        row.update(_allocation_figures(record.allocation), **_cost_figures(record.cost))
-        row.update(_score_figures(record.scores))
-        _check_shapes(record)
+            record.allocation = AllocationFile.read_if_there(files.allocation)
+            record.answers = AnswersFile.read_if_there(files.answers)
+            record.cost = CostFile.read_if_there(files.search_cost)
+        record.scores = ScoresFile.read_if_there(files.scores)
+        _check_keep(record.allocation, files)
     except ArtifactError as error:
-        row.update(status="failed", reason=str(error))
+        record.row.update(status="failed", reason=str(error))
         return record
-    except (KeyError, TypeError, ValueError) as error:
-        row.update(status="failed", reason=f"an artifact in {folder} lacks what its schema promises: {error!r}")
-        return record
-    row["status"], row["reason"] = _status(record)
+    if record.allocation:
+        record.row["block_sparsity"] = record.allocation.block_sparsity
+    record.row.update(_cost_figures(record.cost), **_score_figures(record.scores))
+    record.row["status"], record.row["reason"] = _status(record)
     return record
 
 
-def _check_shapes(record: Record) -> None:
-    """Raise KeyError, TypeError or ValueError unless the figures can be drawn."""
-    if record.allocation and record.allocation["status"] == "done":
-        decisions = record.allocation["problem"]["decisions"]
-        for decision, keep in zip(decisions, record.allocation["keep"], strict=True):
-            name, n_units = decision["name"], decision["n_units"]
-            if not 0 <= keep <= n_units:
-                raise ValueError(f"{name} keeps {keep} of {n_units} units")
-    if record.trace is not None:
-        _ = record.trace[["tokens", "best"]]
-
-
-def _optional(path: Path, schema: str) -> dict[str, Any] | None:
-    return read_json(path, schema) if path.exists() else None
+def _check_keep(allocation: AllocationFile | None, files: CellFiles) -> None:
+    """Raises ArtifactError unless the kept units lie within those of their decisions."""
+    if allocation:
+        decisions, keep = allocation.problem.decisions, allocation.keep
+        faults = [f"{d.name} keeps {k} of {d.n_units} units" for d, k in zip(decisions, keep, strict=False)
+                  if not 0 <= k <= d.n_units]  # fmt: skip
+        if len(keep) != len(decisions):
+            faults.append(f"keep has {len(keep)} entries for {len(decisions)} decisions")
+        if faults:
+            raise ArtifactError(f"{files.allocation}: {faults[0]}. Delete it and run the rule again.")
 
 
 def _status(record: Record) -> tuple[str, str | None]:
     for body in (record.allocation, record.scores):
-        if body and body.get("status", "done") != "done":
-            return body["status"], body.get("reason")
-    absent = "allocation.json" if record.cell.method != "dense" and record.allocation is None else "scores.json"
-    if absent == "scores.json" and record.scores is not None:
+        if body and body.status != "done":
+            return body.status, body.reason
+    allocated = record.cell.method == "dense" or record.allocation is not None
+    if allocated and record.scores is not None:
         return "done", None
     if fault := next(filter(None, map(_fault, reversed(record.logs.values()))), None):
         return "failed", fault
-    return "missing", f"{absent} is not there yet"
+    return "missing", f"{'scores.json' if allocated else 'allocation.json'} is not there yet"
 
 
 def read_logs(cell: Cell) -> dict[str, str]:
-    """The last LOG_CHARACTERS of each log that the cell's steps left, by step; progress bars shown as they ended."""
+    """Returns the last LOG_CHARACTERS of each log of a cell, by step; of a progress bar only its last state."""
     found = {}
     for step in STEPS:
-        path = LOGS / step / f"{cell.path}.log"
+        path = Layout.log(step, cell.path)
         if path.is_file():
             text = path.read_bytes()[-4 * LOG_CHARACTERS :].decode(errors="replace")
             lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
@@ -186,71 +185,65 @@ def read_logs(cell: Cell) -> dict[str, str]:
 
 
 def _fault(log: str) -> str | None:
-    """The error that a log ends with: ffp's own line, or the last line of a traceback; None if it ends otherwise."""
+    """The error that a log ends with: ffp's own line or the last line of a traceback; None if there is none."""
     last = log.rpartition("\n")[2]
     if re.match(r"ffp \w+: ", last) and "interrupted" not in last:
         return last
     return last if "Traceback (most recent call last)" in log and re.match(r"[\w.]+(Error|Exception)\b", last) else None
 
 
-def _allocation_figures(allocation: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"block_sparsity": allocation.get("block_sparsity")} if allocation else {}
-
-
-def _cost_figures(cost: Mapping[str, Any] | None) -> dict[str, Any]:
+def _cost_figures(cost: CostFile | None) -> dict[str, Any]:
     if not cost:
         return {}
     return {
-        "search_evaluations": cost["evaluations"],
-        "search_tokens": cost["n_tokens"],
-        "search_selection_tokens": cost["selection_tokens"],
-        "search_s": cost["wall_s"],
-        "search_peak_mem_bytes": cost["peak_mem_bytes"],
+        "search_evaluations": cost.evaluations,
+        "search_tokens": cost.n_tokens,
+        "search_selection_tokens": cost.selection_tokens,
+        "search_s": cost.wall_s,
+        "search_peak_mem_bytes": cost.peak_mem_bytes,
     }
 
 
-def _score_figures(scores: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not scores or scores.get("status", "done") != "done":
+def _score_figures(scores: ScoresFile | None) -> dict[str, Any]:
+    if not scores or scores.status != "done":
         return {}
-    ppl, params, cost = scores["ppl"], scores["params"], scores["cost"]
     figures = {
-        "block_sparsity": scores["block_sparsity"],
-        "model_sparsity": scores["model_sparsity"],
-        "ppl": ppl["value"],
-        "ppl_stderr": ppl["stderr"],
-        "ppl_windows": ppl["n_windows"],
-        "ppl_context": ppl["context"],
-        "params_kept": params["kept"],
-        "params_dense": params["dense"],
-        "evaluation_s": cost.get("wall_s"),
-        "evaluation_peak_mem_bytes": cost.get("peak_mem_bytes"),
+        "block_sparsity": scores.block_sparsity,
+        "model_sparsity": scores.model_sparsity,
+        "ppl": scores.ppl.value,
+        "ppl_stderr": scores.ppl.stderr,
+        "ppl_windows": scores.ppl.n_windows,
+        "ppl_context": scores.ppl.context,
+        "params_kept": scores.params.kept,
+        "params_dense": scores.params.dense,
+        "evaluation_s": scores.cost.wall_s,
+        "evaluation_peak_mem_bytes": scores.cost.peak_mem_bytes,
     }
-    for task, result in (scores.get("tasks") or {}).items():
-        for metric, figure in result["metrics"].items():
-            figures[f"{task}_{metric}"] = figure["value"]
-            figures[f"{task}_{metric}_stderr"] = figure["stderr"]
-        figures[f"{task}_n"] = result["n"]
+    for task, result in scores.tasks.items():
+        for metric, figure in result.metrics.items():
+            figures |= {f"{task}_{metric}": figure.value, f"{task}_{metric}_stderr": figure.stderr}
+        figures[f"{task}_n"] = result.n
     return figures
 
 
-def mean_accuracy(record: Record, names: list[str]) -> None:
-    """Add the mean over the grid's tasks, only where all of them were scored; errors add in quadrature."""
-    results = [record.tasks[name] for name in names if name in record.tasks]
-    if not record.done or not names or len(results) < len(names):
+def add_mean_accuracy(record: Record, tasks: list[str]) -> None:
+    """Adds the mean accuracy over `tasks` to a record if all of them were scored; errors add in quadrature."""
+    results = [record.tasks[name] for name in tasks if name in record.tasks]
+    if not record.done or not tasks or len(results) < len(tasks):
         return
-    chosen = [result["metrics"][task_metric(result)] for result in results]
-    record.row["mean_acc"] = sum(figure["value"] for figure in chosen) / len(chosen)
-    if all(figure["stderr"] is not None for figure in chosen):
-        record.row["mean_acc_stderr"] = math.sqrt(sum(figure["stderr"] ** 2 for figure in chosen)) / len(chosen)
+    chosen = [result.metrics[task_metric(result)] for result in results]
+    record.row["mean_acc"] = sum(figure.value for figure in chosen) / len(chosen)
+    errors = [figure.stderr for figure in chosen if figure.stderr is not None]
+    if len(errors) == len(chosen):
+        record.row["mean_acc_stderr"] = math.sqrt(sum(error**2 for error in errors)) / len(chosen)
 
 
-def _stale(project: Experiment, record: Record) -> Iterable[str]:
-    """Notes about artifacts made under other settings than the configuration names now."""
+def _stale(experiment: Experiment, record: Record) -> Iterator[str]:
+    """Yields a note for each file that was made under other settings than the configuration has now."""
     parts = (("allocate", "allocation.json", record.allocation), ("evaluate", "scores.json", record.scores))
     for step, name, body in parts:
         if body:
-            now = json.loads(json.dumps(project.settings(step, record.cell)))
-            then = body.get("settings")
-            if isinstance(then, dict) and set(then) == set(now) and then != now:
-                changed = ", ".join(key for key in now if then[key] != now[key])
+            now, then = json.loads(json.dumps(step_settings(experiment, step, record.cell))), body.settings
+            changed = ", ".join(key for key in now if key in then and then[key] != now[key])
+            if changed and set(then) == set(now):
                 yield f"{name} was made with other settings than the configuration has now ({changed}): run it again"

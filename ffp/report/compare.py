@@ -1,8 +1,8 @@
-"""Two result sets side by side: which cells changed, by how much against the noise, and what differs behind them."""
+"""Compares two sets of results: which cells changed, by how much against the noise, and what differs behind them."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,27 +11,30 @@ from typing import Any
 
 from ffp.config import Cell
 from ffp.core.errors import ConfigError
-from ffp.report.collect import Record, mean_accuracy, read_cell
+from ffp.report.collect import Record, add_mean_accuracy, read_cell
+from ffp.report.details import flat
 from ffp.report.groups import TIE_STDERRS, difference_stderr, group
-from ffp.store.files import write_json
+from ffp.store.layout import CellFiles
+from ffp.store.schemas import CompareFile
 
-SCHEMA = "ffp/compare/1"
 FIGURES = ("ppl", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations")
 RESULTS = ("masks", "updates", "allocation")  # digests of what a step made: they follow from the rest
 # From the best verdict to the worst.
-IDENTICAL, ROUNDING, NOISE, CHANGED, LOST, NEW = (
-    "identical",
-    "rounding",
-    "within noise",
-    "changed",
-    "only in A",
-    "only in B",
-)
+IDENTICAL, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "rounding", "within noise", "changed")
+LOST, NEW = "only in A", "only in B"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One cell. figures: by name (A, B, standard error of the difference or None); allocation: whether it differs."""
+    """What became of one cell.
+
+    Attributes:
+        cell: Path of the cell.
+        verdict: One of VERDICTS, LOST or NEW.
+        figures: By name (A, B, standard error of the difference or None), where A and B differ.
+        allocation: Whether the allocations differ.
+        status: The state in A and in B.
+    """
 
     cell: str
     verdict: str
@@ -42,26 +45,38 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """provenance: by fact, how many cells went from one value to another, as {"A -> B": cells}."""
+    """All cells of two sets of results.
+
+    Attributes:
+        cells: A difference for each cell, identical cells included.
+        provenance: By setting, version or digest: how many cells went from one value to another, as {"A -> B": cells}.
+    """
 
     cells: list[Difference]
     provenance: Mapping[str, Mapping[str, int]]
 
     @property
     def changed(self) -> bool:
-        """Whether a reader would draw other conclusions: a cell changed beyond the noise, or was lost."""
+        """Whether a reader would draw other conclusions: a cell changed beyond the noise or was lost."""
         return any(difference.verdict in (CHANGED, LOST) for difference in self.cells)
 
 
 def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison:
-    """Compare the cells below two folders; ConfigError if one holds none.
+    """Compares the cells below two folders.
 
-    tolerance: relative difference of a figure that counts as rounding (another machine sums in another order).
-    Within noise: at most TIE_STDERRS standard errors of the difference, which for perplexities of the same windows is
-    that of the paired losses. Figures without an error (tokens, sparsity) have no noise.
+    A difference is within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of
+    the same windows that is the error of the paired losses. Figures without an error (tokens, sparsity) have no noise.
+
+    Args:
+        before: Results folder A.
+        after: Results folder B.
+        tolerance: Relative difference of a figure that counts as rounding; another machine sums in another order.
+
+    Raises:
+        ConfigError: A folder holds no cells.
     """
     ours, theirs = read(before), read(after)
-    cells, facts = [], defaultdict[str, Counter[str]](Counter)
+    cells, changes = [], defaultdict[str, Counter[str]](Counter)
     for path in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get(path), theirs.get(path)
         if a is None or b is None:
@@ -69,19 +84,18 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
             continue
         cells.append(_difference(a, b, tolerance))
         for key, change in _provenance(a, b):
-            facts[key][change] += 1
-    return Comparison(cells, facts)
+            changes[key][change] += 1
+    return Comparison(cells, changes)
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """The cells below a results folder (or its cells/) by path, in alphabetical order."""
+    """Returns the cells below a results folder (or its folder `cells`) by path, in alphabetical order."""
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
     for place in sorted(root.glob("*/*/s*/*/seed*")):
-        model, granularity, sparsity, method, seed = place.relative_to(root).parts
-        cell = Cell(model, granularity, sparsity[1:], method, int(seed[4:]))
-        found[cell.path] = read_cell(cell, place)
-        mean_accuracy(found[cell.path], list(found[cell.path].tasks))
+        cell = Cell.parse(place.relative_to(root).as_posix())
+        found[cell.path] = read_cell(cell, CellFiles(place))
+        add_mean_accuracy(found[cell.path], list(found[cell.path].tasks))
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")
     return found
@@ -89,7 +103,7 @@ def read(folder: Path) -> dict[str, Record]:
 
 def _difference(a: Record, b: Record, tolerance: float) -> Difference:
     states = (str(a.row["status"]), str(b.row["status"]))
-    keep = [(record.allocation or {}).get("keep") for record in (a, b)]
+    keep = [record.allocation and record.allocation.keep for record in (a, b)]
     figures: dict[str, tuple[float | None, float | None, float | None]] = {}
     verdicts = [IDENTICAL if states[0] == states[1] else CHANGED]
     for key in FIGURES:
@@ -98,8 +112,7 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
             error = _error(a, b, key) if a.done and b.done and None not in (x, y) else None
             figures[key] = (x, y, error)
             verdicts.append(_verdict(x, y, error, tolerance))
-    order = (IDENTICAL, ROUNDING, NOISE, CHANGED)
-    return Difference(a.cell.path, max(verdicts, key=order.index), figures, keep[0] != keep[1], states)
+    return Difference(a.cell.path, max(verdicts, key=VERDICTS.index), figures, keep[0] != keep[1], states)
 
 
 def _error(a: Record, b: Record, key: str) -> float | None:
@@ -117,28 +130,21 @@ def _verdict(x: float | None, y: float | None, error: float | None, tolerance: f
 
 
 def _provenance(a: Record, b: Record) -> Iterator[tuple[str, str]]:
-    """("evaluation commit", "A -> B") for each fact of provenance or settings that differs."""
-    bodies = {"search": (a.allocation, b.allocation), "evaluation": (a.scores, b.scores)}
-    for step, (ours, theirs) in bodies.items():
+    """Yields ("evaluation commit", "A -> B") for each setting and each part of the provenance that differs."""
+    for step, ours, theirs in (("search", a.allocation, b.allocation), ("evaluation", a.scores, b.scores)):
         if ours and theirs:
-            flat = [dict(_flat({k: body.get(k) or {} for k in ("provenance", "settings")})) for body in (ours, theirs)]
-            for key in dict.fromkeys([*flat[0], *flat[1]]):
-                values = [str(part.get(key, "absent")) for part in flat]
+            sides = [
+                dict(flat({**body.provenance.model_dump(mode="json"), "settings": body.settings}))
+                for body in (ours, theirs)
+            ]
+            for key in dict.fromkeys([*sides[0], *sides[1]]):
+                values = [side.get(key, "absent") for side in sides]
                 if values[0] != values[1] and key not in RESULTS:
                     yield f"{step} {key}", " -> ".join(value[:40] for value in values)
 
 
-def _flat(body: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in body.items():
-        name = "" if key == "provenance" else f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{name}." if name else "")
-        else:
-            yield name, value
-
-
-def lines(found: Comparison, before: Path, after: Path) -> Iterable[str]:
-    """The comparison for a terminal or a log: totals, the cells that differ, what differs behind them."""
+def lines(found: Comparison, before: Path, after: Path) -> Iterator[str]:
+    """Yields the comparison as text: totals, the cells that differ, and what differs behind them."""
     totals = Counter(difference.verdict for difference in found.cells)
     yield f"A {before}, B {after}: " + ", ".join(f"{count} {verdict}" for verdict, count in totals.items())
     for difference in found.cells:
@@ -148,7 +154,7 @@ def lines(found: Comparison, before: Path, after: Path) -> Iterable[str]:
         yield f"differs: {key}: " + "; ".join(f"{change} ({count} cells)" for change, count in changes.items())
 
 
-def _parts(difference: Difference) -> Iterator[str]:
+def _parts(difference: Difference) -> Iterable[str]:
     if difference.status[0] != difference.status[1]:
         yield f"status {difference.status[0]} -> {difference.status[1]}"
     for key, (x, y, error) in difference.figures.items():
@@ -162,7 +168,13 @@ def _parts(difference: Difference) -> Iterator[str]:
 
 
 def write(found: Comparison, path: Path) -> None:
-    """The same as JSON; an infinite standard error (unknown) becomes null."""
-    body = json.loads(json.dumps({"cells": [asdict(d) for d in found.cells], "provenance": found.provenance}),
-                      parse_constant=lambda _: None)  # fmt: skip
-    write_json(path, SCHEMA, {"changed": found.changed, **body})
+    """Writes the comparison as JSON; an unknown (infinite) standard error becomes null."""
+    cells = [asdict(difference) for difference in found.cells]
+    for cell in cells:
+        cell["figures"] = {name: list(map(_finite, figure)) for name, figure in cell["figures"].items()}
+    provenance = {key: dict(changes) for key, changes in found.provenance.items()}
+    CompareFile(changed=found.changed, cells=cells, provenance=provenance).write(path)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,11 +1,11 @@
-"""Cells that differ only by their seed, taken together: means, spreads, and which group is the best of its block."""
+"""Takes cells that differ only by their seed together: means, spreads, and the best method of each block."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,12 @@ _IDENTITY = ("model", "granularity", "sparsity", "method", "seed", "status", "re
 
 @dataclass(frozen=True)
 class Group:
-    """One row of a comparison. row: each figure's mean over the finished seeds and, from two of them on, its sample
-    standard deviation as "<figure>_sd"; standard errors of single cells are averaged. status: that of all cells.
+    """The cells of one method at one model, granularity and sparsity: a row of a comparison.
+
+    Attributes:
+        records: One cell per seed.
+        row: The mean of each figure over the finished seeds. With two or more of them, the sample standard deviation
+            stands beside it as "<figure>_sd". Standard errors of single cells are averaged.
     """
 
     records: tuple[Record, ...]
@@ -27,28 +31,31 @@ class Group:
 
     @property
     def done(self) -> tuple[Record, ...]:
+        """The finished cells."""
         return tuple(record for record in self.records if record.done)
 
     @property
     def method(self) -> str:
+        """The method's name in the grid."""
         return self.records[0].cell.method
 
     @property
     def block(self) -> Block:
+        """Model, granularity and sparsity: groups of the same block may be compared."""
         return self.records[0].block
 
     @property
     def path(self) -> str:
-        """The cells' path without the seed."""
+        """The path of the cells without the seed."""
         return self.records[0].cell.path.rpartition("/")[0]
 
-    def loss_by_window(self) -> list[list[float]]:
-        """Per finished cell, the losses of the test windows; empty lists where they are unknown."""
-        return [((r.scores or {}).get("ppl") or {}).get("loss_by_window") or [] for r in self.done]
+    def loss_by_window(self) -> list[Sequence[float]]:
+        """Returns the losses on the windows of the test text, one sequence per finished cell; empty if unknown."""
+        return [record.scores.ppl.loss_by_window for record in self.done if record.scores]
 
 
 def group(records: Iterable[Record]) -> list[Group]:
-    """Records by everything but the seed, in the order of their first cell."""
+    """Groups records by everything but the seed, in the order of their first cell."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         found[record.cell.path.rpartition("/")[0]].append(record)
@@ -61,7 +68,7 @@ def _row(records: list[Record]) -> dict[str, Any]:
     row["seeds"] = len(done)
     row["status"], row["reason"] = _state(records)
     for key in dict.fromkeys(key for record in done for key in record.row if key not in _IDENTITY):
-        values = [record.row[key] for record in done]
+        values = [record.row.get(key) for record in done]
         if all(isinstance(value, int | float) for value in values):
             row[key] = statistics.fmean(values) if len(set(values)) > 1 else values[0]
             if len(values) > 1 and not key.endswith("_stderr"):
@@ -70,16 +77,16 @@ def _row(records: list[Record]) -> dict[str, Any]:
 
 
 def _state(records: list[Record]) -> tuple[str, str | None]:
-    """The status that all cells share; otherwise counts, with the first reason given."""
+    """The status that all cells share, or how many have which; with the first reason given."""
     states = Counter(record.row["status"] for record in records)
-    reasons = [record.row.get("reason") for record in records if record.row.get("reason")]
+    reason = next((record.row["reason"] for record in records if record.row.get("reason")), None)
     if len(states) == 1:
-        return next(iter(states)), reasons[0] if reasons else None
-    return ", ".join(f"{count} {status}" for status, count in states.items()), reasons[0] if reasons else None
+        return next(iter(states)), reason
+    return ", ".join(f"{count} {status}" for status, count in states.items()), reason
 
 
 def by_block(groups: Iterable[Group]) -> dict[Block, list[Group]]:
-    """Groups that may be compared with each other: same model, granularity and target."""
+    """Returns the groups of each block: same model, granularity and sparsity."""
     blocks: dict[Block, list[Group]] = defaultdict(list)
     for member in groups:
         blocks[member.block].append(member)
@@ -87,10 +94,16 @@ def by_block(groups: Iterable[Group]) -> dict[Block, list[Group]]:
 
 
 def best_and_ties(groups: Iterable[Group], key: str) -> dict[str, str]:
-    """Mark by group path: "best" of each block of comparable rows, and "tie" where the difference is within the error.
+    """Finds the best group of each block and those that are tied with it.
 
-    key: "ppl" (lower is better) or "mean_acc" (higher). Within the error: at most TIE_STDERRS standard errors of the
-    difference. Blocks with one finished row get no mark.
+    A group is tied if it differs from the best by at most TIE_STDERRS standard errors of the difference.
+
+    Args:
+        groups: Groups of any blocks; unfinished ones are left out.
+        key: The figure to compare: "ppl" (lower is better) or an accuracy (higher is better).
+
+    Returns:
+        "best" or "tie" by the group's path; no entry for other groups and for blocks with a single finished group.
     """
     marks = {}
     for block in by_block(g for g in groups if g.done and g.row.get(key) is not None).values():
@@ -105,28 +118,33 @@ def best_and_ties(groups: Iterable[Group], key: str) -> dict[str, str]:
 
 
 def difference_stderr(one: Group, other: Group, key: str) -> float:
-    """Standard error of the difference of two means: what the sample of the test leaves open, and the seeds.
+    """Returns the standard error of the difference between the means of two groups.
 
-    Perplexities of the same windows are compared window by window, which is far sharper than two separate errors;
-    everything else adds errors in quadrature. Infinite where an error is unknown (a single window or document): such a
-    difference proves nothing. A group with one seed adds nothing for seeds, since its spread is unknown.
+    It counts the sample of the test and the seeds. Perplexities of the same windows are compared window by window,
+    which is far sharper than two separate errors; other errors add in quadrature. A group with one seed adds nothing
+    for seeds, since its spread is unknown.
+
+    Args:
+        one: A group.
+        other: Another group.
+        key: The figure, e.g. "ppl" or "mean_acc".
+
+    Returns:
+        The error, infinite if it is unknown (a single window or document): such a difference proves nothing.
     """
     seeds = [float(g.row[f"{key}_sd"]) / math.sqrt(g.row["seeds"]) for g in (one, other) if f"{key}_sd" in g.row]
     terms = [_terms(member) for member in (one, other)] if key == "ppl" else [[], []]
     if len(terms[0]) == len(terms[1]) and len(terms[0]) > 1:
-        return math.hypot(_mean_stderr([a - b for a, b in zip(*terms, strict=True)]), *seeds)
+        paired = [a - b for a, b in zip(*terms, strict=True)]
+        return math.hypot(statistics.stdev(paired) / math.sqrt(len(paired)), *seeds)
     errors = [member.row.get(f"{key}_stderr") for member in (one, other)]
     return math.hypot(*(math.inf if error is None else error for error in errors), *seeds)
 
 
 def _terms(member: Group) -> list[float]:
-    """The delta method: d(mean PPL) is the mean over seeds of PPL dL, window by window; empty where unknown."""
+    """The delta method: d(mean PPL) is the mean over seeds of PPL dL, window by window; empty if unknown."""
     losses = member.loss_by_window()
     if not losses or len({len(values) for values in losses}) > 1:
         return []
     values = [[record.row["ppl"] * x for x in row] for record, row in zip(member.done, losses, strict=True)]
     return [statistics.fmean(window) for window in zip(*values, strict=True)]
-
-
-def _mean_stderr(values: list[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values))

@@ -69,13 +69,13 @@ async function open() {
   close.onclick = () => dialog.close();
   title.id = "cell-title";
   const block = (heading, body) => element("details", element("summary", heading), body);
-  const facts = Object.entries(cell.facts).map(([name, pairs]) => block(name, element("table",
+  const evidence = Object.entries(cell.evidence).map(([name, pairs]) => block(name, element("table",
     ...pairs.map(([key, value]) => element("tr", element("th", key), element("td", value))))));
   const logs = Object.entries(cell.logs).map(([step, text]) => block(`log of ${step}`, element("pre", text)));
   dialog.replaceChildren(close, title, element("p", cell.reason ? `${cell.status}: ${cell.reason}` : cell.status),
     ...cell.notes.map(note => element("p", element("strong", note))),
     ...(cell.commands.length ? [element("h3", "Run this cell again"), element("pre", cell.commands.join("\n"))] : []),
-    ...facts, ...logs,
+    ...evidence, ...logs,
     ...(cell.inputs.length ? [block("where its inputs are missing, before", element("pre", cell.inputs.join("\n")))] : []));
   for (const part of dialog.querySelectorAll("details"))
     part.open = /^(figures|search cost|provenance)/.test(part.firstChild.textContent);

@@ -1,4 +1,4 @@
-"""The report's entry point, and its page: one HTML file that opens offline and asks nothing of any server."""
+"""Builds the report. Its page is one HTML file that opens offline and asks nothing of a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ffp.report.collect import Record, collect
 from ffp.report.details import calibration_cost, command, details, inputs
 from ffp.report.groups import Group, by_block, group
 from ffp.store.files import whole
+from ffp.store.layout import Layout, ReportFiles
 
 TITLES = {
     "quality_cost": "Quality against search tokens",
@@ -28,45 +29,43 @@ TITLES = {
     "allocation": "Where the parameters were kept",
 }
 CELL_COLUMNS = (
-    "model",
-    "granularity",
-    "sparsity (%)",
-    "method",
-    "seed",
-    "status",
-    "PPL",
-    "search tokens",
-    "search (s)",
-)
+    "model", "granularity", "sparsity (%)", "method", "seed", "status", "PPL", "search tokens", "search (s)",
+)  # fmt: skip
 CELL_FIGURES = ("ppl", "search_tokens", "search_s")
 
 
-def build(project: Experiment, out: Path) -> Path:
-    """Write tables, plots, metrics.json and index.html for a grid, finished or not; return the page's path.
+def build(experiment: Experiment, out: Path) -> Path:
+    """Writes the report of a grid, finished or not: see store.layout.ReportFiles.
 
     The same artifacts and configuration give the same bytes. A damaged artifact becomes a failed row.
+
+    Args:
+        experiment: The grid.
+        out: Folder to fill.
+
+    Returns:
+        The path of the page.
     """
-    out = Path(out)
-    records = collect(project)
+    files = ReportFiles(Path(out))
+    records = collect(experiment)
     groups = group(records)
     texts = {
-        "comparison": tables.comparison(project, groups),
-        "tasks": tables.tasks(project, groups),
-        "ablation": tables.ablation(project, groups),
+        "comparison": tables.comparison(experiment, groups),
+        "tasks": tables.tasks(experiment, groups),
+        "ablation": tables.ablation(experiment, groups),
     }
-    tables.write_figures(records, groups, out)
-    tables.write_texts(texts, captions.tables(project, records), out)
-    plots.draw(project, groups, out)
-    with whole(out / "metrics.json") as partial:
+    tables.write_figures(records, groups, files)
+    tables.write_texts(texts, captions.tables(experiment, records), files)
+    plots.draw(experiment, groups, files)
+    with whole(files.metrics) as partial:
         partial.write_text(json.dumps(metrics(records), indent=1, allow_nan=False) + "\n")
-    page = out / "index.html"
-    with whole(page) as partial:
-        partial.write_text(render(project, records, groups, texts), encoding="utf-8")
-    return page
+    with whole(files.page) as partial:
+        partial.write_text(render(experiment, records, groups, texts), encoding="utf-8")
+    return files.page
 
 
 def metrics(records: list[Record]) -> dict[str, float]:
-    """Flat figures of the finished cells, for `dvc metrics`: "<cell>/ppl" and so on, and the number of cells done."""
+    """Returns the figures of finished cells as "<cell>/ppl" and so on, and the number of cells, for `dvc metrics`."""
     found: dict[str, float] = {"cells_done": sum(record.done for record in records), "cells": len(records)}
     for record in records:
         for name in ("ppl", "mean_acc", "model_sparsity", "search_tokens"):
@@ -75,32 +74,28 @@ def metrics(records: list[Record]) -> dict[str, float]:
     return found
 
 
-def render(project: Experiment, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
-    """The page; every label is escaped by the template engine, or before it goes into a cell's data."""
+def render(experiment: Experiment, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
+    """Returns the page. The template engine escapes every label; a cell's data are shown as text by page.js."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     here, datatables = resources.files("ffp.report"), resources.files("itables").joinpath("html")
     template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
-    grid = project.grid
+    grid = experiment.grid
     return template.render(
         title=grid.title,
         counts=captions.counts(records),
-        filters={
-            "model": {name: model.title for name, model in project.models.items()},
-            "granularity": {name: name for name in grid.granularities},
-            "sparsity": {f"{sparsity:.2f}": f"{sparsity:.0%}" for sparsity in grid.sparsities},
-        },
+        filters=filters(experiment),
         tables=texts,
-        captions=captions.tables(project, []) | {"comparison": list(captions.reading(project, records))},
-        uncontrolled=captions.uncontrolled(project, records),
-        figures=_figures(project, groups),
-        shared=[_shared(project, model) for model in grid.models],
+        captions=captions.tables(experiment, []) | {"comparison": list(captions.reading(experiment, records))},
+        uncontrolled=captions.uncontrolled(experiment, records),
+        figures=_figures(experiment, groups, records),
+        shared=[_shared(experiment, model) for model in grid.models],
         cell_columns=CELL_COLUMNS,
-        titles=_script_json({name: model.title for name, model in project.models.items()}),
+        titles=_script_json({name: model.title for name, model in experiment.models.items()}),
         cells=_script_json([_cell_line(record) for record in records]),
-        details=_packed({record.cell.path: details(project, record) for record in records}),
-        command=command("report", config=project.file, out=f"{grid.results}/report"),
+        details=_packed({record.cell.path: details(experiment, record) for record in records}),
+        command=command("report", config=experiment.file, out=Layout.from_grid(grid).report.folder),
         style=Markup(
             datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
         ),
@@ -109,22 +104,31 @@ def render(project: Experiment, records: list[Record], groups: list[Group], text
     )
 
 
-def _figures(project: Experiment, groups: list[Group]) -> Iterable[dict[str, Any]]:
-    """Each figure with one panel a block of the grid, so that the page can show those that a reader asks for."""
+def filters(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Returns the page's filters: by name, the shown text of each value that a cell of the grid can have."""
+    return {
+        "model": {name: model.title for name, model in experiment.models.items()},
+        "granularity": {name: name for name in experiment.grid.granularities},
+        "sparsity": {f"{sparsity:.2f}": f"{sparsity:.0%}" for sparsity in experiment.grid.all_sparsities},
+    }
+
+
+def _figures(experiment: Experiment, groups: list[Group], records: list[Record]) -> Iterator[dict[str, Any]]:
+    """Yields each figure with one panel per block of the grid, so that the page can filter them."""
     dense = {members[0].block[:2]: members for members in by_block(g for g in groups if g.method == "dense").values()}
     blocks = by_block(g for g in groups if g.method != "dense" and g.row["status"] != "skipped")
     labels = {g.done[0].cell.path: f"{g.path}: PPL {g.row['ppl']:.2f}" for g in groups if g.done}
     for name, title in TITLES.items():
-        panels = [
-            {"block": block, "alt": _alt(name, members),
-             "svg": _linked(plots.inline(project, [*dense.get(block[:2], []), *members], name, f"{name}-{i}"), labels)}
-            for i, (block, members) in enumerate(blocks.items())
-        ]  # fmt: skip
-        yield {"name": name, "title": title, "caption": captions.figure(project, name), "panels": panels}
+        shown = []
+        for index, (block, members) in enumerate(blocks.items()):
+            svg = plots.inline(experiment, [*dense.get(block[:2], []), *members], name, f"{name}-{index}")
+            shown.append({"block": block, "alt": _alt(name, members), "svg": _linked(svg, labels)})
+        caption = captions.figure(experiment, name, records)
+        yield {"name": name, "title": title, "caption": caption, "panels": shown}
 
 
 def _linked(svg: str, labels: dict[str, str]) -> Markup:
-    """The SVG with a name on each point that links to a cell, for hovering and for screen readers."""
+    """Names each point that links to a cell, for hovering and for screen readers."""
     named = re.sub(
         r'<a xlink:href="#([^"]+)"[^>]*>',
         lambda match: f'<a href="#{match[1]}"><title>{escape(labels[match[1]])}</title>', svg,
@@ -133,40 +137,44 @@ def _linked(svg: str, labels: dict[str, str]) -> Markup:
 
 
 def _alt(name: str, groups: list[Group]) -> str:
-    """A panel in words: what it shows, and the figures of the finished cells."""
+    """Describes a panel in words: what it shows, and its figures if they are few."""
     model, granularity, sparsity = groups[0].block
     where = f"{model}, {granularity}, {float(sparsity):.0%} sparsity"
-    if name.startswith("quality"):
-        unit = {"quality_cost": "tokens forwarded", "quality_time": "seconds of search"}[name]
-        parts = [f"{g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
-        return f"{where}: perplexity against {unit}. {'; '.join(parts) or 'No cell is finished yet'}."
-    what = "best reward so far against tokens forwarded" if name == "anytime" else "kept share of each block"
-    return f"{where}: {what}, for {', '.join(g.method for g in groups)}."
+    if name == "allocation":
+        return f"{where}: kept share of each block, for {', '.join(g.method for g in groups)}."
+    if name == "anytime":
+        what = "loss over dense of each search's answer against tokens forwarded, at the end"
+        ends = {g.method: plots.progress(g)[1].mean(0) for g in groups if plots.progress(g)[0].size}
+        parts = [f"{method} {losses[-1]:.3f}" for method, losses in ends.items()]
+        return f"{where}: {what}: {'; '.join(parts) or 'no search has scored its answers yet'}."
+    unit = {"quality_cost": "tokens forwarded", "quality_time": "seconds of search"}[name]
+    parts = [f"{g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
+    return f"{where}: perplexity against {unit}. {'; '.join(parts) or 'No cell is finished yet'}."
 
 
-def _shared(project: Experiment, model: str) -> dict[str, Any]:
-    """What all cells of a model share: the commands that fetch and calibrate, and what calibration cost."""
-    cost = calibration_cost(project, model) or {}
+def _shared(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Returns what all cells of a model share: the commands that fetch and calibrate, and the cost of calibration."""
+    cost = calibration_cost(experiment, model)
     return {
-        "title": project.models[model].title,
-        "commands": inputs(project, model),
-        "cost": {key: cost[key] for key in ("wall_s", "n_tokens", "peak_mem_bytes") if key in cost},
+        "title": experiment.models[model].title,
+        "commands": inputs(experiment, model),
+        "cost": cost.model_dump(include={"wall_s", "n_tokens", "peak_mem_bytes"}) if cost else {},
     }
 
 
 def _cell_line(record: Record) -> list[Any]:
-    """A cell's row in the list of all cells, in the order of CELL_COLUMNS: names and numbers, null where unknown."""
+    """The entries of CELL_COLUMNS for a cell; None for a number that is not known."""
     cell, row = record.cell, record.row
     names = [cell.model, cell.granularity, cell.sparsity, cell.method, cell.seed, tables.status(row)]
     return [*names, *(row.get(key) if row.get(key) is None else round(row[key], 2) for key in CELL_FIGURES)]
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON that may stand in a script element."""
+    """Returns JSON that may stand in a script element."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _packed(value: Any) -> str:
-    """JSON, gzipped, in base64: cells repeat each other's provenance, so that 2,000 of them take little room."""
+    """Returns JSON, gzipped, in base64. Cells repeat each other's provenance, so that 2,000 of them take little room."""
     text = json.dumps(value, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

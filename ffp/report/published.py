@@ -1,4 +1,4 @@
-"""Perplexities that others published, picked where they compare with this grid: never measured here, never ranked."""
+"""Picks published perplexities that compare with this grid: not measured here, and never ranked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LABEL = "published, not measured here"
 
 @dataclass(frozen=True)
 class Reference:
-    """One published perplexity. origin: the set that it comes from."""
+    """One published perplexity and the set of config/published.yaml that it comes from."""
 
     method: str
     ppl: float
@@ -20,36 +20,38 @@ class Reference:
 
     @property
     def note(self) -> str:
-        """Where it comes from and under what conditions, in one line."""
-        facts = f"context {self.origin.context}, calibration: {self.origin.calibration}"
-        return f"{LABEL}: {self.origin.source} ({self.origin.status}); {facts}"
+        """Where it comes from and how it was measured, in one line."""
+        conditions = f"context {self.origin.context}, calibration: {self.origin.calibration}"
+        return f"{LABEL}: {self.origin.source} ({self.origin.status}); {conditions}"
 
 
-def references(project: Experiment) -> dict[Block, list[Reference]]:
-    """The references of each block of the grid: same weights, granularity, sparsity, test text and context.
+def references(experiment: Experiment) -> dict[Block, list[Reference]]:
+    """Returns the published perplexities of each block of the grid.
 
-    None where perplexities are of a sample of the test text. A dense reference stands under sparsity "0.00".
+    They have the same weights, granularity, sparsity, test text and context. A dense one stands under sparsity
+    "0.00". A grid that measures a sample of the test text has none.
     """
-    grid, found = project.grid, dict[Block, list[Reference]]()
+    grid, found = experiment.grid, dict[Block, list[Reference]]()
     if grid.evaluation.windows:
         return found
-    targets = ["0.00", *(f"{sparsity:.2f}" for sparsity in grid.sparsities)]
+    comparable = [
+        origin for origin in experiment.published.sets
+        if (origin.text, origin.context) == (grid.text, grid.evaluation.context)
+        and origin.granularity in grid.granularities
+    ]  # fmt: skip
     for model in grid.models:
-        for origin in project.published.sets:
-            if (origin.text, origin.context) != (grid.text, grid.evaluation.context):
-                continue
-            if origin.granularity not in grid.granularities:
-                continue
-            for name in _names(project, model):
+        for origin in comparable:
+            targets = ["0.00", *(f"{sparsity:.2f}" for sparsity in grid.sparsities_of(origin.granularity))]
+            for name in _names(experiment, model):
                 for method, by_sparsity in origin.values.get(name, {}).items():
                     for target in (t for t in targets if t in by_sparsity):
-                        reference = Reference(method, by_sparsity[target], origin)
-                        found.setdefault((model, origin.granularity, target), []).append(reference)
+                        block = (model, origin.granularity, target)
+                        found.setdefault(block, []).append(Reference(method, by_sparsity[target], origin))
     return found
 
 
-def _names(project: Experiment, model: str) -> list[str]:
-    """What config/published.yaml calls a model of the grid, by its hub repository."""
-    source = project.models[model].source
+def _names(experiment: Experiment, model: str) -> list[str]:
+    """The names that config/published.yaml gives a model of the grid, found by its hub repository."""
+    source = experiment.models[model].source
     repo = source.repo.casefold() if isinstance(source, HubSource) else ""
-    return [name for name, repos in project.published.models.items() if repo in {r.casefold() for r in repos}]
+    return [name for name, repos in experiment.published.models.items() if repo in {r.casefold() for r in repos}]

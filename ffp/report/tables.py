@@ -1,18 +1,23 @@
-"""What a paper prints: comparison, tasks and ablation, in Markdown and LaTeX; their figures as CSV and parquet."""
+"""The tables of a paper: comparison, tasks and ablation, in Markdown and LaTeX; their figures as CSV and parquet.
+
+Markdown and LaTeX are written here: pandas' Styler sets no \\midrule between blocks of rows and prints < > | Δ as they
+are, tabulate escapes bold and italics together with the names.
+"""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ffp.config import Experiment
 from ffp.report.collect import Record, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Block, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import LABEL, Reference, references
 from ffp.store.files import whole, write_table
+from ffp.store.layout import ReportFiles
 
 DASH = "\N{EN DASH}"
 TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict"}
@@ -26,7 +31,13 @@ _MARKDOWN = "\\`*_{}[]<>|"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a table. mark: "best" of its block, "tie" with the best, or ""; sort: the number behind it."""
+    """One entry of a table.
+
+    Attributes:
+        text: What is shown.
+        mark: "best" of its block, "tie" with the best, or "".
+        sort: The number behind the text, if there is one.
+    """
 
     text: str
     mark: str = ""
@@ -35,7 +46,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """A row. group: the cells behind it, or None for a published reference, whose source `note` tells."""
+    """A row of a table.
+
+    Attributes:
+        block: Model, granularity and sparsity.
+        group: The cells behind the row; None for a published one.
+        entries: One for each heading.
+        note: The source of a published row.
+    """
 
     block: Block
     group: Group | None
@@ -45,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """headings, and lines with one entry for each of them."""
+    """Headings, and lines with one entry for each of them."""
 
     headings: list[str]
     lines: list[Line]
@@ -56,25 +74,25 @@ class Table:
         return [heading not in TEXT_COLUMNS for heading in self.headings]
 
 
-def comparison(project: Experiment, groups: list[Group]) -> Table:
-    """One row a method: rounded, with errors; columns that never vary in this grid are left out."""
+def comparison(experiment: Experiment, groups: list[Group]) -> Table:
+    """Returns one row per method: rounded, with errors; columns that never vary in this grid are left out."""
     marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
     scored = any("mean_acc" in group.row for group in groups)
-    several = len(project.grid.seeds) > 1
+    several = len(experiment.grid.seeds) > 1
     varying = _varying(groups)
     headings = [*varying, "sparsity (%)", "method", "whole model (%)", "PPL", *(["mean acc. (%)"] if scored else [])]
     headings += ["evaluations", "search tokens", "search (s)", *(["seeds"] if several else []), "status"]
 
     def line(group: Group) -> Line:
         row = group.row
-        entries = [*_identity(project, group, varying), _number(row, "model_sparsity", 100, 1)]
+        entries = [*_identity(experiment, group, varying), _number(row, "model_sparsity", 100, 1)]
         entries.append(_number(row, "ppl", 1, 2, marks["ppl"].get(group.path, "")))
         entries += [_number(row, "mean_acc", 100, 1, marks["mean_acc"].get(group.path, ""))] if scored else []
         entries += [_count(row, "search_evaluations"), _count(row, "search_tokens"), _number(row, "search_s", 1, 1)]
         entries += [_count(row, "seeds")] if several else []
         return Line(group.block, group, [*entries, Entry(status(row))])
 
-    known = references(project)
+    known = references(experiment)
     lines = []
     for block, members in by_block(groups).items():
         lines += [line(group) for group in members]
@@ -94,8 +112,8 @@ def _reference(headings: list[str], beside: Line, block: Block, reference: Refer
     return Line(block, None, entries, reference.note)
 
 
-def tasks(project: Experiment, groups: list[Group]) -> Table:
-    """One row a method, one column a task: the metric that stands for it in the mean; empty without tasks."""
+def tasks(experiment: Experiment, groups: list[Group]) -> Table:
+    """Returns one row per method and one column per task, with the metric that counts in the mean."""
     scored = [group for group in groups if any(record.tasks for record in group.done)]
     metrics: dict[str, str] = {}
     for record in (record for group in scored for record in group.done):
@@ -107,17 +125,18 @@ def tasks(project: Experiment, groups: list[Group]) -> Table:
     headings = [*varying, "sparsity (%)", "method"]
     headings += [f"{task} {metric} (%)" for task, metric in metrics.items()] + ["mean (%)"]
     lines = [
-        Line(group.block, group, _identity(project, group, varying)
+        Line(group.block, group, _identity(experiment, group, varying)
              + [_number(group.row, key, 100, 1, marks[key].get(group.path, "")) for key in keys])
         for group in scored
     ]  # fmt: skip
     return Table(headings, lines)
 
 
-def ablation(project: Experiment, groups: list[Group]) -> Table:
-    """Entries of the grid that use the same method, each against the one with the fewest settings; empty without any.
+def ablation(experiment: Experiment, groups: list[Group]) -> Table:
+    """Returns the variants of each method, compared with the one of them that has the fewest settings.
 
-    Δ PPL: variant minus base, ± the standard error of this difference (see difference_stderr).
+    Δ PPL is variant minus base, ± the standard error of this difference; see groups.difference_stderr. A grid without
+    two variants of the same method has no rows.
     """
     varying = _varying(groups)
     headings = [*varying, "sparsity (%)", "base", "method", "change", "PPL", "Δ PPL", "verdict"]
@@ -125,26 +144,26 @@ def ablation(project: Experiment, groups: list[Group]) -> Table:
     for block, members in by_block(g for g in groups if g.method != "dense").items():
         families: dict[str, list[Group]] = {}
         for member in members:
-            families.setdefault(project.method(member.method).name, []).append(member)
+            families.setdefault(experiment.method(member.method).name, []).append(member)
         for family in (family for family in families.values() if len(family) > 1):
-            base = min(family, key=lambda g: len(_settings(project, g.method)))
+            base = min(family, key=lambda g: len(_settings(experiment, g.method)))
             for member in (base, *(g for g in family if g is not base)):
-                identity = _identity(project, member, varying)
+                identity = _identity(experiment, member, varying)
                 identity.insert(-1, Entry(base.method))
-                change = Entry(DASH if member is base else _change(project, base.method, member.method))
+                change = Entry(DASH if member is base else _change(experiment, base.method, member.method))
                 entries = [*identity, change, _number(member.row, "ppl", 1, 2), *_difference(member, base)]
                 lines.append(Line(block, member, entries))
     return Table(headings, lines)
 
 
-def _settings(project: Experiment, name: str) -> dict[str, Any]:
-    compensation = project.compensation(name)
-    return {**project.parameters(name), **({"compensate": compensation} if compensation != "none" else {})}
+def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
+    compensation = experiment.compensation(name)
+    return {**experiment.parameters(name), **({"compensate": compensation} if compensation != "none" else {})}
 
 
-def _change(project: Experiment, base: str, variant: str) -> str:
-    """What a variant sets that its base does not, e.g. "compensate: ridge"."""
-    ours, theirs = _settings(project, variant), _settings(project, base)
+def _change(experiment: Experiment, base: str, variant: str) -> str:
+    """What a variant sets differently from its base, e.g. "compensate: ridge"."""
+    ours, theirs = _settings(experiment, variant), _settings(experiment, base)
     changed = [f"{key}: {value}" for key, value in ours.items() if theirs.get(key) != value]
     return "; ".join(changed + [f"default {key}" for key in theirs if key not in ours])
 
@@ -159,7 +178,7 @@ def _difference(member: Group, base: Group) -> list[Entry]:
 
 
 def status(row: Mapping[str, Any]) -> str:
-    """A row's state, with the reason where it is not simply done."""
+    """Returns a row's state, with the reason unless it is done."""
     if row["status"] == "done":
         return "done"
     return f"{row['status']}: {row.get('reason') or 'no reason given'}"
@@ -169,15 +188,15 @@ def _varying(groups: list[Group]) -> list[str]:
     return [key for key in ("model", "granularity") if len({group.row[key] for group in groups}) > 1]
 
 
-def _identity(project: Experiment, group: Group, varying: list[str]) -> list[Entry]:
+def _identity(experiment: Experiment, group: Group, varying: list[str]) -> list[Entry]:
     """The varying columns, sparsity and method."""
-    titles = {"model": project.models[group.row["model"]].title, "granularity": group.row["granularity"]}
+    titles = {"model": experiment.models[group.row["model"]].title, "granularity": group.row["granularity"]}
     entries = [Entry(titles[key]) for key in varying]
     return [*entries, _number(group.row, "sparsity", 100, 0), Entry(group.method)]
 
 
 def _number(row: Mapping[str, Any], key: str, scale: float, digits: int, mark: str = "") -> Entry:
-    """A figure ± its standard deviation over seeds, of a single cell ± its standard error; a dash without a figure."""
+    """A figure ± its standard deviation over seeds, or ± its standard error if it is of a single cell; else a dash."""
     value = row.get(key)
     if value is None:
         return Entry(DASH)
@@ -191,7 +210,7 @@ def _count(row: Mapping[str, Any], key: str) -> Entry:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table; the best of a block in bold, ties with it marked by a dagger, published rows in italics."""
+    """Returns a GitHub table: the best of a block in bold, its ties with a dagger, published rows in italics."""
     lines = ["| " + " | ".join(escape_markdown(h) for h in table.headings) + " |"]
     lines.append("|" + "|".join("---:" if numeric else "---" for numeric in table.numeric) + "|")
     for line in table.lines:
@@ -202,7 +221,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular, to be \\input in a table environment; a rule between models, granularities and targets."""
+    """Returns a booktabs tabular, to be \\input in a table environment, with a rule between blocks."""
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{tabular}{" + "".join("r" if n else "l" for n in table.numeric) + "}",
@@ -226,38 +245,34 @@ def _marked(text: str, mark: str, best: str, tie: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
+    """Returns text that LaTeX prints as it stands."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown prints as it stands, on one line."""
+    """Returns text that Markdown prints as it stands, on one line."""
     return "".join("\\" + c if c in _MARKDOWN else c for c in " ".join(text.split()))
 
 
-def write_figures(records: list[Record], groups: list[Group], out: Path) -> None:
-    """Every figure at full precision: a row a cell in comparison.{csv,parquet}, a row a method in summary."""
-    by_cell = columns(records)
+def write_figures(records: list[Record], groups: list[Group], files: ReportFiles) -> None:
+    """Writes every figure at full precision: comparison with a row per cell, summary with a row per method."""
     by_method = list(dict.fromkeys(key for group in groups for key in group.row))
     for name, names, rows in (
-        ("comparison", by_cell, [{key: record.row.get(key) for key in by_cell} for record in records]),
-        ("summary", by_method, [{key: group.row.get(key) for key in by_method} for group in groups]),
+        ("comparison", columns(records), [record.row for record in records]),
+        ("summary", by_method, [group.row for group in groups]),
     ):
-        path = out / f"{name}.csv"
-        with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_table(out / f"{name}.parquet", list(rows), names)
+        chosen = [{key: row.get(key) for key in names} for row in rows]
+        with whole(files.table(name, "csv")) as partial:
+            pd.DataFrame(chosen, columns=names, dtype=object).to_csv(partial, index=False, lineterminator="\n")
+        write_table(files.table(name, "parquet"), chosen, names)
 
 
-def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str]], out: Path) -> None:
-    """Each table with its caption as NAME.md and NAME.tex."""
+def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str]], files: ReportFiles) -> None:
+    """Writes each table with its caption as Markdown and LaTeX."""
     for name, table in tables.items():
-        lines = list(captions[name])
-        notes = list(dict.fromkeys(line.note for line in table.lines if line.note))
-        text = "\n".join(escape_markdown(line) for line in [*lines, *notes])
-        comment = "".join(f"% {line}\n" for line in [*lines, *notes])
+        lines = list(dict.fromkeys([*captions[name], *(line.note for line in table.lines if line.note)]))
+        text = "\n".join(escape_markdown(line) for line in lines)
+        comment = "".join(f"% {line}\n" for line in lines)
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
-            with whole(out / f"{name}.{kind}") as partial:
+            with whole(files.table(name, kind)) as partial:
                 partial.write_text(body, encoding="utf-8")

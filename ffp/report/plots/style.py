@@ -1,0 +1,168 @@
+"""What all figures share: colours and markers of methods, panels, legend, number axes, and how a file is written."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ffp.allocators import METHODS
+from ffp.config import Experiment
+from ffp.report.groups import Block
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
+PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
+MARKERS = ("s", "^", "o", "D", "v", "P", "X", "*")
+LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+# The colours of text, grid and background. No method has them, so that the page can replace them by its theme's.
+INK, GRID, PAPER = "#1B1B1B", "#DDDDDD", "#FEFEFE"
+TITLE_WIDTH = 46  # characters
+LEGEND_LINE = 0.21  # inches
+STYLE: Any = {
+    "svg.hashsalt": "ffp",
+    "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.usetex": False,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn in every figure; `line` is a matplotlib line style."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+def looks(experiment: Experiment) -> dict[str, Look]:
+    """Returns the look of each method of the grid, all different.
+
+    A registered method has the same colour in every grid, unless another method of the grid has taken it.
+    """
+    names = [name for name in METHODS if name in experiment.grid.methods]
+    names += [name for name in experiment.grid.methods if name not in METHODS]
+    places = {name: place for place, name in enumerate(METHODS)}
+    taken: dict[str, int] = {}
+    found = {}
+    for name in names:
+        wanted, used = places.get(name, len(places) + len(taken)), Counter(taken.values())
+        place = min(((wanted + step) % len(PALETTE) for step in range(len(PALETTE))), key=lambda p: used[p])
+        turn = used[place]
+        found[name] = Look(PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)])
+        taken[name] = place
+    return found
+
+
+@contextmanager
+def style(**extra: Any) -> Iterator[None]:
+    """Draws with STYLE, whatever the user's matplotlib is set to."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, **extra})
+        yield
+
+
+def panels(
+    experiment: Experiment, blocks: Iterable[Block], *, columns: int = 0, width: float = 4.6, height: float = 3.6
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a titled panel for each block.
+
+    Args:
+        experiment: The grid, for its titles.
+        blocks: Model, granularity and sparsity of each panel.
+        columns: Panels side by side; by default the sparsities of a model.
+        width: Inches of a panel.
+        height: Inches of a panel.
+    """
+    blocks = list(blocks)
+    columns = columns or max(1, min(3, len({block[2] for block in blocks})))
+    rows = -(-len(blocks) // columns)
+    figure = Figure(figsize=(max(6.4, width * columns), height * rows + 0.7), layout="constrained")
+    several = len({block[1] for block in blocks}) > 1
+    axes = []
+    for index, (model, granularity, sparsity) in enumerate(blocks):
+        axes.append(figure.add_subplot(rows, columns, index + 1))
+        kind = f", {granularity}" if several else ""
+        name = textwrap.fill(f"{experiment.models[model].title}{kind}", TITLE_WIDTH)
+        axes[-1].set_title(f"{name}\n{float(sparsity):.0%} sparsity", fontsize=10)
+    return figure, axes
+
+
+def legend(
+    figure: Figure, style: Mapping[str, Look], drawn: set[str], extra: Iterable[Line2D] = (), *, lines: bool = True
+) -> None:
+    """Puts one legend above the panels, as wide as the figure, and makes the figure taller for its lines.
+
+    Args:
+        figure: The figure.
+        style: Look of each method.
+        drawn: The methods that were drawn.
+        extra: Further entries.
+        lines: Whether methods are drawn as lines; otherwise as markers alone.
+    """
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor=PAPER, label=name,
+               linestyle=look.line if lines else "none")
+        for name, look in style.items() if name in drawn
+    ]  # fmt: skip
+    handles += extra
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(1, int(figure.get_figwidth() * 72 / (6 * longest + 50))))
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(handles) // columns) - 1))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def empty(text: str) -> Figure:
+    """Returns a figure that says why there is nothing to draw."""
+    figure = Figure(figsize=(6.4, 1.6))
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
+def value_axis(axis: Axes, low: float, high: float) -> None:
+    """Scales the y axis for values from low to high: logarithmic beyond a factor of four, with plain numbers."""
+    if high > 4 * low > 0:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.15, high * 1.15)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 300 * low else (1,)))
+        axis.yaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.08 * (high - low) or 0.04 * abs(high) or 1.0
+        axis.set_ylim(low - margin, high + margin)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def short_numbers(axis: Axis) -> None:
+    """Writes the numbers of an axis with metric prefixes: 250k, 1.5M."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def short_number(value: float) -> str:
+    """Returns a number with a metric prefix: 250k, 1.5M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
