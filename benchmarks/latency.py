@@ -1,6 +1,6 @@
-"""What pruning gains: time and size of exported checkpoints against the dense model, in one run.
+"""Times and sizes exported checkpoints against the dense model, in one run: what pruning gains.
 
-    python benchmarks/latency.py
+    python -m benchmarks.latency
 
 Needs what `make demo` leaves behind. Each checkpoint is exported, loaded again as a user would, and run in turn with
 the dense model, ROUNDS times. Times over dense are medians of the ratios within a round, by sparsity: what slows the
@@ -8,16 +8,15 @@ machine for a while slows both sides.
 
 - `prefill_over_dense`: a prompt of PROMPT tokens, batch 1, with cache and the last token's logits, as generation does.
 - `decode_over_dense`: STEPS greedy tokens after that prompt, one at a time.
-- `bytes_over_dense`: size of the weights' file; `kept_params_share`: the share of the model's parameters that it keeps.
+- `bytes_over_dense`: size of the weights' file; `kept_params_share`: share of the model's parameters that it keeps.
 - `cache_bytes_over_dense`: the KV cache after the prompt.
 
-The allocation is the method's (METHOD; it must need no search), the channels are the best by the calibration's score.
+METHOD allocates (it must need no search); the channels that stay are the best by the calibration's score.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -25,90 +24,74 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ffp.allocators import registry
-from ffp.config import Experiment, ModelConfig
-from ffp.models.checkpoint import load_model, load_pruned, save_pruned
-from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import cut
-from ffp.pipeline import steps
-from ffp.pruning.structured import kept_units
-from ffp.store.files import read_tensors, write_json
-from ffp.store.provenance import provenance
+from benchmarks.common import make_parser, open_model, write_marks
+from ffp import api
+from ffp.allocators import create
+from ffp.config import Experiment
+from ffp.models.checkpoint import load_pruned, save_pruned
+from ffp.pruning.cuts import make_cut
 
 SCHEMA = "ffp/benchmark/latency/1"
 SPARSITIES = (0.2, 0.3, 0.5)
+SETTINGS = ("config", "model", "method", "align", "dtype", "prompt", "steps", "rounds", "threads")
 
 
 def main() -> None:
+    """Exports and times the checkpoints and writes the JSON."""
     options = _options()
     torch.set_num_threads(options.threads)
-    project = Experiment(options.config)
-    config = project.models[options.model].model_copy(update={"dtype": options.dtype, "device": "cpu"})
-    data = Path(project.grid.data)
-    folder, calibration = data / "models" / options.model, data / "calibration" / options.model
-    arrays, _ = read_tensors(calibration / "tokens.safetensors", steps.TOKENS)
-    ids = torch.from_numpy(arrays["search"].astype(np.int64)).reshape(1, -1)[:, : options.prompt]
-    models: dict[float, Any] = {0.0: load_model(folder, config)}
+    experiment = Experiment(options.config)
+    changes = {"dtype": options.dtype, "device": "cpu", "align": options.align}
+    experiment.models[options.model] = experiment.models[options.model].model_copy(update=changes)
+    dense, calibration = open_model(experiment, options.model)
+    ids = calibration.windows.search.reshape(1, -1)[:, : options.prompt]
+    models: dict[float, Any] = {0.0: dense.model}
     size = {}
     with tempfile.TemporaryDirectory() as scratch:
-        models[0.0].save_pretrained(Path(scratch, "0.0"))
+        dense.model.save_pretrained(Path(scratch, "0.0"))
         size[0.0] = _file_bytes(Path(scratch, "0.0"))
         for sparsity in SPARSITIES:
             out = Path(scratch, str(sparsity))
-            _export(project, config, folder, calibration, sparsity, options, out)
+            out.mkdir()
+            _export(experiment, options.model, options.method, sparsity, out)
             models[sparsity], size[sparsity] = load_pruned(out, device="cpu"), _file_bytes(out)
     with torch.inference_mode():
         times, cache = _measure(models, ids, options.rounds, options.steps)
     params = {s: sum(p.numel() for p in set(model.parameters())) for s, model in models.items()}
-    names = ("config", "model", "method", "align", "dtype", "prompt", "steps", "rounds", "threads")
-    settings = {name: str(value) if isinstance(value := getattr(options, name), Path) else value for name in names}
     marks = {
         **{f"{kind}_over_dense": _ratios(by_sparsity) for kind, by_sparsity in times.items()},
         "bytes_over_dense": _over_dense(size),
         "kept_params_share": _over_dense(params),
         "cache_bytes_over_dense": _over_dense(cache),
     }
-    dense = {f"{kind}_s": statistics.median(by_sparsity[0.0]) for kind, by_sparsity in times.items()}
-    dense["file_bytes"] = size[0.0]
-    write_json(options.out, SCHEMA, {"marks": marks, "dense": dense, "provenance": provenance(settings=settings)})
-    print(json.dumps(marks, indent=1))
+    figures = {f"{kind}_s": statistics.median(by_sparsity[0.0]) for kind, by_sparsity in times.items()}
+    body = {"marks": marks, "dense": {**figures, "file_bytes": size[0.0]}}
+    settings = {name: str(value) if isinstance(value := getattr(options, name), Path) else value for name in SETTINGS}
+    write_marks(options.out, SCHEMA, body, settings)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/grids/demo.yaml"))
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--method", default="ffn-only", help="an allocation without a search")
-    parser.add_argument("--align", type=int, default=1, help="kept FFN channels are a multiple of it")
+    parser = make_parser("benchmarks.latency", __doc__, grid="demo")
+    parser.add_argument("--model", default="smollm2-135m", help="model of the grid (%(default)s)")
+    parser.add_argument("--method", default="ffn-only", help="an allocation without a search (%(default)s)")
+    parser.add_argument("--align", type=int, default=1, help="kept FFN channels are a multiple of it (%(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--steps", type=int, default=16, help="decoded tokens a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (%(default)s)")
+    parser.add_argument("--steps", type=int, default=16, help="decoded tokens in a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each model runs (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     return parser.parse_args()
 
 
-def _export(
-    project: Experiment,
-    config: ModelConfig,
-    folder: Path,
-    calibration: Path,
-    sparsity: float,
-    options: argparse.Namespace,
-    out: Path,
-) -> None:
-    """Prune a fresh copy of the model and write it as `ffp export` does."""
-    prunable = PrunableModel(load_model(folder, config), min_keep=config.min_keep, align=options.align)
-    problem, stats = prunable.problem(sparsity), steps.open_calibration(prunable, calibration)
-    allocator = registry.create(options.method, {})
-    allocation = allocator.allocate(
-        problem, stats=stats, reward=None, budget=project.grid.search.budget(), seed=0
-    ).allocation
-    cut(prunable, kept_units(problem, allocation, stats.orders(project.grid.calibration.score)))
+def _export(experiment: Experiment, name: str, method: str, sparsity: float, out: Path) -> None:
+    """Prunes a fresh copy of the model and writes it as `ffp export` does."""
+    prunable, calibration = open_model(experiment, name)
+    cut = make_cut("structured", score=experiment.grid.calibration.score, compensation="none", pruner="wanda")
+    answer = api.allocate(prunable, calibration, create(method, {}), sparsity=sparsity, cut=cut)
+    masks = api.make_masks(prunable, calibration, answer.problem, answer.allocation, cut)
+    api.prune(prunable, answer.problem, masks, cut)
     save_pruned(prunable, out)
 
 

@@ -1,17 +1,21 @@
-"""How the workflow scales: time and memory to plan 3,600 cells, and how busy it keeps the nodes of a Slurm cluster.
+"""Measures how the workflow scales: planning 3,600 cells, and how busy it keeps the nodes of a Slurm cluster.
 
-    python benchmarks/scaling.py [--slurm]
+    python -m benchmarks.scaling [--slurm]
 
-Writes benchmarks/results/scaling.json. Marks: dag_s and dag_peak_mem_bytes of a dry run of 10 models x 10 sparsities x
-12 methods x 3 seeds with the workstation's profile (the median of three); busy_share, with --slurm and a running
-cluster (tests/slurm/cluster.sh up): CPU seconds held by jobs / CPU seconds of the cluster from the first job's start to
-the last one's end, for a grid whose commands sleep; work_share counts the sleeping alone. Nothing but the planning and
-the orchestration is real here; the starts of jobs, some five seconds of a core each, share the cores of one machine.
+Only planning and orchestration are real here. The starts of jobs, some five seconds of a core each, share the cores of
+one machine.
+
+- `dag_s`, `dag_peak_mem_bytes`: a dry run of 10 models x 10 sparsities x 12 methods x 3 seeds with the workstation's
+  profile; the median of three, and the peak of them all.
+- `busy_share`, with --slurm and a running cluster (tests/slurm/cluster.sh up): CPU seconds held by jobs over CPU
+  seconds of the cluster from the first job's start to the last one's end, for a grid whose commands sleep.
+  `busy.work_share` counts the sleeping alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -25,12 +29,20 @@ from typing import Any
 
 import yaml
 
-from ffp.store.files import write_json
-from ffp.store.provenance import provenance
+from benchmarks.common import write_marks
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
 
 ROOT = Path(__file__).parents[1]
 WHEEL = {"kind": "wheel", "package": "x", "version": "1", "sha256": "0" * 64, "members": ["m.gguf"]}
 SEARCH_S, OTHER_S = 30, 5
+REPEATS = 3
+CALIBRATION, CELL = CalibrationFiles(Path()), CellFiles(Path())
+WRITTEN = {
+    "asset": [AssetFiles(Path()).manifest],
+    "calibrate": [CALIBRATION.tokens, CALIBRATION.stats, CALIBRATION.cost],
+    "allocate": CELL.searched,
+    "apply": CELL.cut,
+}
 # Sleeps as long as a search or another step might take, then writes what the step would write.
 SLEEPER = """#!{python}
 import sys, time
@@ -38,9 +50,7 @@ from pathlib import Path
 command, words = sys.argv[1], sys.argv[2:]
 out = Path(words[words.index("--out") + 1])
 time.sleep({{"allocate": {search}, "asset": 0}}.get(command, {other}))
-files = {{"asset": ["asset.json"], "calibrate": ["tokens.safetensors", "stats.safetensors", "calibrate.cost.json"],
-         "allocate": ["allocation.json", "trace.parquet", "search.cost.json"],
-         "apply": ["masks.safetensors", "updates.safetensors"]}}
+files = {written}
 for path in [out / name for name in files[command]] if command in files else [out]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(command)
@@ -48,7 +58,7 @@ for path in [out / name for name in files[command]] if command in files else [ou
 
 
 def configure(folder: Path, *, models: int, sparsities: int, methods: int, seeds: int) -> int:
-    """Write a grid of searches; its number of cells, the dense ones not counted."""
+    """Writes a grid of searches and returns its number of cells, the dense ones not counted."""
     parts: dict[str, Any] = {
         f"models/m{i}": {"title": f"M{i}", "source": WHEEL, "resources": {"mem_mb": 500, "gpu": 1, "runtime_min": 10}}
         for i in range(models)
@@ -69,20 +79,22 @@ def configure(folder: Path, *, models: int, sparsities: int, methods: int, seeds
 
 
 def snakemake(folder: Path, *words: str) -> list[str]:
+    """Returns the command line of a run in `folder`."""
     return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "all", *words,
             "--directory", str(folder), "--config", "grid=config/grid.yaml"]  # fmt: skip
 
 
 def environment(folder: Path) -> dict[str, str]:
+    """Returns variables under which `ffp` is the sleeper, if `folder` has one."""
     path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
 
 
-def plan(folder: Path, repeats: int = 3) -> dict[str, Any]:
-    """Dry runs of the large grid: median seconds, and the peak memory of them all."""
+def plan(folder: Path) -> dict[str, Any]:
+    """Plans the large grid REPEATS times: median seconds, and the peak memory of them all."""
     cells = configure(folder, models=10, sparsities=10, methods=12, seeds=3)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         done = subprocess.run(
             snakemake(folder, "--dry-run", "--profile", str(ROOT / "profiles/local")),
@@ -96,26 +108,27 @@ def plan(folder: Path, repeats: int = 3) -> dict[str, Any]:
         "dag_s": statistics.median(seconds),
         "dag_peak_mem_bytes": spent.ru_maxrss * 1024,
         "seconds": seconds,
-        "cpu_s": (spent.ru_utime + spent.ru_stime) / repeats,  # far below dag_s: the machine had other work
+        "cpu_s": (spent.ru_utime + spent.ru_stime) / REPEATS,  # far below dag_s where the machine had other work
     }
 
 
 def keep_busy(folder: Path) -> dict[str, Any]:
-    """A grid of sleeping commands on the running cluster: share of its node seconds that were spent in jobs."""
+    """Runs a grid of sleeping commands on the cluster; the share of its CPU seconds that jobs held."""
     cells = configure(folder, models=1, sparsities=4, methods=6, seeds=1)
     sleeper = folder / "bin/ffp"
     sleeper.parent.mkdir()
-    sleeper.write_text(SLEEPER.format(python=sys.executable, search=SEARCH_S, other=OTHER_S))
+    written = json.dumps({command: [str(path) for path in paths] for command, paths in WRITTEN.items()})
+    sleeper.write_text(SLEEPER.format(python=sys.executable, search=SEARCH_S, other=OTHER_S, written=written))
     sleeper.chmod(0o755)
     since = time.strftime("%Y-%m-%dT%H:%M:%S")
     profile = ["--profile", str(ROOT / "profiles/slurm"), "--quiet", "all", "--until", "evaluate"]
     subprocess.run(snakemake(folder, *profile), cwd=folder, env=environment(folder), check=True)
     fields = ["sacct", "-X", "-n", "-P", "-S", since, "-o", "start,end,elapsedraw"]
-    told = subprocess.run(fields, text=True, capture_output=True, check=True).stdout.split()
-    jobs = [line.split("|") for line in told]
+    listed = subprocess.run(fields, text=True, capture_output=True, check=True).stdout.split()
+    jobs = [line.split("|") for line in listed]
     moments = [[time.mktime(time.strptime(job[i], "%Y-%m-%dT%H:%M:%S")) for job in jobs] for i in (0, 1)]
-    places = subprocess.run(["sinfo", "-h", "-o", "%D %c"], text=True, capture_output=True, check=True).stdout.split()
-    capacity = int(places[0]) * int(places[1]) * (max(moments[1]) - min(moments[0]))
+    nodes = subprocess.run(["sinfo", "-h", "-o", "%D %c"], text=True, capture_output=True, check=True).stdout.split()
+    capacity = int(nodes[0]) * int(nodes[1]) * (max(moments[1]) - min(moments[0]))
     work = cells * (SEARCH_S + 2 * OTHER_S) + 2 * OTHER_S  # the dense cell is evaluated, its model calibrated
     return {
         "cells": cells,
@@ -127,9 +140,12 @@ def keep_busy(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Plans, keeps the cluster busy where asked, and writes the JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--slurm", action="store_true", help="also keep a running cluster busy (two minutes)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.json", help="JSON file")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="ffp-scaling-"))
     try:
@@ -137,11 +153,9 @@ def main() -> None:
         busy = keep_busy(scratch / "busy") if options.slurm else {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    marks = {"dag_s": planned["dag_s"], "dag_peak_mem_bytes": planned["dag_peak_mem_bytes"]}
+    marks = {name: planned[name] for name in ("dag_s", "dag_peak_mem_bytes")}
     marks |= {"busy_share": busy["busy_share"]} if busy else {}
-    body = {"marks": marks, "plan": planned, "busy": busy, "provenance": provenance()}
-    write_json(options.out, "ffp/benchmark-scaling/1", body)
-    print(f"{options.out}: {marks}")
+    write_marks(options.out, "ffp/benchmark-scaling/1", {"marks": marks, "plan": planned, "busy": busy}, None)
 
 
 if __name__ == "__main__":

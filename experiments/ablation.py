@@ -1,92 +1,97 @@
-"""What each part of the FastForward searches is worth: every variant of a grid against the method that it varies.
+"""Measures what each part of the FastForward searches is worth: every variant against the method that it varies.
 
-    make demo GRID=config/grids/ablation.yaml && python benchmarks/ablation.py
+    make demo GRID=config/grids/ablation.yaml && python -m experiments.ablation
 
-Reads the grid's cells. A variant is compared with its method on the same test windows and under the same seed:
-- `marks.change`: by sparsity and variant: the mean over windows and seeds of the difference in loss, nats a token, its
+Reads the grid's cells. `cells` lists every score, `missing` the cells without one. A variant and its method are
+compared on the same test windows and under the same seed:
+
+- `marks.change`, by sparsity and variant: the mean difference of the loss over windows and seeds in nats per token, its
   standard error over windows, and the difference under each seed. Above 0 the method is better than its variant.
-- `marks.test_ppl`: by sparsity and method, the median over seeds.
-`missing` lists the cells that have no score yet. The plot, beside the JSON, shows the differences.
+- `marks.test_ppl`, by sparsity and method: the median over seeds.
+
+The plot beside the JSON shows the differences.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baselines import cells_of, losses, mean_and_stderr, row
-from drawing import pyplot, save
 
+from benchmarks.common import make_parser, write_marks
+from experiments.drawing import pyplot, save
+from experiments.reading import CellResult, add_redraw, by_seed, mean_and_stderr, read_grid, score_row
 from ffp.config import Experiment
-from ffp.report.collect import Record
-from ffp.store.files import write_json
-from ffp.store.provenance import provenance
+from ffp.store.files import read_json
 
 SCHEMA = "ffp/benchmark/ablation/1"
-LINEAR, TICKS = 0.1, (-3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats, of an axis that is logarithmic beyond LINEAR
+LINEAR, TICKS = 0.1, (-3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3)  # nats; the axis is logarithmic beyond LINEAR
 
 
 def main() -> None:
-    project, records, out = cells_of(__doc__ or "", "ablation")
-    body = {
-        "marks": marks(project, [record for record in records if record.done]),
-        "command": "python benchmarks/ablation.py",
-        "cells": [row(record) for record in records if record.done],
-        "missing": [record.cell.path for record in records if not record.done],
-        "provenance": provenance(settings=project.grid.model_dump(mode="json")),
-    }
-    write_json(out, SCHEMA, body)
-    _plot(body["marks"]["change"], out.with_suffix(".svg"))
-    print(json.dumps(body["marks"], indent=1))
-    print(f"{len(body['cells'])} cells, {len(body['missing'])} missing")
+    """Reads the grid, and writes the JSON and the plot."""
+    parser = make_parser("experiments.ablation", __doc__, grid="ablation")
+    add_redraw(parser)
+    options = parser.parse_args()
+    if options.redraw:
+        _, body = read_json(options.out, (SCHEMA,))
+    else:
+        results = read_grid(Experiment(options.config))
+        body = {
+            "marks": compare_variants(results.experiment, results.done),
+            "command": "python -m experiments.ablation",
+            "cells": [score_row(result) for result in results.done],
+            "missing": results.missing,
+        }
+        write_marks(options.out, SCHEMA, body, results.settings)
+        print(f"{len(body['cells'])} cells, {len(body['missing'])} missing")
+    _plot(body["marks"]["change"], options.out.with_suffix(".svg"))
 
 
-def marks(project: Experiment, done: list[Record]) -> dict[str, Any]:
-    """See the module's text; the dense model, at sparsity 0, is left out."""
-    by_method: dict[str, dict[str, dict[int, Record]]] = {}
-    for record in (record for record in done if record.cell.method != "dense"):
-        seeds = by_method.setdefault(record.cell.sparsity, {}).setdefault(record.cell.method, {})
-        seeds[record.cell.seed] = record
+def compare_variants(experiment: Experiment, done: list[CellResult]) -> dict[str, Any]:
+    """Returns the marks; the dense model is left out."""
+    pruned = [result for result in done if result.cell.method != "dense"]
+    seeds = by_seed(pruned, lambda result: (result.cell.sparsity, result.cell.method))
     found: dict[str, Any] = {"change": {}, "test_ppl": {}}
-    for sparsity, methods in by_method.items():
+    for sparsity in dict.fromkeys(sparsity for sparsity, _ in seeds):
+        methods = {method: results for (of, method), results in seeds.items() if of == sparsity}
+        base = {variant: experiment.method(variant).name for variant in experiment.grid.variants}
         found["test_ppl"][sparsity] = {
-            method: statistics.median((record.scores or {})["ppl"]["value"] for record in seeds.values())
-            for method, seeds in methods.items()
+            method: statistics.median(result.scores.ppl.value for result in results.values())
+            for method, results in methods.items()
         }
         found["change"][sparsity] = {
-            variant: change(methods[variant], methods[project.method(variant).name])
-            for variant in project.grid.variants
-            if variant in methods and project.method(variant).name in methods
+            variant: compare_seeds(methods[variant], methods[method])
+            for variant, method in base.items()
+            if variant in methods and method in methods
         }
     return found
 
 
-def change(variant: dict[int, Record], method: dict[int, Record]) -> dict[str, Any]:
-    """The difference between two methods' records, by seed, on the same windows."""
-    by_seed = {seed: losses(variant[seed]) - losses(method[seed]) for seed in variant if seed in method}
-    mean, stderr = mean_and_stderr(np.mean(list(by_seed.values()), axis=0))
+def compare_seeds(variant: dict[int, CellResult], method: dict[int, CellResult]) -> dict[str, Any]:
+    """Returns the difference in loss between a variant and its method, results by seed on the same windows."""
+    difference = {seed: variant[seed].losses - method[seed].losses for seed in variant if seed in method}
+    mean, stderr = mean_and_stderr(np.mean(list(difference.values()), axis=0))
     return {
         "mean": mean,
         "stderr": stderr,
-        "by_seed": {str(seed): float(difference.mean()) for seed, difference in by_seed.items()},
+        "by_seed": {str(seed): float(values.mean()) for seed, values in difference.items()},
     }
 
 
 def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
-    """A row a variant, a panel a sparsity: the mean, two standard errors, and each seed."""
+    """A panel for each sparsity, a row for each variant: the mean, two standard errors, and each seed."""
     plt = pyplot()
-    names = list(dict.fromkeys(name for of in changes.values() for name in of))[::-1]
+    names = list(dict.fromkeys(name for variants in changes.values() for name in variants))[::-1]
     size = (3 + 4 * len(changes), 1 + 0.28 * len(names))
     figure, axes = plt.subplots(1, len(changes), figsize=size, sharey=True, squeeze=False)
-    for axis, (sparsity, of) in zip(axes[0], changes.items(), strict=True):
-        for at, name in enumerate(names):
-            if name in of:
-                seeds = list(of[name]["by_seed"].values())
-                axis.plot(seeds, [at] * len(seeds), "|", color="grey", ms=8)
-                axis.errorbar(of[name]["mean"], at, xerr=2 * of[name]["stderr"], fmt="o", ms=4, color="C0")
+    for axis, (sparsity, variants) in zip(axes[0], changes.items(), strict=True):
+        for row, change in ((row, variants[name]) for row, name in enumerate(names) if name in variants):
+            seeds = list(change["by_seed"].values())
+            axis.plot(seeds, [row] * len(seeds), "|", color="grey", ms=8)
+            axis.errorbar(change["mean"], row, xerr=2 * change["stderr"], fmt="o", ms=4, color="C0")
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=LINEAR)
         axis.set_xlim(-5, 5)

@@ -1,15 +1,16 @@
-"""How the tokens that fastforward-guided needs grow with the number of decisions.
+"""Measures how the tokens that fastforward-guided needs grow with the number of decisions.
 
     snakemake --cores all --profile profiles/local --config grid=config/grids/race.yaml -- calibrated
-    python benchmarks/decisions.py
+    python -m experiments.decisions
 
 Neighbouring blocks are pruned as one: `--tied` of them share a decision for their attention and one for their FFN, so
 that 30 blocks make from 60 decisions down to 6. Model, texts, seeds and the budget of each search are those of
-config/grids/race.yaml, at `--sparsity`. Each run leaves a file in --work, so that a killed benchmark goes on where it was.
+config/grids/race.yaml, at `--sparsity`. Each run leaves a file in --work; a killed experiment goes on after the last.
 
-- `runs[].curve`: selection loss over dense, nats per token, of what the search would have answered at CHECKPOINTS.
+- `runs[].curve`: loss over the dense model's on the selection text, in nats per token, of what the search would have
+  answered at CHECKPOINTS. The point at 0 tokens is the FFN-only allocation that the search starts from.
 - `marks.tokens_needed`: by number of decisions, tokens until the median curve over seeds has made SHARE of the way from
-  the start to its lowest point. `marks.gain`: how long that way is, nats per token.
+  the start to its lowest point. `marks.gain`: how long that way is, in nats per token.
 - `marks.exponent`: of the power law tokens = c * decisions^exponent, least squares on logarithms.
 - `marks.projected_7b_tokens`: that law at the 64 decisions of a model of 32 blocks; `projected_7b_seconds` the time of
   so many tokens at 2 x 6.74e9 operations each, on half the peak of an A100 (312e12 operations a second in bfloat16).
@@ -18,143 +19,167 @@ config/grids/race.yaml, at `--sparsity`. Each run leaves a file in --work, so th
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import pyplot, save
-from search_cost import opened, selection_excess
 
-from ffp.allocators import registry
+from benchmarks.common import make_parser, open_model, write_marks
+from experiments.drawing import pyplot, save
+from experiments.reading import add_redraw
+from ffp.allocators import create
+from ffp.allocators.base import Search
+from ffp.allocators.tracker import Tracker
 from ffp.config import Experiment
 from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
-from ffp.store.files import write_json
-from ffp.store.provenance import provenance
+from ffp.measure.reward import ModelReward, Text
+from ffp.pipeline.steps import cut_of
+from ffp.store.files import read_json, write_json
 
 METHOD = "fastforward-guided"
-CHECKPOINTS = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+CHECKPOINTS = (0, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # shares of the budget
 SHARE = 0.75
 DECISIONS_7B, PARAMETERS_7B, OPERATIONS_A_SECOND = 64, 6.74e9, 312e12 / 2
 SCHEMA = "ffp/benchmark/decisions/1"
 
 
 class Tied:
-    """The reward of a problem with fewer decisions, each of which stands for the same module of several blocks."""
+    """A problem with fewer decisions, each for the same module of several neighbouring blocks, and its reward.
 
-    def __init__(self, reward: Any, problem: PruningProblem, blocks: int):
-        """problem: attention and FFN of each block in turn, of the same sizes; `blocks` divides their number."""
-        if len(problem.decisions) % (2 * blocks):
-            raise SystemExit(f"--tied {blocks} does not divide the {len(problem.decisions) // 2} blocks. Give a divisor.")
-        self._reward, self._full = reward, problem
-        starts = range(0, len(problem.decisions), 2 * blocks)
-        members = [range(start + i, start + 2 * blocks, 2) for start in starts for i in (0, 1)]
-        self._members = members
-        units = tuple(_together([problem.decisions[i] for i in of]) for of in members)
-        self.problem = PruningProblem(units, problem.target, problem.granularity)
+    Attributes:
+        full: The problem in which every block decides for itself.
+        problem: The one with shared decisions; the budget is the same number of parameters.
+    """
+
+    def __init__(self, full: PruningProblem, blocks: int, reward: Any = None):
+        """Lets blocks share their decisions.
+
+        Args:
+            full: Attention and FFN of each block in turn, every block of the same sizes.
+            blocks: Neighbours that share; a divisor of the number of blocks.
+            reward: Of the full problem's allocations.
+        """
+        if len(full.decisions) % (2 * blocks):
+            raise SystemExit(f"--tied {blocks} does not divide the {len(full.decisions) // 2} blocks. Give a divisor.")
+        starts = range(0, len(full.decisions), 2 * blocks)
+        self._members = [range(start + i, start + 2 * blocks, 2) for start in starts for i in (0, 1)]
+        self._reward, self.full = reward, full
+        shared = tuple(share_decision([full.decisions[i] for i in members]) for members in self._members)
+        self.problem = dataclasses.replace(full, decisions=shared)
 
     def __getattr__(self, name: str) -> Any:
+        """Counters and sizes are those of the full reward."""
         return getattr(self._reward, name)
 
     def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
-        return float(self._reward(self.full(allocation), windows=windows))
+        """Returns the reward of the expanded allocation."""
+        return float(self._reward(self.expand(allocation), windows=windows))
 
     def select(self, allocation: Allocation) -> float:
-        return float(self._reward.select(self.full(allocation)))
+        """Returns the reward of the expanded allocation on the selection text."""
+        return float(self._reward.select(self.expand(allocation)))
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """Means over the members; their tokens' noise is taken as independent, as it nearly is."""
-        each = self._reward.marginal_utility(self.full(allocation), windows=windows)
-        found = [each[list(of)].mean(axis=0) for of in self._members]
-        for values, of in zip(found, self._members, strict=True):
-            values[:, 2] /= len(of) ** 0.5
-        return np.array(found)
+        """Returns means over the members of each decision, whose noise is taken as independent, as it nearly is."""
+        each = self._reward.marginal_utility(self.expand(allocation), windows=windows)
+        found = np.array([each[list(members)].mean(axis=0) for members in self._members])
+        found[:, :, 2] /= np.sqrt([len(members) for members in self._members])[:, None]
+        return found
 
-    def full(self, allocation: Allocation) -> Allocation:
-        """The same with every block's own decisions."""
-        keep = np.zeros(len(self._full.units), dtype=int)
-        for kept, of in zip(allocation.keep, self._members, strict=True):
-            keep[list(of)] = kept
-        return Allocation(self._full.problem_id, tuple(keep.tolist()))
+    def expand(self, allocation: Allocation) -> Allocation:
+        """Returns the allocation of the full problem that keeps the same units in every block that shares."""
+        keep = np.zeros(len(self.full.decisions), dtype=int)
+        for kept, members in zip(allocation.keep, self._members, strict=True):
+            keep[list(members)] = kept
+        return Allocation.of(self.full, keep)
 
 
-def _together(units: list[Decision]) -> Decision:
-    return Decision(
-        name=units[0].name,
-        n_units=units[0].n_units,
-        params_per_unit=sum(unit.params_per_unit for unit in units),
-        fixed_params=units[0].min_keep,
-        min_keep=sum(unit.fixed_params for unit in units),
-        bundle=units[0].size,
+def share_decision(members: Sequence[Decision]) -> Decision:
+    """Returns one decision for several of the same size: a unit of it is a unit of every member."""
+    first = members[0]
+    if any(
+        (each.n_units, each.min_keep, each.bundle) != (first.n_units, first.min_keep, first.bundle) for each in members
+    ):
+        raise SystemExit(f"{first.name} and its neighbours have different sizes and cannot share a decision.")
+    return dataclasses.replace(
+        first,
+        params_per_unit=sum(each.params_per_unit for each in members),
+        fixed_params=sum(each.fixed_params for each in members),
     )
 
 
 def main() -> None:
+    """Runs the searches that are missing, and writes the JSON and the plot."""
     options = _options()
-    project = Experiment(options.config)
-    runs = [_run(project, options, tied, seed) for tied in options.tied for seed in project.grid.seeds]
-    body = {
-        "marks": marks(runs),
-        "command": "python benchmarks/decisions.py",
-        "sparsity": options.sparsity,
-        "runs": runs,
-        "provenance": provenance(settings=project.grid.model_dump(mode="json")),
-    }
-    write_json(options.out, SCHEMA, body)
+    if options.redraw:
+        _, body = read_json(options.out, (SCHEMA,))
+    else:
+        experiment = Experiment(options.config)
+        runs = [_run(experiment, options, tied, seed) for tied in options.tied for seed in experiment.grid.seeds]
+        body = {
+            "marks": marks(runs),
+            "command": "python -m experiments.decisions",
+            "sparsity": options.sparsity,
+            "runs": runs,
+        }
+        write_marks(options.out, SCHEMA, body, experiment.grid.model_dump(mode="json"))
     _plot(body, options.out.with_suffix(".svg"))
-    print(json.dumps(body["marks"], indent=1))
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/grids/race.yaml"), help="grid file")
-    parser.add_argument("--sparsity", default="0.30", help="one of the grid's, as its cells name it")
-    parser.add_argument(
-        "--tied",
-        type=int,
-        nargs="+",
-        default=[1, 2, 3, 5, 10],
-        help="blocks that share decisions, divisors of their number",
-    )
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/decisions"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decisions.json"))
+    parser = make_parser("experiments.decisions", __doc__, grid="race")
+    add_redraw(parser)
+    parser.add_argument("--sparsity", default="0.30", help="one of the grid's, as its cells name it (%(default)s)")
+    tied = "blocks that share decisions, divisors of their number"
+    parser.add_argument("--tied", type=int, nargs="+", default=[1, 2, 3, 5, 10], help=tied)
+    work = Path("experiments/work/decisions")
+    parser.add_argument("--work", type=Path, default=work, metavar="DIR", help="finished runs (%(default)s)")
     return parser.parse_args()
 
 
-def _run(project: Experiment, options: argparse.Namespace, tied: int, seed: int) -> dict[str, Any]:
-    """One search and its curve; read where it was made already."""
+def _run(experiment: Experiment, options: argparse.Namespace, tied: int, seed: int) -> dict[str, Any]:
+    """One search and its curve, or the file that an earlier attempt left of it."""
     file = options.work / f"tied{tied}-seed{seed}.json"
     if file.exists():
-        return dict(json.loads(file.read_text()))
-    cell = next(
-        c for c in project.cells() if (c.method, c.sparsity, c.seed) == (METHOD, options.sparsity, seed)
-    )  # its model, granularity and search settings
-    problem, stats, full = opened(project, cell)
-    reward = Tied(full, problem, tied)
-    budget = project.grid.search.budget()
-    allocator = registry.create(METHOD, project.parameters(METHOD))
-    result = allocator.allocate(reward.problem, stats=stats, reward=reward, budget=budget, seed=seed)
-    start = registry.create("ffn-only", {}).allocate(reward.problem, stats=stats, reward=None, budget=budget, seed=seed)
-    answers = ((0, start.allocation.keep), *result.answers)
-    keeps = {at: Allocation(reward.problem.problem_id, keep) for at, keep in answers}
-    total = budget.tokens(full.window_tokens)
-    curve = [
-        {
-            "tokens": round(share * total),
-            "selection_excess": selection_excess(reward, keeps[max(at for at in keeps if at <= share * total)]),
-        }
-        for share in (0, *CHECKPOINTS)
-    ]
-    run = {"decisions": len(reward.problem.decisions), "tied": tied, "seed": seed, "curve": curve}
+        return read_json(file, (SCHEMA,))[1]
+    wanted = (METHOD, options.sparsity, seed)
+    cell = next(cell for cell in experiment.cells() if (cell.method, cell.sparsity, cell.seed) == wanted)
+    prunable, calibration = open_model(experiment, cell.model)
+    candidates = cut_of(experiment, cell).candidates(calibration.statistics)
+    texts = [Text(name, getattr(calibration.windows, name), loss) for name, loss in calibration.dense_loss.items()]
+    reward = ModelReward(candidates, *texts, batch_tokens=experiment.models[cell.model].batch_tokens)
+    problem = Tied(prunable.problem(float(cell.sparsity), cell.granularity), tied, reward)
+    run = {"decisions": len(problem.problem.decisions), "tied": tied, "seed": seed}
+    run["curve"] = _search(problem, experiment, calibration.statistics, seed)
     write_json(file, SCHEMA, run)
-    print(f"{run['decisions']} decisions, seed {seed}: {[round(p['selection_excess'], 3) for p in curve]}", flush=True)
+    losses = [round(point["selection_excess"], 3) for point in run["curve"]]
+    print(f"{run['decisions']} decisions, seed {seed}: {losses}", flush=True)
     return run
 
 
+def _search(tied: Tied, experiment: Experiment, statistics: Any, seed: int) -> list[dict[str, Any]]:
+    """Runs the search on a tied problem; its curve."""
+    method, budget = experiment.create(METHOD), experiment.grid.search.budget()
+    assert isinstance(method, Search)
+    tracker = Tracker(tied.problem, tied, budget, method=METHOD, seed=seed)
+    method.run(tracker, np.random.default_rng(seed))
+    start = create("ffn-only", {}).allocate(tied.problem, statistics)
+    keeps = {0: start.keep, **dict(tracker.answers)}
+    total = budget.tokens(tied.window_tokens)
+    curve = []
+    for share in CHECKPOINTS:
+        keep = keeps[max(tokens for tokens in keeps if tokens <= share * total)]
+        loss = -math.log(tied.select(Allocation.of(tied.problem, keep)))
+        curve.append({"tokens": round(share * total), "selection_excess": loss})
+    return curve
+
+
 def marks(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """See the module's text."""
+    """Returns the figures that the module's text describes."""
     medians = _medians(runs)
     needed = {count: _tokens_needed(curve) for count, curve in medians.items()}
     slope, constant = np.polyfit(np.log(list(needed)), np.log(list(needed.values())), 1)

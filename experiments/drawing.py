@@ -1,4 +1,4 @@
-"""What the benchmarks' plots share: matplotlib without a display, and files that are whole and the same each time."""
+"""What the experiments' plots share: matplotlib without a display, and SVG files that come out the same each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ffp.store.files import whole
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, loaded where a benchmark draws and not in each of its processes."""
+    """Returns matplotlib.pyplot, set up for files; loaded only where something is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -20,7 +20,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Lay a figure out and write it as SVG."""
+    """Lays a figure out and writes it as SVG."""
     figure.tight_layout()
     with whole(path) as partial:
         figure.savefig(partial, format="svg", metadata={"Date": None})

@@ -1,125 +1,137 @@
-"""Where OWL's constants come out: the loss of Wanda under OWL's allocation against that under uniform, by M and lambda.
+"""Shows which constants of OWL pay: Wanda's loss under OWL's allocation minus that under uniform, by M and lambda.
 
-    python benchmarks/owl.py --config config/grids/baselines.yaml
+    snakemake --cores all --profile profiles/local --config grid=config/grids/baselines.yaml -- calibrated
+    python -m experiments.owl
 
-Needs the grid's model and calibration. The texts are the selection windows and as many of the search windows; no score
-of a report is from them. Weights go by Wanda's score on the dense statistics. M and lambda are those of the paper's
-grid. In `marks`, by sparsity and "M, lambda": the mean difference in nats a token and its standard error over windows,
-OWL minus uniform, so that below zero OWL is better. `relief` says why: what the loss at uniform gains, in nats, when
-one block (every third of them) keeps 10 points more, and by M the correlation of that with OWL's shares of outliers.
+The texts are the selection windows and as many of the search windows; no score of a report is from them. Weights are
+removed by Wanda's score on the dense model's statistics. M and lambda are those of the paper's grid.
+
+- `marks`, by sparsity and "M, lambda": the mean difference of the loss in nats per token, OWL minus uniform, and its
+  standard error over windows. Below 0 OWL is better.
+- `relief`, by sparsity, says why: `gain` is what the loss under uniform falls by, in nats per token, when one block
+  (every third is tried) keeps 10 points more; `correlation`, by M, is that of the gains with OWL's outlier shares.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from ffp.allocators.base import LinearStats, SearchBudget
+from benchmarks.common import make_parser, open_model, write_marks
+from experiments.reading import mean_and_stderr
+from ffp import api
+from ffp.allocators import create
 from ffp.allocators.blockwise import blocks_of
-from ffp.allocators.heuristics.owl import Owl, outlier_share
-from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.heuristics.owl import outlier_share
 from ffp.config import Experiment
-from ffp.core.problem import FloatArray
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.measure.loss import window_losses
-from ffp.models.checkpoint import load_model
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.steps import open_calibration, read_windows
-from ffp.pruning.masked import MaskedModel
-from ffp.pruning.statistics import Calibration
-from ffp.store.files import write_json
-from ffp.store.provenance import provenance
+from ffp.pruning.cuts import Cut, make_cut
 
 SCHEMA = "ffp/benchmark/owl/1"
-MULTIPLES, STRENGTHS = (3, 5, 7, 10), (0.02, 0.05, 0.08, 0.1, 0.2)
-BATCH = 4
+THRESHOLDS, DEVIATIONS = (3, 5, 7, 10), (0.02, 0.05, 0.08, 0.1, 0.2)  # M and lambda
+BATCH = 4  # windows in one forward
 EVERY, MORE = 3, 0.1  # blocks that are tried alone, and what each keeps more
+Losses = Callable[[Allocation], FloatArray]
 
 
-class Dense:
-    """The statistics of a model as it was before anything was removed from it."""
+@dataclass(frozen=True)
+class Plan:
+    """What is scored at one sparsity, computed on the dense weights before any of them is switched off.
 
-    def __init__(self, stats: Calibration):
-        self.n_blocks = stats.n_blocks
-        self._blocks = [list(stats.linears(block)) for block in range(stats.n_blocks)]
+    Attributes:
+        problem: Of single weights.
+        uniform: The uniform allocation.
+        owl: OWL's allocations by "M, lambda".
+        shares: OWL's outlier shares by M, of the blocks that are tried.
+        tried: Numbers of those blocks.
+    """
 
-    def linears(self, block: int) -> Iterator[LinearStats]:
-        return iter(self._blocks[block])
+    problem: PruningProblem
+    uniform: Allocation
+    owl: dict[str, Allocation]
+    shares: dict[str, list[float]]
+    tried: list[int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/grids/baselines.yaml"))
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6, 0.7])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/owl.json"))
+    """Scores every allocation and writes the JSON after each sparsity."""
+    parser = make_parser("experiments.owl", __doc__, grid="baselines")
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.6, 0.7], help="of single weights")
     options = parser.parse_args()
     torch.set_num_threads(1)
     experiment = Experiment(options.config)
-    name, data = experiment.grid.models[0], Path(experiment.grid.data)
-    config, folder = experiment.models[name], data / "calibration" / name
-    prunable = PrunableModel(load_model(data / "models" / name, config), min_keep=config.min_keep)
-    stats = open_calibration(prunable, folder, "unstructured")
-    selection = read_windows(folder, "selection")
-    windows = torch.cat([selection, read_windows(folder, "search")[: len(selection)]])
-    dense = Dense(stats)
-    candidates = MaskedModel(prunable, granularity="unstructured", pruner="wanda", sq_means=stats.sq_means)
+    name = experiment.grid.models[0]
+    prunable, calibration = open_model(experiment, name)
+    selection = calibration.windows.selection
+    windows = torch.cat([selection, calibration.windows.search[: len(selection)]])
+    cut = make_cut("unstructured", score="wanda", compensation="none", pruner="wanda")
+    plans = {sparsity: _plan(prunable, calibration, cut, sparsity) for sparsity in options.sparsities}
+    candidates = cut.candidates(calibration.statistics.for_granularity("unstructured"))
+
+    def losses(allocation: Allocation) -> FloatArray:
+        candidates.set_allocation(allocation)
+        found = window_losses(prunable.model, windows, batch_tokens=BATCH * windows.shape[1])
+        return np.asarray(found, dtype=np.float64)
+
     settings = {"model": name, "windows": list(windows.shape), "sparsities": options.sparsities}
-    body: dict[str, dict[str, object]] = {}
-    for sparsity in options.sparsities:
-        body[str(sparsity)] = _sweep(candidates, dense, windows, sparsity)
-        marks = {key: found["owl_minus_uniform"] for key, found in body.items()}
-        write_json(options.out, SCHEMA, {"marks": marks, **body, "provenance": provenance(settings=settings)})
-    print(json.dumps(marks, indent=1))
+    body: dict[str, Any] = {"marks": {}}
+    for sparsity, plan in plans.items():
+        found = _score(plan, losses)
+        body["marks"][str(sparsity)] = found["owl_minus_uniform"]
+        body[str(sparsity)] = found
+        write_marks(options.out, SCHEMA, body, settings)
 
 
-def _sweep(candidates: MaskedModel, stats: Dense, windows: torch.Tensor, sparsity: float) -> dict[str, object]:
-    problem = candidates.prunable.problem(sparsity, "unstructured")
-    candidates.set_allocation(uniform_allocation(problem))
-    uniform = _losses(candidates, windows)
+def _plan(prunable: PrunableModel, calibration: api.Calibration, cut: Cut, sparsity: float) -> Plan:
+    def allocate(method: str, **parameters: float) -> api.AllocationResult:
+        made = create(method, parameters)
+        return api.allocate(prunable, calibration, made, sparsity=sparsity, cut=cut, granularity="unstructured")
+
+    uniform, statistics = allocate("uniform"), calibration.statistics
+    tried = list(range(0, statistics.n_blocks, EVERY))
+    return Plan(
+        uniform.problem,
+        uniform.allocation,
+        {
+            f"{m}, {deviation}": allocate("owl", outlier_threshold=m, max_deviation=deviation).allocation
+            for m in THRESHOLDS
+            for deviation in DEVIATIONS
+        },
+        {str(m): [outlier_share(list(statistics.linears(block)), m) for block in tried] for m in THRESHOLDS},
+        tried,
+    )
+
+
+def _score(plan: Plan, losses: Losses) -> dict[str, Any]:
+    uniform = losses(plan.uniform)
     differences = {}
-    for multiple in MULTIPLES:
-        for strength in STRENGTHS:
-            method = Owl(outlier_threshold=multiple, strength=strength)
-            result = method.allocate(problem, stats=stats, reward=None, budget=SearchBudget(1, 1), seed=0)  # type: ignore[arg-type]
-            candidates.set_allocation(result.allocation)
-            change = _losses(candidates, windows) - uniform
-            key = f"{multiple}, {strength}"
-            differences[key] = [float(change.mean()), float(change.std(ddof=1) / len(change) ** 0.5)]
-            print(sparsity, key, differences[key], flush=True)
-    relief = _relief(candidates, stats, windows, sparsity, float(uniform.mean()))
-    return {"uniform_loss": float(uniform.mean()), "owl_minus_uniform": differences, "relief": relief}
+    for key, allocation in plan.owl.items():
+        differences[key] = list(mean_and_stderr(losses(allocation) - uniform))
+        print(plan.problem.target, key, differences[key], flush=True)
+    mean = float(uniform.mean())
+    return {"uniform_loss": mean, "owl_minus_uniform": differences, "relief": _relieve(plan, losses, mean)}
 
 
-def _relief(
-    candidates: MaskedModel, stats: Dense, windows: torch.Tensor, sparsity: float, uniform: float
-) -> dict[str, object]:
-    problem = candidates.prunable.problem(sparsity, "unstructured")
-    keep, blocks = np.array(uniform_allocation(problem).keep), blocks_of(problem)
-    tried = list(range(0, stats.n_blocks, EVERY))
+def _relieve(plan: Plan, losses: Losses, uniform: float) -> dict[str, Any]:
+    """What the loss falls by when one block after the other keeps MORE."""
+    problem, blocks = plan.problem, blocks_of(plan.problem)
+    more = (problem.n_units * (1 - problem.target + MORE)).astype(np.int64)
     gains = []
-    for block in tried:
-        more = np.where(blocks == block, (problem.n_units * (1 - sparsity + MORE)).astype(np.int64), keep)
-        candidates.set_keep(more.tolist())
-        gains.append(uniform - float(_losses(candidates, windows).mean()))
-    shares = {m: [outlier_share(list(stats.linears(block)), m) for block in tried] for m in MULTIPLES}
+    for block in plan.tried:
+        relieved = Allocation.of(problem, np.where(blocks == block, more, plan.uniform.keep))
+        gains.append(uniform - float(losses(relieved).mean()))
     return {
-        "blocks": tried,
+        "blocks": plan.tried,
         "gain": gains,
-        "outlier_share": {str(m): share for m, share in shares.items()},
-        "correlation": {str(m): float(np.corrcoef(share, gains)[0, 1]) for m, share in shares.items()},
+        "outlier_share": plan.shares,
+        "correlation": {m: float(np.corrcoef(shares, gains)[0, 1]) for m, shares in plan.shares.items()},
     }
-
-
-@torch.no_grad()
-def _losses(candidates: MaskedModel, windows: torch.Tensor) -> FloatArray:
-    """Mean loss of each window, nats a predicted token."""
-    parts = [window_losses(candidates.model, windows[i : i + BATCH]).cpu() for i in range(0, len(windows), BATCH)]
-    found: FloatArray = torch.cat(parts).numpy().astype(np.float64)
-    return found
 
 
 if __name__ == "__main__":

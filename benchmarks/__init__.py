@@ -1,0 +1,1 @@
+"""How fast ffp is: scripts that time one part each and write their figures into benchmarks/results/."""

@@ -1,0 +1,1 @@
+"""Questions to the methods: grids in config/grids/ and readers of what they saved. See experiments/README.md."""

@@ -1,0 +1,107 @@
+"""What the experiments share: the finished cells of a grid, their losses, and paired differences."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ffp.config import Cell, Experiment
+from ffp.core.problem import FloatArray
+from ffp.store.layout import Layout
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A finished cell and what its steps saved; the dense model has scores only."""
+
+    cell: Cell
+    scores: ScoresFile
+    allocation: AllocationFile | None
+    cost: CostFile | None
+    answers: AnswersFile | None
+
+    @property
+    def losses(self) -> FloatArray:
+        """Mean test loss of each window, (windows,), nats per token."""
+        return np.array(self.scores.ppl.loss_by_window)
+
+
+@dataclass(frozen=True)
+class GridResults:
+    """A grid and what has been computed of it.
+
+    Attributes:
+        experiment: The grid.
+        done: Cells with a score, in the grid's order.
+        missing: Paths of the cells without a score.
+    """
+
+    experiment: Experiment
+    done: list[CellResult]
+    missing: list[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The grid as plain data."""
+        return self.experiment.grid.model_dump(mode="json")
+
+
+def read_grid(experiment: Experiment) -> GridResults:
+    """Reads every finished cell of a grid.
+
+    Raises:
+        SystemExit: No cell is finished.
+    """
+    layout = Layout.from_grid(experiment.grid)
+    done, missing = [], []
+    for cell in experiment.cells():
+        files = layout.cell(cell)
+        scores = ScoresFile.read_if_there(files.scores)
+        if scores is None:
+            missing.append(cell.path)
+            continue
+        allocation = AllocationFile.read_if_there(files.allocation)
+        cost, answers = CostFile.read_if_there(files.search_cost), AnswersFile.read_if_there(files.answers)
+        done.append(CellResult(cell, scores, allocation, cost, answers))
+    if not done:
+        raise SystemExit(f"no cell of {experiment.file} is finished. Run `make demo GRID={experiment.file}` first.")
+    return GridResults(experiment, done, missing)
+
+
+def mean_and_stderr(differences: FloatArray) -> tuple[float, float]:
+    """Returns the mean of paired differences, (windows,), and its standard error over windows."""
+    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+
+def score_row(result: CellResult) -> dict[str, Any]:
+    """Returns a cell's figures as the JSON files list them."""
+    ppl = result.scores.ppl
+    return {
+        "granularity": result.cell.granularity,
+        "sparsity": float(result.cell.sparsity),
+        "method": result.cell.method,
+        "seed": result.cell.seed,
+        "block_sparsity": result.scores.block_sparsity,
+        "ppl": ppl.value,
+        "stderr": ppl.stderr,
+        "tokens": ppl.n_tokens,
+        "search_tokens": result.cost.n_tokens if result.cost else None,
+    }
+
+
+def add_redraw(parser: argparse.ArgumentParser) -> None:
+    """Adds --redraw to the options of an experiment that draws a plot beside its JSON."""
+    parser.add_argument("--redraw", action="store_true", help="only draw the plot again, from the JSON at --out")
+
+
+def by_seed(results: list[CellResult], key: Callable[[CellResult], Any]) -> dict[Any, dict[int, CellResult]]:
+    """Groups results by a key, and within a group by seed."""
+    found: dict[Any, dict[int, CellResult]] = {}
+    for result in results:
+        found.setdefault(key(result), {})[result.cell.seed] = result
+    return found
