@@ -14,7 +14,7 @@ import torch
 
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.models.prunable import PrunableModel
-from ffp.pruning.unstructured import pack
+from ffp.pruning.unstructured import pack_masks
 from ffp.store.files import whole, write_json
 from ffp.store.provenance import provenance
 from tests.parity.flap import flap
@@ -60,7 +60,7 @@ def run(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> Re
         return Result(flap(prunable, tokens, settings), {})
     masks = prune_as_published(prunable, tokens, settings)
     counts = {f"{path}.weight": {"kept": int(mask.sum()), "numel": mask.numel()} for path, mask in masks.items()}
-    return Result({"masks": counts}, pack(masks))
+    return Result({"masks": counts}, pack_masks(masks))
 
 
 def write(out: Path, result: Result, settings: Settings, comparison: Mapping[str, Any] | None) -> None:
@@ -69,7 +69,7 @@ def write(out: Path, result: Result, settings: Settings, comparison: Mapping[str
         with whole(out / "masks.npz") as partial, partial.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **dict(result.bits))
     body = {"settings": vars(settings), **result.kept, "comparison": comparison}
-    write_json(out / "parity.json", SCHEMA, {**body, "provenance": provenance()})
+    write_json(out / "parity.json", SCHEMA, {**body, "provenance": provenance().model_dump(mode="json")})
 
 
 def check(result: Result, reference: Path, settings: Settings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from ffp.core.errors import ConfigError
 from ffp.models.prunable import PrunableModel
-from ffp.models.stream import Inputs
+from ffp.models.stream import watch_inputs
 from tests.parity.settings import Settings
 
 Scores = list[torch.Tensor]  # of each block, (columns of its output projection,)
@@ -74,7 +74,7 @@ def _metrics(prunable: PrunableModel, tokens: torch.Tensor, metric: str) -> tupl
     seen = {module.output: Fluctuation(prunable.linear(module.output).in_features) for module in prunable.modules}
     with ExitStack() as hooks:
         for path, statistics in seen.items():
-            hooks.enter_context(Inputs(prunable.linear(path), statistics.add))
+            hooks.enter_context(watch_inputs(prunable.linear(path), statistics.add))
         for window in tokens:
             prunable.model.base_model(input_ids=window[None].to(prunable.model.device), use_cache=False)
     found: dict[str, Scores] = {"attention": [], "ffn": []}

@@ -42,7 +42,7 @@ def test_masks_of_single_weights(method):
     assert compare.check(result, DATA / "golden.json", settings)["equal"]
     found = compare.check(result, DATA / f"{method}_0.6_keep.npz", settings)
     assert found["differing"] <= 1e-4 * found["entries"]
-    for path in PrunableModel(model).decisions("unstructured"):
+    for path in PrunableModel(model).decision_names("unstructured"):
         zeros = int((model.get_submodule(path).weight == 0).sum())
         counts = GOLDEN[method][0]["masks"][f"{path}.weight"]
         assert zeros == counts["numel"] - counts["kept"]
@@ -116,7 +116,7 @@ def test_other_structures_of_flap_remove_what_their_quotas_say(structure):
 def test_n_of_m_removes_n_of_every_m(method):
     model, tokens = build()
     compare.run(PrunableModel(model), tokens[:4], Settings(method, 0.5, prune_n=2, prune_m=4))
-    for path in PrunableModel(model).decisions("unstructured"):
+    for path in PrunableModel(model).decision_names("unstructured"):
         zeros = (model.get_submodule(path).weight == 0).view(-1, 4).sum(1)
         assert bool((zeros == 2).all())
 

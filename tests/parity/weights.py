@@ -24,9 +24,9 @@ from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
 from ffp.measure.calibration import collect
 from ffp.models.prunable import PrunableModel
+from ffp.pruning.moments import InputSums
 from ffp.pruning.sparsegpt import Quota
-from ffp.pruning.statistics import Calibration
-from ffp.pruning.unstructured import Seen, prune_stream, replace
+from ffp.pruning.unstructured import apply_sparsegpt, prune_stream
 from ffp.pruning.weights import saliency, smallest
 from tests.parity.settings import Settings
 
@@ -52,7 +52,7 @@ def prune_as_published(prunable: PrunableModel, tokens: torch.Tensor, settings: 
     else:
         rule = RULES[pruner]
 
-        def cut(path: str, seen: Seen) -> torch.Tensor:
+        def cut(path: str, seen: InputSums) -> torch.Tensor:
             rule(prunable.linear(path), seen, share[path], settings)
             return prunable.linear(path).weight.data != 0
 
@@ -66,7 +66,7 @@ def _uniform(prunable: PrunableModel, settings: Settings) -> list[float]:
 
 def _owl(prunable: PrunableModel, tokens: torch.Tensor, settings: Settings) -> list[float]:
     """Each block's share, or its N of N:M, from the dense model's outliers."""
-    calibration = Calibration(prunable, collect(prunable, tokens, batch_tokens=1), tokens.numel())
+    calibration = collect(prunable, tokens, batch_tokens=1)
     blocks = range(calibration.n_blocks)
     shares = np.array([outlier_share(list(calibration.linears(i)), settings.outlier_multiple) for i in blocks])
     if not settings.prune_m:
@@ -110,7 +110,7 @@ def _magnitude(linear: nn.Linear, goal: float, settings: Settings) -> None:
     weight.masked_fill_(gone, 0)
 
 
-def _wanda(linear: nn.Linear, seen: Seen, goal: float, settings: Settings) -> None:
+def _wanda(linear: nn.Linear, seen: InputSums, goal: float, settings: Settings) -> None:
     weight = linear.weight.data
     score = saliency(weight, seen.sq_mean)
     if settings.prune_m:
@@ -122,17 +122,17 @@ def _wanda(linear: nn.Linear, seen: Seen, goal: float, settings: Settings) -> No
     weight.masked_fill_(gone, 0)
 
 
-def _sparsegpt(linear: nn.Linear, seen: Seen, goal: float, settings: Settings) -> None:
+def _sparsegpt(linear: nn.Linear, seen: InputSums, goal: float, settings: Settings) -> None:
     rows, m = linear.out_features, settings.prune_m
 
     def one_more(start: int, stop: int) -> int:
         return min(int(rows * (stop - start) * goal) + 1, rows * (stop - start))
 
     quota: Quota = (lambda start, stop: rows * (stop - start) * int(goal) // m) if m else one_more
-    replace(linear, seen.gram, quota, m, "a linear", block=settings.block_size, damping=settings.damping)
+    apply_sparsegpt(linear, seen.gram, quota, m, "a linear", block=settings.block_size, damping=settings.damping)
 
 
-RULES: dict[str, Callable[[nn.Linear, Seen, float, Settings], None]] = {"wanda": _wanda, "sparsegpt": _sparsegpt}
+RULES: dict[str, Callable[[nn.Linear, InputSums, float, Settings], None]] = {"wanda": _wanda, "sparsegpt": _sparsegpt}
 
 
 def _n_of_m(score: torch.Tensor, n: float, m: int) -> torch.Tensor:

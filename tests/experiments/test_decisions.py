@@ -1,0 +1,67 @@
+"""Shared decisions: the tied problem asks for the same budget as the full one, and its answers expand to the full's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.decisions import Tied, share_decision
+from ffp.core.problem import Decision
+from ffp.core.projection import project_shares
+from tests.helpers.synthetic import SyntheticReward, structured_problem
+
+
+def test_decisions_refuse_positional_arguments():
+    with pytest.raises(TypeError, match="positional"):
+        Decision("block00.ffn", 96, 50, 16, 1, 1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+def test_a_tied_problem_has_the_budget_and_the_limits_of_the_full_one(blocks):
+    full = structured_problem(0.3)
+    tied = Tied(full, blocks).problem
+    assert len(tied.decisions) == len(full.decisions) // blocks
+    assert tied.total_params == full.total_params
+    assert (tied.target, tied.granularity) == (full.target, full.granularity)
+    assert sum(each.fixed_params for each in tied.decisions) == sum(each.fixed_params for each in full.decisions)
+    assert tied.n_units @ tied.params_per_unit == full.n_units @ full.params_per_unit
+    assert tied.min_keep @ tied.params_per_unit == full.min_keep @ full.params_per_unit
+    assert {each.min_keep for each in tied.decisions} == {each.min_keep for each in full.decisions}
+    if blocks == 1:
+        assert tied == full
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+def test_an_answer_expands_to_one_of_the_same_sparsity(blocks):
+    full = structured_problem(0.3)
+    tied = Tied(full, blocks)
+    answer = project_shares(tied.problem, np.linspace(0.4, 0.9, len(tied.problem.decisions)))
+    answer.check(tied.problem)
+    expanded = tied.expand(answer)
+    expanded.check(full)
+    assert full.sparsity_of(expanded.keep) == pytest.approx(tied.problem.sparsity_of(answer.keep))
+    assert len(set(expanded.keep[0 : 2 * blocks : 2])) == 1
+
+
+def test_the_reward_of_an_answer_is_that_of_its_expansion():
+    full = structured_problem(0.3)
+    reward = SyntheticReward(full)
+    tied = Tied(full, 3, reward)
+    answer = project_shares(tied.problem, np.full(4, 0.7))
+    assert tied(answer, windows=(0, 1)) == reward(tied.expand(answer), windows=(0, 1))
+    assert tied.select(answer) == reward.select(tied.expand(answer))
+    assert tied.window_tokens == reward.window_tokens
+    each = reward.marginal_utility(tied.expand(answer), windows=(0, 1))
+    utility = tied.marginal_utility(answer, windows=(0, 1))
+    assert utility.shape == (4, 2, 3)
+    np.testing.assert_allclose(utility[1, :, :2], each[[1, 3, 5], :, :2].mean(axis=0))
+    np.testing.assert_allclose(utility[1, :, 2], each[[1, 3, 5], :, 2].mean(axis=0) / 3**0.5)
+
+
+def test_blocks_of_other_sizes_or_numbers_cannot_share():
+    full = structured_problem(0.3)
+    with pytest.raises(SystemExit, match="--tied 4 does not divide the 6 blocks"):
+        Tied(full, 4)
+    first, second = full.decisions[1], dataclasses.replace(full.decisions[3], n_units=64)
+    with pytest.raises(SystemExit, match=r"block00\.ffn and its neighbours have different sizes"):
+        share_decision([first, second])
