@@ -14,27 +14,24 @@ from ffp.config.assets import (
     TextConfig,
     WheelSource,
 )
-from ffp.config.experiment import STEP_VERSIONS, Cell, Experiment, accept_code, code_of
+from ffp.config.experiment import Cell, Experiment
 from ffp.config.grid import GridConfig
 from ffp.config.published import PublishedSet
 from ffp.config.reading import read_part
 
 __all__ = [
-    "STEP_VERSIONS",
     "Cell",
     "CorpusConfig",
+    "Experiment",
     "GridConfig",
     "HubSource",
     "LocalSource",
     "ModelConfig",
-    "Experiment",
     "PublishedSet",
     "Source",
     "TaskConfig",
     "TasksConfig",
     "TextConfig",
     "WheelSource",
-    "accept_code",
-    "code_of",
     "read_part",
 ]

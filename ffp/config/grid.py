@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from ffp.allocators.base import SearchBudget
 from ffp.config.reading import Count, Name, Strict
@@ -14,95 +14,123 @@ from ffp.config.reading import Count, Name, Strict
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv"]
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class CalibrationConfig(Strict):
-    """The one streaming pass. context: tokens a window."""
+    """The one pass of the dense model over the calibration text."""
 
-    windows: Count = 128
-    context: Count = 2048
-    score: UnitScore = "wanda"
+    windows: Count = Field(128, description="Number of token windows (llm-compressor: num_calibration_samples).")
+    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    score: UnitScore = Field(
+        "wanda", description="Score by which KV groups and FFN channels are removed, lowest first."
+    )
 
 
 class SearchConfig(Strict):
-    """The budget of every search, and the texts behind its reward."""
+    """The budget of every search, and the texts behind its reward.
 
-    context: Count = 2048
-    windows: Count = 32
-    selection_windows: Count = 16
-    evaluations: Count = 1000
-    windows_per_evaluation: Count = 4
-    finalists: Count = 4
+    A search may forward evaluations x windows_per_evaluation x context tokens, whatever its method.
+    """
+
+    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    windows: Count = Field(32, description="Windows of the search text, from which each evaluation draws.")
+    selection_windows: Count = Field(16, description="Windows of the selection text, on which finalists are scored.")
+    evaluations: Count = Field(1000, description="Candidates that a search may evaluate at full fidelity.")
+    windows_per_evaluation: Count = Field(4, description="Windows of one evaluation at full fidelity.")
+    finalists: Count = Field(4, description="Candidates that are scored on the selection text at the end.")
+    checkpoints: tuple[Share, ...] = Field(
+        (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0),
+        min_length=1,
+        description="Shares of the budget, ascending. What the search would have answered after each is scored on the "
+        "selection text once it has ended, for the figure of quality over cost.",
+    )
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _ascend(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if sorted(set(shares)) != list(shares):
+            raise ValueError("shares of the budget must ascend, each named once")
+        return shares
 
     def budget(self) -> SearchBudget:
-        """The budget as a method sees it."""
+        """Returns the budget as a method sees it."""
         return SearchBudget(self.evaluations, self.windows_per_evaluation, self.finalists)
 
 
 class EvaluationConfig(Strict):
-    """Scoring. context, windows: of the perplexity; documents: seeded sample a task, 0 for all of them."""
+    """What every cell is scored on."""
 
-    context: Count = 2048
-    windows: Annotated[int, Field(ge=0)] = 0
-    documents: Annotated[int, Field(ge=0)] = 0
-    seed: int = 0
+    context: Count = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
+    windows: int = Field(0, ge=0, description="Windows of the test text; 0 for all.")
+    documents: int = Field(0, ge=0, description="Documents of each task, drawn at random; 0 for all (lm-eval: limit).")
+    seed: int = Field(0, description="Seed of that draw.")
 
 
 class InitConfig(Strict):
-    """Where a search takes its first policy from: the same method's and seed's cell at sparsity `from`, e.g. "s0.20".
+    """The cell whose policy a search starts from; its method and seed are the search's own."""
 
-    model: another model of the grid with the same number of decisions (transfer); its own without it.
-    """
+    sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(
+        alias="from", description="Sparsity of that cell, e.g. s0.20."
+    )
+    model: Name | None = Field(
+        None, description="Model of that cell, with as many decisions as this one; the same model without it."
+    )
 
-    sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(alias="from")
-    model: Name | None = None
 
+class MethodConfig(Strict):
+    """A variant: a registered method with other hyper-parameters, or another way to prune."""
 
-class MethodConfig(BaseModel):
-    """A named variant. use: the registered method; keys that are none of these are its parameters.
+    hint = "Hyper-parameters of the method belong under params."
 
-    init: a policy to start from, for methods that learn one.
-    score: which units of a structured decision go first, calibration.score without it. compensate: what follows a
-    structured cut. pruner: which single weights go, the grid's pruner without it. fitness: what a search is rewarded
-    for, a small perplexity or a small KL divergence from the dense model.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: str | None = None
-    init: InitConfig | None = None
-    score: UnitScore | None = None
-    compensate: Literal["none", "bias", "ridge", "ridge-dense"] = "none"
-    pruner: Pruner | None = None
-    fitness: Literal["ppl", "kl"] = "ppl"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+    use: str | None = Field(None, description="The registered method; the variant's own name without it.")
+    params: Mapping[str, Any] = Field(default_factory=dict, description="Hyper-parameters of the method.")
+    init: InitConfig | None = Field(None, description="Where a method that learns a policy starts from.")
+    score: UnitScore | None = Field(
+        None, description="Score by which KV groups and FFN channels are removed; calibration.score without it."
+    )
+    compensate: Literal["none", "bias", "ridge", "ridge-dense"] = Field(
+        "none", description="How what stays makes up for removed units: by a bias, or by new weights (least squares)."
+    )
+    pruner: Pruner | None = Field(
+        None, description="How single weights are chosen and updated; the grid's pruner without it."
+    )
+    fitness: Literal["ppl", "kl"] = Field(
+        "ppl", description="What a search minimises: perplexity, or the KL divergence from the dense model."
+    )
 
 
 class GridConfig(Strict):
-    """A grid file, e.g. config/grids/demo.yaml.
+    """A grid: config/grids/NAME.yaml. It names models, a text and tasks of the configuration folder."""
 
-    own_sparsities: of granularities that are not to take `sparsities`. pruner: which single weights go, where a variant
-    does not say.
-    """
-
-    title: str
-    models: tuple[Name, ...] = Field(min_length=1)
-    text: Name
-    tasks: Name | None = None
-    granularities: tuple[Granularity, ...] = ("structured",)
-    sparsities: tuple[float, ...] = Field(min_length=1)
-    own_sparsities: Mapping[Granularity, tuple[float, ...]] = Field(default_factory=dict)
-    pruner: Pruner = "wanda"
-    methods: tuple[Name, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    variants: Mapping[Name, MethodConfig] = Field(default_factory=dict)
+    title: str = Field(description="Title of the report.")
+    models: tuple[Name, ...] = Field(min_length=1, description="Models: names of files in models/.")
+    text: Name = Field(description="Text: name of a file in texts/.")
+    tasks: Name | None = Field(None, description="Tasks: name of a file in tasks/; no task is scored without it.")
+    granularities: tuple[Granularity, ...] = Field(
+        ("structured",),
+        description="What is removed: KV groups and FFN channels (structured), single weights (unstructured), or single "
+        "weights in N:M patterns (n-of-4, n-of-8).",
+    )
+    sparsities: tuple[float, ...] = Field(
+        min_length=1, description="Shares of the prunable parameters to remove, in (0, 1), with two decimals."
+    )
+    own_sparsities: Mapping[Granularity, tuple[float, ...]] = Field(
+        default_factory=dict, description="Granularities that take other sparsities."
+    )
+    pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
+    methods: tuple[Name, ...] = Field(min_length=1, description="Methods: registered names, or names in `variants`.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), description="Seeds of every search; methods that draw nothing run with the first one only."
+    )
+    variants: Mapping[Name, MethodConfig] = Field(
+        default_factory=dict, description="Methods with settings of their own, by the names that `methods` uses."
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    data: str = "data"
-    results: str = "results"
+    data: str = Field("data", description="Folder for models, texts, tasks and calibration.")
+    results: str = Field("results", description="Folder for cells and the report.")
 
     @field_validator("sparsities", "own_sparsities")
     @classmethod
@@ -114,18 +142,18 @@ class GridConfig(Strict):
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
         return sparsities
 
-    def sparsities_of(self, granularity: str) -> tuple[float, ...]:
-        """The sparsities of a granularity's cells."""
-        return {str(name): own for name, own in self.own_sparsities.items()}.get(granularity, self.sparsities)
-
-    @property
-    def all_sparsities(self) -> tuple[float, ...]:
-        """Those of any granularity, ascending."""
-        return tuple(sorted({s for granularity in self.granularities for s in self.sparsities_of(granularity)}))
-
     @field_validator("models", "methods", "seeds", "sparsities", "granularities")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) != len(values):
             raise ValueError(f"{list(values)} names something twice")
         return values
+
+    def sparsities_of(self, granularity: str) -> tuple[float, ...]:
+        """Returns the sparsities of a granularity's cells."""
+        return {str(name): own for name, own in self.own_sparsities.items()}.get(granularity, self.sparsities)
+
+    @property
+    def all_sparsities(self) -> tuple[float, ...]:
+        """Sparsities of any granularity, ascending."""
+        return tuple(sorted({s for granularity in self.granularities for s in self.sparsities_of(granularity)}))

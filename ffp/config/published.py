@@ -14,19 +14,17 @@ from ffp.core.suggest import did_you_mean
 
 
 class PublishedSet(Strict):
-    """Perplexities that others reported, measured alike. values: by model, method and sparsity ("0.00" for dense).
+    """Perplexities from one source that were measured in the same way."""
 
-    text: the name in config/texts/ whose whole test text they are of; context: tokens a window; calibration: the text
-    that the methods saw; status: how sure the transcription is, e.g. "secondary source".
-    """
-
-    source: str
-    status: str
-    granularity: Granularity
-    text: Name
-    context: Count
-    calibration: str
-    values: Mapping[Name, Mapping[str, Mapping[str, Annotated[float, Field(gt=0)]]]]
+    source: str = Field(description="The publication, with its identifier.")
+    status: str = Field(description="How reliable the transcription is: primary, or secondary source.")
+    granularity: Granularity = Field(description="What was removed as a whole.")
+    text: Name = Field(description="The file in texts/ on whose whole test text the perplexities are.")
+    context: Count = Field(description="Tokens in a window.")
+    calibration: str = Field(description="The text that the methods were calibrated on, in words.")
+    values: Mapping[Name, Mapping[str, Mapping[str, Annotated[float, Field(gt=0)]]]] = Field(
+        description='Perplexities by model, method and sparsity: a quoted share such as "0.20", "0.00" for dense.'
+    )
 
     @field_validator("values")
     @classmethod
@@ -38,10 +36,10 @@ class PublishedSet(Strict):
 
 
 class PublishedConfig(Strict):
-    """config/published.yaml. models: the hub repositories that hold a model named in the sets."""
+    """All published figures: config/published.yaml."""
 
-    models: Mapping[Name, tuple[str, ...]]
-    sets: tuple[PublishedSet, ...]
+    models: Mapping[Name, tuple[str, ...]] = Field(description="Hub repositories that hold the weights of a model.")
+    sets: tuple[PublishedSet, ...] = Field(description="The figures, source by source.")
 
     @model_validator(mode="after")
     def _models_are_known(self) -> PublishedConfig:

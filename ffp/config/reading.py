@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -23,9 +23,10 @@ class Strict(BaseModel):
     """Base of every section: no unknown keys, nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    hint: ClassVar[str] = ""  # added to the error about an unknown key
 
 
-S = TypeVar("S", bound=Strict)
+M = TypeVar("M", bound=BaseModel)
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -62,34 +63,53 @@ def _load(path: Path) -> dict[str, Any]:
     return body
 
 
-def read_part(shape: type[S], path: Path) -> S:
-    """A config file as a section, checked; ConfigError with one line that names the file, the key and the remedy."""
-    return _validate(shape, _load(path), path)
+def read_part(shape: type[M], path: Path) -> M:
+    """Reads a config file as a checked section.
+
+    Args:
+        shape: Class of the section.
+        path: A YAML file.
+
+    Raises:
+        ConfigError: One line that names the file, the key and the remedy.
+    """
+    return check(shape, _load(path), path)
 
 
-def _validate(shape: type[S], body: Mapping[str, Any], path: Path) -> S:
+def check(shape: type[M], body: Mapping[str, Any], path: Path, *parents: str) -> M:
+    """Checks a section that was read from `path`, where it stands under the keys `parents`; see read_part()."""
     try:
         return shape.model_validate(body)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error, shape)}") from error
+        raise ConfigError(f"{path}: {_first(error, shape, parents)}") from error
 
 
-def _first(error: ValidationError, shape: type[BaseModel]) -> str:
+def _first(error: ValidationError, shape: type[BaseModel], parents: tuple[str, ...]) -> str:
     """One line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(part) for part in (*parents, *fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), _keys(shape))}"
-    message = re.sub(r"^Value error, ", "", fault["msg"])
+        sections = _sections(shape, fault["loc"][:-1])
+        known = {field.alias or name for section in sections for name, field in section.model_fields.items()}
+        remedy = did_you_mean(str(fault["loc"][-1]), known) if known else "there are none."
+        return " ".join([f"unknown key {where!r}: {remedy}", *filter(None, (getattr(s, "hint", "") for s in sections))])
     if fault["type"] == "missing":
         return f"key {where!r} is missing."
+    message = re.sub(r"^Value error, ", "", fault["msg"])
     return f"{where} = {str(fault['input'])[:80]!r}: {message}."
 
 
-def _keys(shape: type[BaseModel], seen: frozenset[type] = frozenset()) -> set[str]:
-    """All keys of a section and of the sections below it, for near matches."""
-    keys = set(shape.model_fields)
-    for part in Strict.__subclasses__():
-        if part not in seen and any(part.__name__ in str(f.annotation) for f in shape.model_fields.values()):
-            keys |= _keys(part, seen | {shape})
-    return keys
+def _sections(shape: type[BaseModel], keys: Sequence[object]) -> list[type[BaseModel]]:
+    """The classes that the section under these keys may have; names of a mapping and indices count for nothing."""
+    found = [shape]
+    for key in keys:
+        fields = [section.model_fields[key] for section in found if key in section.model_fields]  # type: ignore[index]
+        found = [section for field in fields for section in _classes(field.annotation)] or found
+    return found
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a field's type, e.g. that of the values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _classes(part)]
