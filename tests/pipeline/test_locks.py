@@ -1,4 +1,4 @@
-"""One run at a time, told from a dead one's leavings."""
+"""One run at a time in a folder; what a dead run leaves behind is removed."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def leave_locks(folder):
     (folder / "locks" / "0.input.lock").write_text("results/x\n")
 
 
-def test_a_second_run_is_refused_and_told_which_is_at_work(tmp_path, other):
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path, other):
     leave_locks(tmp_path)
     locks.clear_stale(tmp_path)
     assert (tmp_path / "locks" / "0.input.lock").exists()
@@ -52,6 +52,14 @@ def test_a_killed_run_leaves_nothing_in_the_way(tmp_path, other):
     locks._held.pop().release()
 
 
+def test_the_holder_is_named_while_it_lives(tmp_path, other):
+    assert locks.holder(tmp_path) == str(other.pid)
+    other.kill()
+    other.wait()
+    assert locks.holder(tmp_path) is None
+
+
 def test_a_folder_without_a_run_stays_untouched(tmp_path):
     locks.clear_stale(tmp_path / "none")
+    assert locks.holder(tmp_path / "none") is None
     assert not (tmp_path / "none").exists()

@@ -1,7 +1,9 @@
 """What a grid will take, against counts of the models themselves, and what is refused or warned of before it starts."""
 
 import pytest
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
@@ -13,7 +15,7 @@ PAPER = Experiment("config/grids/paper.yaml")
 PUBLISHED_PARAMS = {"opt-1.3b": 1_315_758_080, "llama-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
 
 
-def project(folder, model=None, **grid):
+def experiment(folder, model=None, **grid):
     """A grid of one tiny LLaMA that is known by its architecture alone."""
     sizes = CONFIGS["llama"][1]
     source = {"kind": "hub", "repo": "someone/tiny", "revision": "main"}
@@ -49,7 +51,7 @@ def test_the_papers_grid_is_planned_without_weights():
 
 
 def test_sizes_equal_those_of_the_model(tmp_path):
-    prunable, found = PrunableModel(tiny("llama")), plan.plan_model(project(tmp_path), "tiny")
+    prunable, found = PrunableModel(tiny("llama")), plan.plan_model(experiment(tmp_path), "tiny")
     assert (found.family, found.blocks) == ("llama", 3)
     assert found.params == prunable.model_params()
     assert found.unit_params == prunable.problem(0.0).total_params
@@ -58,32 +60,44 @@ def test_sizes_equal_those_of_the_model(tmp_path):
 
 
 def test_offloading_leaves_one_block_of_the_weights_on_the_device(tmp_path):
-    whole = plan.plan_model(project(tmp_path), "tiny")
-    lent = plan.plan_model(project(tmp_path, {"offload": True}), "tiny")
+    whole = plan.plan_model(experiment(tmp_path), "tiny")
+    offloaded = plan.plan_model(experiment(tmp_path, {"offload": True}), "tiny")
     block = sum(p.numel() for p in PrunableModel(tiny("llama")).blocks[0].parameters())
-    assert {whole.memory[step] - lent.memory[step] for step in whole.memory} == {2 * block * 4}
+    assert {whole.memory[step] - offloaded.memory[step] for step in whole.memory} == {2 * block * 4}
+
+
+def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path):
+    """Torch's counter sees attention's own products (bmm) too, which grow with the context."""
+    prunable = PrunableModel(tiny("llama"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        prunable.model(torch.zeros(1, 16, dtype=torch.long))
+    counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+    assert counts["aten.mm"] == 16 * plan.forward_flops(prunable)
 
 
 def test_work_grows_with_the_grid(tmp_path):
-    once, twice = plan.plan_model(project(tmp_path), "tiny"), plan.plan_model(project(tmp_path, seeds=[0, 1]), "tiny")
+    once, twice = (
+        plan.plan_model(experiment(tmp_path), "tiny"),
+        plan.plan_model(experiment(tmp_path, seeds=[0, 1]), "tiny"),
+    )
     assert twice.flops["allocate"] == 2 * once.flops["allocate"] > 0
     assert once.flops["apply"] == 0
-    ridge = project(tmp_path, variants={"owl": {"compensate": "ridge"}})
+    ridge = experiment(tmp_path, variants={"owl": {"compensate": "ridge"}})
     assert plan.plan_model(ridge, "tiny").flops["apply"] > 0
 
 
 def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
     with pytest.raises(BudgetError, match=r"sparsity 0\.99 on tiny cannot be met: at most 0\.\d+ .*models/tiny\.yaml"):
-        plan.plan_model(project(tmp_path, sparsities=[0.99]), "tiny")
+        plan.plan_model(experiment(tmp_path, sparsities=[0.99]), "tiny")
     with pytest.raises(ConfigError, match=r"sizes of tiny are not known: .* no architecture\. Run `ffp asset model`"):
-        plan.plan_model(project(tmp_path, {"architecture": None}), "tiny")
+        plan.plan_model(experiment(tmp_path, {"architecture": None}), "tiny")
     with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table"):
-        plan.plan_model(project(tmp_path, {"architecture": {"model_type": "mamba"}}), "tiny")
+        plan.plan_model(experiment(tmp_path, {"architecture": {"model_type": "mamba"}}), "tiny")
     with pytest.raises(ConfigError, match=r"architecture .* makes no model: "):
-        plan.plan_model(project(tmp_path, {"architecture": {"model_type": "llama", "hidden_size": "wide"}}), "tiny")
+        plan.plan_model(experiment(tmp_path, {"architecture": {"model_type": "llama", "hidden_size": "wide"}}), "tiny")
 
 
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
-    text = plan.report(project(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
+    text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
     assert "warning: tiny: a job asks for 1 MB and takes about" in text

@@ -99,8 +99,8 @@ def finish(folder: Path, run: subprocess.Popen[str]) -> str:
 def accounted(since: str, *fields: str) -> list[list[str]]:
     """What Slurm's accounting says of the jobs since a time."""
     command = ["sacct", "-X", "-n", "-P", "-S", since, "-o", ",".join(fields)]
-    told = subprocess.run(command, text=True, capture_output=True, check=True).stdout
-    return [line.split("|") for line in told.splitlines()]
+    listed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    return [line.split("|") for line in listed.splitlines()]
 
 
 def now() -> str:
@@ -208,8 +208,8 @@ def test_dvc_repro_brings_a_missing_cell_from_the_cluster(finished: tuple[Path, 
 def running(folder: Path, what: str) -> list[list[str]]:
     """(job, node) of running jobs whose comment names `what`."""
     command = ["squeue", "-h", "-t", "R", "-o", "%A|%N|%k"]
-    told = subprocess.run(command, text=True, capture_output=True, check=True).stdout
-    return [line.split("|")[:2] for line in told.splitlines() if what in line]
+    listed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    return [line.split("|")[:2] for line in listed.splitlines() if what in line]
 
 
 def wait_for(found: object, run: subprocess.Popen[str]) -> list[list[str]]:

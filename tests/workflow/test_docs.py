@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ffp.allocators.registry import METHODS
-from ffp.cli import _parser
+import typer
+
+from ffp.allocators import METHODS
+from ffp.cli import app
 from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def test_command_lines_run(checkout, page):
 
 
 def test_commands_that_are_not_run_exist():
-    known = {name for action in _parser()._actions for name in action.choices or ()}
+    known = set(typer.main.get_command(app).commands)
     text = "".join(block for page in PAGES for block in blocks(page, "console"))
     makefile = (ROOT / "Makefile").read_text()
     words = re.findall(r"^(ffp|make) ([a-z]+)", text, re.MULTILINE)

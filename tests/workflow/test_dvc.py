@@ -20,7 +20,8 @@ import yaml
 from tests.helpers.site import ROOT, Site, make
 
 BIN = Path(sys.executable).parent
-TRACKED = ("Snakefile", "workflow", "profiles", "ffp", "constraints.txt", "environment.yml", "dvc.yaml", ".dvcignore")
+TRACKED = ("Snakefile", "workflow", "profiles", "ffp", "constraints.txt", "environment.yml", "dvc.yaml", ".dvcignore",
+           "data/README.md", "results/README.md")  # fmt: skip
 
 
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1",
@@ -28,7 +29,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT
 
 
 def run(folder: Path, *words: str, figure: int = 1) -> str:
-    """A command that has to succeed, with the stand-in for ffp before the real one; all that it said."""
+    """A command that has to succeed, with the replacement for ffp before the real one; all that it said."""
     path = f"{folder / 'bin'}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}"
     names = {f"GIT_{who}_{what}": "ffp" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     done = subprocess.run(
@@ -70,15 +71,16 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
-    """A checkout with a grid of stand-ins, whose results are in dvc.lock and in a store on S3."""
+    """A checkout with a grid of replacements, whose results are in dvc.lock and in a store on S3."""
     folder = tmp_path_factory.mktemp("dvc") / "first"
     folder.mkdir()
     site = make(folder)
     for name in TRACKED:
         source = ROOT / name
+        (folder / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    site.write("demo.yaml", {**site.read("grid.yaml"), "evaluation": {"seed": 0}})
-    (folder / ".gitignore").write_text("/data/\n/results/\n/logs/\n/.snakemake/\n__pycache__/\n/commands.txt\n")
+    site.write("grids/demo.yaml", {**site.read("grid.yaml"), "evaluation": {"seed": 0}})
+    (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text() + "/commands.txt\n")
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
     run(folder, "dvc", "remote", "add", "-d", "store", "s3://store/ffp")
@@ -99,6 +101,7 @@ def test_a_second_repro_does_nothing(repository: Path) -> None:
 def test_a_clone_is_complete_after_a_pull_and_one_sparsity_more_runs_just_its_cells(repository: Path) -> None:
     clone = repository.parent / "clone"
     run(repository.parent, "git", "clone", "-q", str(repository), str(clone))
+    assert (clone / "data/README.md").is_file() and (clone / "results/README.md").is_file()
     run(clone, "dvc", "pull", "-q")
     assert "up to date" in run(clone, "dvc", "repro")
     run(clone, "snakemake", "--cores", "all", "--profile", "profiles/local", "assets")
@@ -114,7 +117,7 @@ def test_a_clone_is_complete_after_a_pull_and_one_sparsity_more_runs_just_its_ce
 
 
 def test_an_edit_of_one_methods_code_is_never_recorded_with_old_results(repository: Path) -> None:
-    source = repository / "ffp/search/evolutionary.py"
+    source = repository / "ffp/allocators/searches/evolutionary.py"
     before = commands(repository)
     source.write_text(source.read_text().replace("MAX_SWITCHES = 3", "MAX_SWITCHES = 4"))
     run(repository, "dvc", "repro")
@@ -128,7 +131,7 @@ def test_an_edit_of_one_methods_code_is_never_recorded_with_old_results(reposito
 def test_one_model_more_runs_just_its_cells(repository: Path) -> None:
     site = Site(repository)
     site.write("models/second.yaml", site.read("models/tiny.yaml"))
-    site.write("demo.yaml", {**site.read("demo.yaml"), "models": ["tiny", "second"]})
+    site.write("grids/demo.yaml", {**site.read("grids/demo.yaml"), "models": ["tiny", "second"]})
     before = commands(repository)
     run(repository, "dvc", "repro")
     new = site.commands()[before:]
@@ -141,10 +144,10 @@ def test_commits_are_compared_by_metrics_and_plots(repository: Path) -> None:
     site = Site(repository)
     run(repository, "git", "add", "-A")
     run(repository, "git", "commit", "-q", "-m", "before")
-    site.write("demo.yaml", {**site.read("demo.yaml"), "search": {"evaluations": 7}})
+    site.write("grids/demo.yaml", {**site.read("grids/demo.yaml"), "search": {"evaluations": 7}})
     run(repository, "dvc", "repro", figure=2)
-    told = json.loads(run(repository, "dvc", "metrics", "diff", "HEAD", "--json"))
-    assert told["results/report/metrics.json"] == {"figure": {"old": 1, "new": 2, "diff": 1}}
+    shown = json.loads(run(repository, "dvc", "metrics", "diff", "HEAD", "--json"))
+    assert shown["results/report/metrics.json"] == {"figure": {"old": 1, "new": 2, "diff": 1}}
     assert "figure" in run(repository, "dvc", "metrics", "show")
     for words in (["show"], ["diff", "HEAD"]):
         run(repository, "dvc", "plots", *words, "--out", "plots")
@@ -158,12 +161,14 @@ def test_commits_are_compared_by_metrics_and_plots(repository: Path) -> None:
 def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(repository: Path) -> None:
     site = Site(repository)
     before = commands(repository)
-    run(repository, "dvc", "exp", "run", "-q", "-n", "seven", "-S", "config/grids/demo.yaml:evaluation.seed=7", figure=3)
-    assert site.read("demo.yaml")["evaluation"] == {"seed": 7}
+    run(
+        repository, "dvc", "exp", "run", "-q", "-n", "seven", "-S", "config/grids/demo.yaml:evaluation.seed=7", figure=3
+    )
+    assert site.read("grids/demo.yaml")["evaluation"] == {"seed": 7}
     new = site.commands()[before:]
     assert {words[0] for words in new} == {"evaluate", "report"}, "no search is repeated for another evaluation"
     assert len(new) == 2 * 9 + 1
     assert json.loads((repository / "results/report/metrics.json").read_text()) == {"figure": 3}
     assert "seven" in run(repository, "dvc", "exp", "list")
-    told = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "seven", "--json"))
-    assert told["metrics"]["results/report/metrics.json"]["figure"]["diff"] == 1
+    shown = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "seven", "--json"))
+    assert shown["metrics"]["results/report/metrics.json"]["figure"]["diff"] == 1

@@ -14,9 +14,8 @@ import pandas as pd
 import pytest
 
 from ffp.core import projection
-from ffp.core.problem import Decision, PruningProblem
-from ffp.pipeline import steps
-from ffp.store.files import read_json, read_tensors
+from ffp.store import schemas
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
 from tests.helpers import tiny
 
 METHODS = ("owl", "fastforward", "fastforward-guided")
@@ -37,21 +36,28 @@ def test_every_cell_is_scored_and_reported(finished):
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_meet_the_budget_exactly(finished, method):
     folder = finished / "results/cells" / cell(method)
-    facts = read_json(folder / "allocation.json", steps.ALLOCATION)["problem"]
-    problem = PruningProblem(tuple(Decision(**each) for each in facts["decisions"]), facts["target"])
-    kept, _ = read_tensors(folder / "masks.safetensors", steps.MASKS)
-    keep = [len(kept[unit.name]) for unit in problem.decisions]
-    addable = [u.params_per_unit for u, k in zip(problem.decisions, keep, strict=True) if k < u.n_units]
+    problem = AllocationFile.read(folder / "allocation.json").pruning_problem
+    kept, _ = schemas.MASKS.read(folder / "masks.safetensors")
+    keep = [len(kept[decision.name]) for decision in problem.decisions]
+    addable = [d.params_per_unit for d, k in zip(problem.decisions, keep, strict=True) if k < d.n_units]
     assert 0 <= projection.kept_budget(problem) - np.dot(keep, problem.params_per_unit) < min(addable)
-    scores = read_json(folder / "scores.json", steps.SCORES)
-    assert scores["block_sparsity"] == problem.sparsity_of(keep) >= 0.3
+    scores = ScoresFile.read(folder / "scores.json")
+    assert scores.block_sparsity == problem.sparsity_of(keep) >= 0.3
     removed = np.dot(problem.n_units - keep, problem.params_per_unit)
-    assert scores["params"]["dense"] - scores["params"]["kept"] == removed
+    assert scores.params.dense - scores.params.kept == removed
+
+
+def test_a_search_leaves_its_answers_and_a_heuristic_an_empty_file(finished):
+    for method in METHODS:
+        points = AnswersFile.read(finished / "results/cells" / cell(method) / "answers.json").points
+        assert bool(points) == (method != "owl")
+        assert [point.tokens for point in points] == sorted(point.tokens for point in points)
+        assert all(np.isfinite(point.loss) for point in points)
 
 
 def test_only_the_compensated_method_has_updates(finished):
     for method in METHODS:
-        updates, _ = read_tensors(finished / "results/cells" / cell(method) / "updates.safetensors", steps.UPDATES)
+        updates, _ = schemas.UPDATES.read(finished / "results/cells" / cell(method) / "updates.safetensors")
         assert len(updates) == (6 if method == "owl" else 0)
 
 
@@ -92,7 +98,10 @@ def test_snakemakes_own_report_has_the_captions(finished):
     done = tiny.snakemake(finished, "--report", "own.html")
     assert done.returncode == 0, done.output
     text = (finished / "own.html").read_text()
-    assert "One row per cell of the grid." in text and "Line: mean over seeds; band: all seeds." in text
+    assert (
+        "One row per cell of the grid." in text
+        and "The answer that each search would have given after so many tokens" in text
+    )
 
 
 def allocate(folder, method, **options):
@@ -117,9 +126,8 @@ def test_a_killed_search_ends_like_an_undisturbed_one(finished, method):
     straight, again = finished / "results/cells" / cell(method), finished / "again" / method
     assert (again / "allocation.json").read_bytes() == (straight / "allocation.json").read_bytes()
     assert (again / "trace.parquet").read_bytes() == (straight / "trace.parquet").read_bytes()
-    costs = [read_json(folder / "search.cost.json", steps.COST) for folder in (straight, again)]
-    counted = [[cost[key] for key in ("evaluations", "n_tokens")] for cost in costs]
-    assert counted[0] == counted[1]
+    costs = [CostFile.read(folder / "search.cost.json") for folder in (straight, again)]
+    assert costs[0].evaluations == costs[1].evaluations and costs[0].n_tokens == costs[1].n_tokens
     assert not journal.exists()
 
 

@@ -11,9 +11,11 @@ import ffp
 from ffp import cli
 from ffp.config import Experiment, ModelConfig
 from ffp.measure import tasks
-from ffp.measure.windows import read_documents, token_windows
+from ffp.measure.perplexity import perplexity
+from ffp.measure.windows import token_windows
 from ffp.models.checkpoint import load_tokenizer
-from ffp.store.files import read_json
+from ffp.store.documents import read_documents
+from ffp.store.schemas import ScoresFile
 from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -74,22 +76,22 @@ def test_a_new_model_goes_through_every_step_and_scores_the_same_elsewhere(site)
     run("calibrate", *grid, "--model", "new", *model, *texts, "--out", "data/calibration/new")
     run("allocate", *grid, "--cell", name, *model, *calibration, "--out", out)
     run("apply", *grid, "--cell", name, *model, *calibration, "--allocation", out / "allocation.json", "--out", out)
-    scores = ["--tasks-dir", "data/tasks/one", "--cut", out, "--out", out / "scores.json"]
-    run("evaluate", *grid, "--cell", name, *model, *texts, *scores)
+    cut = ["--tasks-dir", "data/tasks/one", "--cut", out, "--out", out / "scores.json"]
+    run("evaluate", *grid, "--cell", name, *model, *texts, *cut)
     run("export", *grid, "--cell", name, "--out", "exported")
-    body = read_json(out / "scores.json", "ffp/scores/1")
+    scores = ScoresFile.read(out / "scores.json")
 
     align, pruned = experiment.models["new"].align, json.loads(Path("exported/config.json").read_text())["pruned"]
     channels = next(sizes["in"] for path, sizes in pruned["linears"].items() if path.endswith(("fc2", "down_proj")))
     assert all(count % align == 0 for count in channels)
     loaded = ffp.load_pruned("exported", device="cpu")
-    assert body["params"]["kept"] == sum(p.numel() for p in set(loaded.parameters()))
+    assert scores.params.kept == sum(p.numel() for p in set(loaded.parameters()))
     documents = read_documents(Path("data/text/docs/test.jsonl"))
     windows = token_windows(load_tokenizer(Path("exported")), documents, context=64, windows=6, name="test text")
-    assert tasks.perplexity(loaded, windows, batch_tokens=256)["value"] == pytest.approx(body["ppl"]["value"])
-    assert stock_lm_eval(site) == body["tasks"]["piqa"]["metrics"]
+    assert perplexity(loaded, windows, batch_tokens=256)["value"] == pytest.approx(scores.ppl.value)
+    assert stock_lm_eval(site) == {name: metric.model_dump() for name, metric in scores.tasks["piqa"].metrics.items()}
     card = Path("exported/README.md").read_text()
-    assert f"| {body['ppl']['value']:.4g} ±" in card
+    assert f"| {scores.ppl.value:.4g} ±" in card
     assert "license: other" in card
 
 

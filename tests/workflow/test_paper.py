@@ -21,9 +21,9 @@ def test_a_dry_run_has_the_jobs_that_validate_counts(tmp_path):
     table = (done.stdout + done.stderr).split("Job stats:")[1].split("total")[0]
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
     counted = {step: 0 for step in ("asset", "calibrate", "allocate", "apply", "evaluate")}
-    project = Experiment(ROOT / "config/grids/paper.yaml")
-    for name in project.grid.models:
-        for step, count in plan.plan_model(project, name).jobs.items():
+    experiment = Experiment(ROOT / "config/grids/paper.yaml")
+    for name in experiment.grid.models:
+        for step, count in plan.plan_model(experiment, name).jobs.items():
             counted[step] += count
     counted["asset"] += 2  # the text and the tasks
     assert counted == {step: sum(n for rule, n in counts.items() if rule.split("_")[0] == step) for step in counted}

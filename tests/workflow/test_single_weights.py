@@ -1,6 +1,5 @@
 """Single weights from files to files: allocated, pruned, evaluated and verified by the commands of the rules."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import yaml
 from ffp import cli
 from ffp.config import Experiment
 from ffp.pipeline.verify import Verifier
-from ffp.store.files import read_tensors, write_tensors
+from ffp.store import schemas
+from ffp.store.schemas import AllocationFile, ScoresFile
 from tests.helpers import tiny
 
 MODEL, TEXT, CALIBRATION = "data/models/tiny", "data/text/docs", "data/calibration/tiny"
@@ -42,7 +42,7 @@ def make(folder):
         "variants": {
             "uniform-sparsegpt": {"use": "uniform", "pruner": "sparsegpt"},
             "flap-bias": {"use": "flap", "score": "wifv", "compensate": "bias"},
-            "evolutionary": {"fitness": "kl", "step": 500},
+            "evolutionary": {"fitness": "kl", "params": {"step": 500}},
         },
     }
     grid.write_text(yaml.safe_dump(body))
@@ -66,15 +66,15 @@ def test_a_cell(site, granularity, sparsity, method):
     run("allocate", *common, "--calibration", site / CALIBRATION, "--out", out)
     run("apply", *common, "--calibration", site / CALIBRATION, "--allocation", out / "allocation.json", "--out", out)
     run("evaluate", *common, "--text-dir", site / TEXT, "--cut", out, "--out", out / "scores.json")
-    scores, allocation = (json.loads((out / f"{name}.json").read_text()) for name in ("scores", "allocation"))
-    assert scores["block_sparsity"] == pytest.approx(allocation["block_sparsity"], abs=1e-12)
-    assert float(sparsity) <= scores["block_sparsity"] < float(sparsity) + 0.1
-    assert np.isfinite(scores["ppl"]["value"])
+    scores, allocation = ScoresFile.read(out / "scores.json"), AllocationFile.read(out / "allocation.json")
+    assert scores.block_sparsity == pytest.approx(allocation.block_sparsity, abs=1e-12)
+    assert float(sparsity) <= scores.block_sparsity < float(sparsity) + 0.1
+    assert np.isfinite(scores.ppl.value)
     if granularity == "unstructured":
-        assert scores["block_sparsity"] == pytest.approx(0.6, abs=1e-4)
-        gone = scores["params"]["dense"] - scores["params"]["kept"]
-        assert gone == pytest.approx(0.6 * sum(unit["n_units"] for unit in allocation["problem"]["decisions"]), abs=1)
-    updates, _ = read_tensors(out / "updates.safetensors", "ffp/updates/1")
+        assert scores.block_sparsity == pytest.approx(0.6, abs=1e-4)
+        gone = scores.params.dense - scores.params.kept
+        assert gone == pytest.approx(0.6 * sum(decision.n_units for decision in allocation.problem.decisions), abs=1)
+    updates, _ = schemas.UPDATES.read(out / "updates.safetensors")
     assert bool(updates) == (method in ("uniform-sparsegpt", "flap-bias"))
     assert not faults(cell)
 
@@ -99,14 +99,14 @@ def test_a_weight_more_or_another_weight_in_a_sealed_mask_is_found(site, granula
         test_a_cell(site, granularity, sparsity, method)
     file = site / "results/cells" / cell / "masks.safetensors"
     before = file.read_bytes()
-    masks, meta = read_tensors(file, "ffp/masks/1")
+    masks, meta = schemas.MASKS.read(file)
     name = next(iter(masks))
     bits = np.unpackbits(masks[name])
     kept, gone = int(np.flatnonzero(bits)[0]), int(np.flatnonzero(bits == 0)[0])
-    write_tensors(file, "ffp/masks/1", flip(masks, name, gone), meta)
+    schemas.MASKS.write(file, flip(masks, name, gone), meta)
     counted = faults(cell)
     assert any("masks.safetensors: units kept is" in fault or "keeps no whole N" in fault for fault in counted), counted
-    write_tensors(file, "ffp/masks/1", flip(masks, name, gone, kept), meta)
+    schemas.MASKS.write(file, flip(masks, name, gone, kept), meta)
     exchanged = faults(cell)
     assert any("scores.json: masks is" in fault for fault in exchanged), exchanged
     file.write_bytes(before)

@@ -1,4 +1,4 @@
-"""ffp verify: silent about a sound grid, and about nothing else."""
+"""ffp verify accepts a sound grid and finds every edit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,26 @@ import pytest
 
 from ffp.config import Experiment
 from ffp.core.errors import ArtifactError
-from ffp.pipeline.verify import SCHEMAS, Verifier, verify
-from ffp.store.files import checksum, read_json, read_table, read_tensors, write_json, write_tensors
+from ffp.pipeline.verify import Verifier, verify
+from ffp.store import schemas
+from ffp.store.files import checksum, read_table, write_json
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, JsonFile, ScoresFile, TensorFile
 from tests.helpers import tiny
 
 CELL = Path("results/cells/tiny/structured/s0.30/fastforward/seed0")
-JSON = [CELL / "scores.json", CELL / "allocation.json", CELL / "search.cost.json"]
+JSON: dict[Path, type[JsonFile]] = {
+    CELL / "scores.json": ScoresFile,
+    CELL / "allocation.json": AllocationFile,
+    CELL / "search.cost.json": CostFile,
+    CELL / "answers.json": AnswersFile,
+}
 CALIBRATION = Path("data/calibration/tiny")
+TENSORS: dict[Path, TensorFile[Any]] = {
+    CELL / "masks.safetensors": schemas.MASKS,
+    CALIBRATION / "stats.safetensors": schemas.STATS,
+    CALIBRATION / "tokens.safetensors": schemas.TOKENS,
+    CELL.parents[1] / "owl/seed0/updates.safetensors": schemas.UPDATES,
+}
 
 
 @pytest.fixture
@@ -51,7 +64,7 @@ def nudged(body: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
     return dict(copy)
 
 
-def test_a_sound_grid_is_called_sound_and_its_size_is_told(tiny_grid: Path) -> None:
+def test_a_sound_grid_is_accepted_and_its_size_is_named(tiny_grid: Path) -> None:
     done = tiny.run(tiny_grid, "ffp.cli", "verify", "results", "--config", "config/grid.yaml")
     assert done.returncode == 0, done.output
     assert "results: everything agrees (1 calibrations, 4 cells, 30 documents," in done.output
@@ -65,34 +78,32 @@ def test_any_number_edited_in_an_artifact_is_found_when_it_is_read(grid: Experim
     for path in found:
         file.write_text(json.dumps(nudged(body, path)))
         with pytest.raises(ArtifactError, match=f"{file.name} is damaged or was edited: its checksum is"):
-            read_json(file, SCHEMAS[file.name])
+            JSON[file].read(file)
 
 
 @pytest.mark.parametrize("file", JSON, ids=lambda path: path.name)
 def test_a_number_edited_together_with_its_checksum_is_found_too(grid: Experiment, file: Path) -> None:
-    schema = SCHEMAS[file.name]
-    body = read_json(file, schema)
+    body = json.loads(file.read_text())
+    tag = body.pop("schema")
+    del body["checksum"]
     chosen = random.Random(0).sample(sorted(numbers(body), key=str), 4)
     for path in chosen:
-        write_json(file, schema, {k: v for k, v in nudged(body, path).items() if k != "schema"})
+        write_json(file, tag, nudged(body, path))
         assert Verifier(grid).run(), f"{path} of {file.name} was edited and nobody noticed"
 
 
-def edit_tensor(file: Path, schema: str) -> None:
+def edit_tensor(file: Path) -> None:
     """Change the first number of the first array, and seal the file again."""
-    tensors, meta = read_tensors(file, schema)
+    tensors, meta = TENSORS[file].read(file)
     name = next(name for name, array in tensors.items() if array.size)
     array = tensors[name].copy()
     array.flat[0] = array.flat[0] + 1 if array.dtype.kind == "f" else (array.flat[0] + 1) % 3
-    write_tensors(file, schema, {**tensors, name: array}, meta)
+    TENSORS[file].write(file, {**tensors, name: array}, meta)
 
 
-@pytest.mark.parametrize(
-    "file", [CELL / "masks.safetensors", CALIBRATION / "stats.safetensors", CALIBRATION / "tokens.safetensors",
-             CELL.parents[1] / "owl/seed0/updates.safetensors"], ids=lambda path: path.name
-)  # fmt: skip
+@pytest.mark.parametrize("file", TENSORS, ids=lambda path: path.name)
 def test_an_edited_array_is_found_even_with_a_new_checksum(grid: Experiment, file: Path) -> None:
-    edit_tensor(file, SCHEMAS[file.name])
+    edit_tensor(file)
     assert any(str(file) in fault or file.parent.name in fault for fault in Verifier(grid).run())
 
 

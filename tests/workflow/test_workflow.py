@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ffp.cli import _parser
+from ffp.allocators import is_search
 from ffp.config import Experiment
-from tests.helpers.site import NOTHING, ROOT, Site, make
+from ffp.store.layout import FIGURES, Layout
+from tests.helpers.site import NOTHING, ROOT, Site, make, parse
 
 ALL_CELLS = 9  # one dense, two sparsities x four methods
-EVERYTHING = {"allocate_cheap": 4, "allocate_search": 4, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
+EVERYTHING = {"allocate_heuristic": 4, "allocate_search": 4, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +49,13 @@ def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) 
     shutil.copy(ROOT / "config/grids/demo.yaml", site.grid)
     experiment = Experiment(ROOT / "config/grids/demo.yaml")
     pruned = list(experiment.cells(dense=False))
-    searches = sum(experiment.method(cell.method).is_search for cell in pruned)
+    searches = sum(is_search(experiment.method(cell.method)) for cell in pruned)
     assert site.planned() == {
         "asset_model": len(experiment.models),
         "asset_text": 1,
         "asset_tasks": 1,
         "calibrate": len(experiment.models),
-        "allocate_cheap": len(pruned) - searches,
+        "allocate_heuristic": len(pruned) - searches,
         "allocate_search": searches,
         "apply": len(pruned),
         "evaluate": len(list(experiment.cells())),
@@ -61,7 +67,7 @@ def test_each_command_ran_once_and_the_command_line_accepts_it(finished: Site) -
     commands = finished.commands()
     assert len(commands) == len({tuple(words) for words in commands}) == 3 + 1 + 8 + 8 + ALL_CELLS + 1
     for words in commands:
-        _parser().parse_args(words)
+        parse(words)
 
 
 def test_only_the_dense_cell_is_evaluated_uncut(finished: Site) -> None:
@@ -89,12 +95,12 @@ def _part(name: str, **changes: object) -> Callable[[Site], None]:
 
 CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
     "a parameter of a search": (
-        _grid(variants={"fastforward": {"episodes": 7}}),
+        _grid(variants={"fastforward": {"params": {"episodes": 7}}}),
         {"allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
     ),
-    "a parameter of a cheap method": (
-        _grid(variants={"owl": {"strength": 0.1}}),
-        {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1},
+    "a parameter of a heuristic": (
+        _grid(variants={"owl": {"params": {"max_deviation": 0.1}}}),
+        {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1},
     ),
     "the budget of every search": (
         _grid(search={"evaluations": 7}),
@@ -102,7 +108,7 @@ CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
     ),
     "another sparsity": (
         _grid(sparsities=[0.2, 0.3, 0.4]),
-        {"allocate_cheap": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
+        {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
     ),
     "another seed: of the searches only": (
         _grid(seeds=[0, 1]),
@@ -139,7 +145,7 @@ def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(tmp_path: Path) -
     [command] = [words for words in site.commands()[before:] if words[0] == "allocate"]
     assert "tiny/structured/s0.30/fastforward/seed0" in command
     assert command[-2:] == ["--init", "results/cells/tiny/structured/s0.20/fastforward/seed0"]
-    assert _parser().parse_args(command).init == Path(command[-1])
+    assert parse(command)["init"] == Path(command[-1])
 
 
 @pytest.mark.parametrize("name", ["fastforward", "owl"])
@@ -158,12 +164,12 @@ def test_a_raised_version_of_a_method_runs_its_cells_again(site: Site, tmp_path:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, tmp_path / name)
-    registry = tmp_path / "ffp/registry.py"
-    old = 'Method("owl", "ffp.search.owl:Owl", "'
-    assert old in registry.read_text()
-    registry.write_text(registry.read_text().replace(old, old + "9."))
+    method = tmp_path / "ffp/allocators/heuristics/owl.py"
+    raised = re.sub(r'version = "', 'version = "9.', method.read_text())
+    assert raised != method.read_text()
+    method.write_text(raised)
     planned = Site(site.folder, code=tmp_path).planned()
-    assert planned == {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1}
+    assert planned == {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1}
 
 
 def test_an_edited_local_text_and_a_deleted_cell_are_noticed(tmp_path: Path) -> None:
@@ -184,18 +190,20 @@ def test_assets_fetched_again_and_lost_logs_run_nothing(tmp_path: Path) -> None:
     assert site.planned() == {}
     assert site.snakemake("assets").returncode == 0
     _grid(sparsities=[0.2, 0.3, 0.4])(site)
-    assert site.planned() == {"allocate_cheap": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
+    assert site.planned() == {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
 
 
 def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: Path) -> None:
     site = make(tmp_path)
     done = site.snakemake(fail="s0.20/owl/seed0")
     assert done.returncode != 0
-    assert "ffp: the stand-in was told to fail" in done.stdout
-    assert "finished cells are kept: run the command again" in done.stdout
-    log = tmp_path / "logs/allocate/tiny/structured/s0.20/owl/seed0.log"
-    assert log.read_text() == "ffp: the stand-in was told to fail\n"
-    assert site.planned() == {"allocate_cheap": 1, "apply": 1, "evaluate": 1, "report": 1}
+    assert "Finished cells are kept: run the command again" in done.stdout
+    log = "logs/allocate/tiny/structured/s0.20/owl/seed0.log"
+    message = "ffp allocate: the replacement was asked to fail"
+    assert (tmp_path / log).read_text().splitlines()[-1] == message
+    summary = done.stdout.split("These jobs failed:\n")[1]
+    assert summary.splitlines()[0] == f"  {message}  [{log}]"
+    assert site.planned() == {"allocate_heuristic": 1, "apply": 1, "evaluate": 1, "report": 1}
 
 
 def test_a_fault_of_the_grid_is_named(site: Site) -> None:
@@ -203,6 +211,40 @@ def test_a_fault_of_the_grid_is_named(site: Site) -> None:
     done = site.snakemake("--dry-run")
     assert done.returncode != 0
     assert "unknown method 'unifrom': did you mean uniform?" in done.stdout
+
+
+def test_a_misspelt_hyper_parameter_stops_the_dry_run_with_one_line(site: Site) -> None:
+    _grid(variants={"owl": {"params": {"max_deviaton": 0.1}}})(site)
+    done = site.snakemake("--dry-run")
+    assert done.returncode != 0
+    lines = [line for line in done.stdout.splitlines() if "max_deviaton" in line]
+    assert len(lines) == 1
+    assert "config/grid.yaml" in lines[0] and "variants.owl.params" in lines[0]
+    assert "did you mean max_deviation?" in lines[0]
+
+
+def read_all(terminal: int) -> str:
+    """What is written to a pseudo-terminal until its other end is closed."""
+    chunks = []
+    with suppress(OSError):
+        while chunk := os.read(terminal, 1 << 16):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
+
+
+def test_a_terminal_shows_bars_and_other_outputs_plain_lines(site: Site) -> None:
+    """The local profile asks whether its output is a terminal."""
+    plain = site.snakemake("--forcerun", "report").stdout
+    assert "report of config/grid.yaml" in plain and "2 of 2 steps (100%) done" in plain
+    assert "\x1b[" not in plain
+    reader, writer = pty.openpty()
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(read_all, reader)
+        with os.fdopen(writer, "w") as terminal:
+            done = site.snakemake("--forcerun", "report", terminal=terminal)
+    assert done.returncode == 0, shown.result()
+    assert "Total Progress" in shown.result() and "Done. The report is results/report/index.html" in shown.result()
 
 
 def test_a_grid_without_tasks_fetches_none(site: Site) -> None:
@@ -216,16 +258,15 @@ def test_a_grid_without_tasks_fetches_none(site: Site) -> None:
 
 
 def test_dvc_stores_every_file_of_the_report(finished: Site) -> None:
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["grid"]
-    entries: dict[str, dict[str, bool]] = {}
-    for entry in stage["outs"] + stage["metrics"] + stage["plots"]:
-        entries.update(entry)
-    report = {str(path.relative_to(finished.folder)) for path in (finished.folder / "results/report").iterdir()}
-    assert {path for path in entries if path.startswith("results/report/")} == report
-    assert {"results/cells", "data/calibration", ".snakemake/metadata"} <= set(entries)
-    assert all(options["persist"] for options in entries.values()), (
-        "DVC deletes the others before Snakemake could keep them"
-    )
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    stage = pipeline["stages"]["grid"]
+    outs = {name: options for entry in stage["outs"] for name, options in entry.items()}
+    report = Layout(Path("data"), Path("results")).report
+    assert {"results/cells", str(report.folder), "data/calibration", ".snakemake/metadata"} <= set(outs)
+    assert {path.name for path in (finished.folder / report.folder).iterdir()} == {path.name for path in report.all}
+    assert all(options["persist"] for options in outs.values()), "DVC deletes the others before Snakemake starts"
+    assert pipeline["metrics"] == [str(report.metrics)]
+    assert pipeline["plots"] == [str(report.figure(name, "svg")) for name in FIGURES]
 
 
 def test_lint_finds_nothing(site: Site) -> None:
@@ -243,7 +284,8 @@ def test_format_is_clean() -> None:
 def test_the_snakefile_is_short_and_parsing_it_imports_no_torch() -> None:
     assert len((ROOT / "Snakefile").read_text().splitlines()) <= 50
     code = (
-        "import sys, ffp.config; ffp.config.Experiment('config/grids/demo.yaml');"
+        "import sys, ffp.config, ffp.store.identity, ffp.store.layout, ffp.pipeline.cluster;"
+        "ffp.config.Experiment('config/grids/demo.yaml');"
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -254,10 +296,10 @@ def test_an_edited_allocation_that_is_imported_runs_its_cells_again(site: Site) 
     file = site.folder / "published.txt"
     file.write_text("0.2 0.3")
     grid = site.read("grid.yaml")
-    variants = {"theirs": {"use": "import", "file": "published.txt"}}
+    variants = {"theirs": {"use": "import", "params": {"file": "published.txt"}}}
     site.write("grid.yaml", {**grid, "methods": [*grid["methods"], "theirs"], "variants": variants})
     done = site.snakemake()
     assert done.returncode == 0, done.stdout
     assert site.planned() == {}
     file.write_text("0.3 0.2")
-    assert site.planned() == {"allocate_cheap": 2, "apply": 2, "evaluate": 2, "report": 1}
+    assert site.planned() == {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1}
