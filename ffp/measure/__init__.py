@@ -1,1 +1,1 @@
-"""Windows of tokens, losses, calibration, rewards and scores of models."""
+"""What is measured of a model: token windows, losses, statistics, rewards, scores and cost."""

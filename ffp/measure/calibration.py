@@ -1,78 +1,47 @@
-"""One streaming pass over the calibration text: moments of every linear's input, shared by every cell of the grid."""
+"""One pass over the calibration text, which gives the statistics that all cells of a model share."""
 
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ffp.core.problem import FloatArray
 from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel
-from ffp.pruning.statistics import InputMoments
+from ffp.pruning.moments import InputMoments, InputSums, watch_block
+from ffp.pruning.statistics import ModelStatistics
 
 log = logging.getLogger("ffp")
 
 
-
-
-class _Columns:
-    """Sums over tokens of x and x^2, float32 within a batch; once for all linears in a row that are given one x."""
-
-    def __init__(self) -> None:
-        self._seen: Callable[[], torch.Tensor | None] = lambda: None
-        self._sums: tuple[torch.Tensor, torch.Tensor]
-
-    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._seen() is not x:
-            rows = x.detach().flatten(0, -2).float()
-            self._sums = float64(rows.sum(0)), float64(rows.square().sum(0))
-            self._seen = weakref.ref(x)
-        return self._sums
-
-
-class _Accumulator:
-    """One linear's sums of x and x^2, float64 across batches."""
-
-    def __init__(self, columns: _Columns) -> None:
-        self.columns = columns
-        self.total: torch.Tensor | float = 0.0
-        self.squares: torch.Tensor | float = 0.0
-
-    def __call__(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        total, squares = self.columns.of(arguments[0])
-        self.total, self.squares = self.total + total, self.squares + squares
-
-
 @torch.no_grad()
-def collect(prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int) -> dict[str, InputMoments]:
-    """Run the dense model over the calibration windows and return the input moments of every block linear, by path.
+def collect(prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int) -> ModelStatistics:
+    """Runs the dense model over the calibration windows and returns its statistics.
 
-    windows: (n, context) int64. batch_tokens: tokens in one forward, at least one window. Memory: the model, one
-    batch's activations, and a few vectors a linear. Sources: Wanda (||X_j||_2) and FLAP (Var X_j) need just these.
+    Memory: the model, one batch's activations, and a few vectors a linear. Wanda (||X_j||_2), FLAP (Var X_j) and
+    ShortGPT (influence of the blocks) need no more.
+
+    Args:
+        prunable: The dense model.
+        windows: Calibration tokens, (n, context) int64.
+        batch_tokens: Tokens in one forward; at least one window.
     """
-    sums: dict[str, _Accumulator] = {}
-    columns = _Columns()
-    with ExitStack() as hooks:
+    sums: dict[str, InputSums] = {}
+    size = max(1, batch_tokens // windows.shape[1])
+    with ExitStack() as hooks, BlockInfluence(prunable) as influence:
         for block in range(len(prunable.blocks)):
-            for path, _ in prunable.linears(block):
-                sums[path] = _Accumulator(columns)
-                hooks.callback(prunable.linear(path).register_forward_pre_hook(sums[path]).remove)
-        batch = max(1, batch_tokens // windows.shape[1])
-        for start in range(0, len(windows), batch):
-            prunable.model.base_model(input_ids=windows[start : start + batch].to(prunable.model.device), use_cache=False)
-            log.info("calibrate: %d/%d windows", min(start + batch, len(windows)), len(windows))
-    n = windows.numel()
-    return {
-        path: InputMoments((acc.total / n).cpu().numpy(), (acc.squares / n).cpu().numpy())  # type: ignore[union-attr]
-        for path, acc in sums.items()
-    }
+            sums |= watch_block(prunable, block, partial(InputSums, "mean", "sq_mean"), hooks)
+        for start in range(0, len(windows), size):
+            ids = windows[start : start + size].to(prunable.model.device)
+            prunable.model.base_model(input_ids=ids, use_cache=False)
+            log.info("calibrate: %d/%d windows", min(start + size, len(windows)), len(windows))
+    moments = {path: InputMoments(s.mean.cpu().numpy(), s.sq_mean.cpu().numpy()) for path, s in sums.items()}
+    return ModelStatistics(prunable, moments, windows.numel(), influence=influence.value())
 
 
 class BlockInfluence:
@@ -100,13 +69,7 @@ class BlockInfluence:
         self._cosines[number] += float(float64(cosine).sum())
         self._tokens[number] += cosine.numel()
 
-    def value(self) -> npt.NDArray[np.float64]:
-        """(n_blocks,): 1 - the mean cosine. Source: Men et al., arXiv:2403.03853."""
-        influence: npt.NDArray[np.float64] = 1 - self._cosines / self._tokens
+    def value(self) -> FloatArray:
+        """Returns 1 - the mean cosine, (n_blocks,). Source: Men et al., arXiv:2403.03853."""
+        influence: FloatArray = 1 - self._cosines / self._tokens
         return influence
-
-
-
-
-
-

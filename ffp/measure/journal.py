@@ -1,53 +1,49 @@
-"""Measurements kept on disk the moment they are made, so that a killed search goes on where it was."""
+"""What a search needs of a journal: measurements kept the moment they are made, so that it can be resumed."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from ffp.core.errors import FfpError
-from ffp.store.files import digest, sealed_line, sealed_lines
-
-log = logging.getLogger("ffp")
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 
-class Journal:
-    """Append-only record of measurements, one line each with its checksum; a damaged tail is dropped.
+class Journal(Protocol):
+    """Measurements by key; ffp.store.journal keeps them in a file."""
 
-    identity: what the measurements belong to (settings, digests of the inputs). A journal of another identity is
-    discarded, since its losses are of another model or text.
+    def find(self, key: str) -> Mapping[str, Any] | None:
+        """Returns the measurement of that key if an earlier attempt made it: "values" and seconds "s"."""
+        ...
+
+    def add(self, key: str, values: Sequence[float], seconds: float, *, tokens: int) -> None:
+        """Records a measurement at once.
+
+        Args:
+            key: What was measured; the part before the colon names the text.
+            values: The result.
+            seconds: Time that it took.
+            tokens: Tokens that it forwarded; a backward counts as two forwards.
+        """
+        ...
+
+
+class MemoryJournal:
+    """A journal in memory.
+
+    `find` answers from the entries it was made with, not from those added since: an attempt that found its own
+    measurements would count their seconds twice.
+
+    Attributes:
+        entries: What was added, each {"key", "values", "s", "tokens"}.
     """
 
-    def __init__(self, path: Path | None, identity: Any = None):
-        self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        if path is None:
-            return
-        self._head = {"key": "identity", "values": [digest(identity)]}
-        lines = sealed_lines(path)
-        if not lines or lines[0] != self._head:
-            lines = [self._head]
-        self._known = {line["key"]: line for line in lines[1:]}
-        if path.exists():
-            path.write_text("".join(sealed_line(line) for line in lines))
-        if self._known:
-            log.info("resuming: %d measurements in %s", len(self._known), path.name)
+    def __init__(self, known: Iterable[Mapping[str, Any]] = ()):
+        """Starts with the entries of an earlier attempt."""
+        self._known = {str(entry["key"]): entry for entry in known}
+        self.entries: list[Mapping[str, Any]] = []
 
-    def find(self, key: str) -> dict[str, Any] | None:
-        """The measurement of that key, if an earlier attempt has made it."""
+    def find(self, key: str) -> Mapping[str, Any] | None:
+        """Returns the measurement of that key if an earlier attempt made it."""
         return self._known.get(key)
 
-    def add(self, key: str, values: Sequence[float], seconds: float) -> None:
-        """Record a measurement at once; the first one makes the file."""
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as stream:
-                if stream.tell() == 0:
-                    stream.write(sealed_line(self._head))
-                stream.write(sealed_line({"key": key, "values": list(values), "s": seconds}))
-        except OSError as error:
-            raise FfpError(f"cannot write {self.path}: {error.strerror}. Free the disk and start again.") from error
+    def add(self, key: str, values: Sequence[float], seconds: float, *, tokens: int) -> None:
+        """Records a measurement."""
+        self.entries.append({"key": key, "values": list(values), "s": seconds, "tokens": tokens})

@@ -1,4 +1,4 @@
-"""Next-token losses in float32, the LM head over chunks, so that logits of all tokens never stand in memory at once."""
+"""Next-token losses in float32, the LM head over chunks, so that the logits of all tokens are never in memory at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,40 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 128
 
 
-def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int = CHUNK_TOKENS) -> torch.Tensor:
-    """Cross entropy of every predicted token, in nats.
+@torch.no_grad()
+def window_losses(
+    model: PreTrainedModel, windows: torch.Tensor, *, batch_tokens: int, teacher: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns the mean loss of each window, (n,) float64 on the CPU, in nats per predicted token.
 
-    input_ids: (batch, context) int64, without padding. chunk: tokens whose logits exist at the same time.
-    Returns (batch, context - 1) float32, whatever the model's dtype. Under autograd each chunk's logits are
-    computed again in the backward instead of being kept.
+    Args:
+        model: A causal language model.
+        windows: Token ids without padding, (n, context) int64.
+        batch_tokens: Tokens in one forward; at least one window.
+        teacher: `last_hidden` of the dense model on the same windows. The loss is then the KL divergence from its
+            predictions over the whole vocabulary instead of the cross entropy of the text.
+    """
+    size = max(1, batch_tokens // windows.shape[1])
+    parts = []
+    for start in range(0, len(windows), size):
+        ids = windows[start : start + size].to(model.device)
+        if teacher is None:
+            by_token = token_losses(model, ids)
+        else:
+            by_token = _token_divergences(model, ids, teacher[start : start + size])
+        parts.append(float64(by_token).mean(1).cpu())
+    return torch.cat(parts)
+
+
+def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int = CHUNK_TOKENS) -> torch.Tensor:
+    """Returns the cross entropy of every predicted token in nats, (batch, context - 1) float32.
+
+    Under autograd each chunk's logits are computed again in the backward instead of being kept.
+
+    Args:
+        model: A causal language model of any dtype.
+        input_ids: (batch, context) int64, without padding.
+        chunk: Tokens whose logits exist at the same time.
     """
     hidden = last_hidden(model, input_ids)
     batch, length, width = hidden.shape
@@ -35,34 +63,31 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
     return torch.cat(parts).view(batch, length)
 
 
-def window_losses(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """Mean loss of each window, (batch,) float64, nats per predicted token; input_ids as for token_losses."""
-    return float64(token_losses(model, input_ids)).mean(1)
-
-
 def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the LM head sees of all positions but the last, (batch, context - 1, hidden), in the model's dtype."""
+    """Returns what the LM head reads at all positions but the last, (batch, context - 1, hidden), in the model's dtype.
+
+    Pruning leaves the LM head alone, so that these states stand for the logits exactly, in a fraction of their memory.
+    """
     hidden: torch.Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     return hidden
 
 
-def window_divergences(
-    model: PreTrainedModel, input_ids: torch.Tensor, teacher: torch.Tensor, *, chunk: int = CHUNK_TOKENS
-) -> torch.Tensor:
-    """Mean KL divergence from the dense model's predictions, over the whole vocabulary, (batch,) float64 nats a token.
-
-    teacher: `last_hidden` of the dense model on the same tokens. Pruning leaves the LM head alone, so that these states
-    stand for its logits exactly, in a fraction of their memory.
-    """
+def _token_divergences(model: PreTrainedModel, input_ids: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL divergence from the teacher's predictions at every predicted token, (batch, context - 1) float32."""
     hidden = last_hidden(model, input_ids)
-    pairs = zip(*(torch.split(states.flatten(0, 1), chunk) for states in (hidden, teacher)), strict=True)
+    pairs = zip(*(torch.split(states.flatten(0, 1), CHUNK_TOKENS) for states in (hidden, teacher)), strict=True)
     parts = [_chunk_divergences(model, ours, theirs.to(ours)) for ours, theirs in pairs]
-    return float64(torch.cat(parts).view(hidden.shape[:2])).mean(1)
+    return torch.cat(parts).view(hidden.shape[:2])
 
 
 def _chunk_divergences(model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     ours, theirs = (torch.log_softmax(_logits(model, states), dim=-1) for states in (hidden, teacher))
     return torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = _logits(model, hidden)
+    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -71,8 +96,3 @@ def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     logits: torch.Tensor = head(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = _logits(model, hidden)
-    return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")

@@ -12,21 +12,23 @@ from ffp.measure.loss import window_losses
 
 
 def perplexity(model: Any, windows: torch.Tensor, *, batch_tokens: int) -> dict[str, Any]:
-    """Perplexity over windows of token ids, with its standard error.
+    """Measures perplexity, losses in float32 whatever the model's precision.
 
-    windows: (n, context) int. batch_tokens: tokens forwarded at once, at least one window. The value is
-    exp(mean loss) over all n * (context - 1) predicted tokens, losses in float32 whatever the model's precision.
-    stderr: by the delta method, value * sd(window means) / sqrt(n); None for a single window. loss_by_window: mean
-    nats per token of each window, which lets two models be compared on the same windows.
-    Raises FfpError where the model's numbers overflow.
+    Args:
+        model: A causal language model of transformers.
+        windows: Token ids, (n, context) int64.
+        batch_tokens: Tokens in one forward; at least one window.
+
+    Returns:
+        `value`, exp(mean loss) over all `n_tokens` = n * (context - 1) predicted tokens; `stderr`, by the delta method
+        value * sd(window means) / sqrt(n), None for a single window; `n_windows`; `context`; and `loss_by_window`,
+        mean nats per token of each window, by which two models can be compared on the same windows.
+
+    Raises:
+        FfpError: The model's numbers overflow.
     """
     count, context = windows.shape
-    device = next(model.parameters()).device
-    means: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for batch in torch.split(windows, max(1, batch_tokens // context)):
-            means.append(window_losses(model, batch.to(device)).cpu())
-    by_window = torch.cat(means).numpy()
+    by_window = window_losses(model, windows, batch_tokens=batch_tokens).numpy()
     loss = float(by_window.mean())
     if not math.isfinite(loss) or loss > 700.0:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

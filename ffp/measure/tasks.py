@@ -32,8 +32,6 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFL
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 
-
-
 def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> list[int]:
     """Indices of the documents to score, ascending: all of them, or a sample that depends on seed and task alone."""
     if not 0 < documents < n_total:

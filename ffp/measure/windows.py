@@ -1,34 +1,31 @@
-"""Documents to windows of token ids: the same cut for calibration, search, selection and test."""
+"""Cuts documents into windows of token ids: the same way for calibration, search, selection and test."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.errors import ConfigError
 
 SEPARATOR = "\n\n"
 
 
-def read_documents(path: Path) -> list[str]:
-    """The documents of a fetched text, in the file's order; ArtifactError if it is missing or damaged."""
-    try:
-        return [str(json.loads(line)["text"]) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing. Run `ffp asset text` for it.") from error
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}. Delete its folder and run `ffp asset text` again.") from error
-
-
 def token_windows(tokenizer: Any, documents: list[str], *, context: int, windows: int, name: str) -> torch.Tensor:
-    """The first windows of a text, none overlapping another: (windows, context) int64 token ids.
+    """Returns the first windows of a text, none overlapping another: token ids, (windows, context) int64.
 
     Documents are joined by an empty line and tokenised as one text without special tokens, the way perplexity is
-    reported for WikiText; what is left at the end is dropped. windows: 0 for all there are. name: what the text is
-    called in an error. Raises ConfigError if the text has fewer windows than asked for, or none.
+    reported for WikiText; what is left at the end is dropped.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        documents: The text.
+        context: Tokens of a window; lm-eval calls it max_length, llm-compressor max_seq_length.
+        windows: Number of windows, 0 for all there are; llm-compressor calls it num_calibration_samples.
+        name: What the text is called in an error.
+
+    Raises:
+        ConfigError: The text has fewer windows than asked for, or none.
     """
     text = SEPARATOR.join(documents)
     ids = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

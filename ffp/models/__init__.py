@@ -1,1 +1,1 @@
-"""Real models: what a family looks like, how to slice it, how to measure its loss."""
+"""Models of transformers: what can be pruned in them, how they are cut, loaded and saved."""

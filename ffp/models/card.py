@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ffp.config import Cell, Experiment, HubSource
+from ffp.config import Cell, HubSource, ModelConfig
+
+if TYPE_CHECKING:
+    from ffp.allocators.base import Method
 
 SMALLER = """Heads and FFN channels are physically removed; every block has its own sizes (`pruned` in config.json).
 
@@ -20,26 +23,32 @@ model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
 ```
 
-or, without running the modelling file of this folder, `ffp.load_pruned(PATH)` of the package ffp, and
+To load it without running the modelling file of this folder, use `ffp.load_pruned(PATH)` of the package ffp, and
 `trust_remote_code=False` for the tokenizer."""
-ZEROS = """What was removed is zeros in weights of the parent's shapes: whatever runs the parent runs
+ZEROS = """Removed weights are zeros in tensors of the parent's shapes: whatever runs the parent runs
 this checkpoint, which is neither smaller nor faster."""
 
 
 def model_card(
-    project: Experiment,
-    cell: Cell,
-    *,
+    model: ModelConfig, cell: Cell, *, method: type[Method], selection: str, compensation: str, calibration: str,
+    removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None], commands: Sequence[str], version: str,
     dense_shape: bool,
-    facts: Mapping[str, Any],
-    scores: Mapping[str, Mapping[str, Any] | None],
-) -> str:
-    """Markdown with the hub's metadata in front.
+) -> str:  # fmt: skip
+    """Returns the card as Markdown with the hub's metadata in front.
 
-    facts: block_sparsity, model_sparsity, params {dense, kept} and provenance of the export. scores: bodies of
-    scores.json under "dense" and "pruned"; None where that cell is not scored.
+    Args:
+        model: The parent.
+        cell: The cell that was exported.
+        method: The method behind the cell's allocation.
+        selection: What decided which units go: the unit score, or the pruner of single weights.
+        compensation: "none", "bias", "ridge" or "ridge-dense".
+        calibration: The calibration text in words.
+        removed: block_sparsity, model_sparsity, params {dense, kept}.
+        scores: Contents of scores.json under "dense" and "pruned"; None where that cell is not scored.
+        commands: Lines of shell that make the checkpoint again.
+        version: Version of ffp.
+        dense_shape: Whether the checkpoint has the parent's shapes.
     """
-    model = project.models[cell.model]
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -48,35 +57,53 @@ def model_card(
     }
     if isinstance(model.source, HubSource):
         head["base_model"] = model.source.repo
+    what = f"single weights ({cell.granularity}), pruned by `{selection}`"
+    if cell.granularity == "structured":
+        aligned = f" in multiples of {model.align}" if model.align > 1 else ""
+        what = f"KV groups, and FFN channels{aligned}, ranked by `{selection}`"
+    params = removed["params"]
+    done = f"""- Parent: {_source(model.source)}.
+- Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
+{removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).
+- Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
+- Units: {what}. Compensation: {compensation}.
+- Calibration: {calibration}.
+- Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {model.title}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
         ZEROS if dense_shape else SMALLER,
         "## What was done",
-        _done(project, cell, facts),
+        done,
         "## Scores",
         _score_table(scores),
         "## Make it again",
-        _commands(project, cell, dense_shape, facts["provenance"]),
+        f"With ffp {version}:\n\n```\n" + "\n".join(commands) + "\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _done(project: Experiment, cell: Cell, facts: Mapping[str, Any]) -> str:
-    model, method, calibration = project.models[cell.model], project.method(cell.method), project.grid.calibration
-    if cell.granularity == "structured":
-        aligned = f" in multiples of {model.align}" if model.align > 1 else ""
-        units = f"KV groups, and FFN channels{aligned}, ranked by `{project.score(cell.method)}`"
-    else:
-        units = f"single weights ({cell.granularity}), pruned by `{project.pruner(cell.method)}`"
-    return f"""- Parent: {_source(model.source)}.
-- Removed: {facts["block_sparsity"]:.2%} of the parameters of attention and FFN, {facts["model_sparsity"]:.2%} of all \
-({facts["params"]["dense"]:,} -> {facts["params"]["kept"]:,}).
-- Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
-- Units: {units}. \
-Compensation: {project.compensation(cell.method)}.
-- Calibration: {calibration.windows} windows of {calibration.context} tokens; text: {project.text.title}.
-- Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
+def remake_commands(
+    *, grid_file: str, cell_path: str, scores_file: str, dense_shape: bool, commit: str | None, dirty: bool
+) -> list[str]:
+    """Returns the lines of shell that make an exported checkpoint again.
+
+    Args:
+        grid_file: The grid's YAML.
+        cell_path: The cell, e.g. "smollm2-135m/structured/s0.30/owl/seed0".
+        scores_file: The last file that the workflow makes for the cell.
+        dense_shape: Whether the export has the parent's shapes.
+        commit: Commit of the code, None where it is unknown.
+        dirty: Whether the code had uncommitted changes.
+    """
+    export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
+    lines = [
+        shlex.join(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
+        shlex.join([*export, "--dense-shape"] if dense_shape else export),
+    ]
+    if commit:
+        lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
+    return lines
 
 
 def _source(source: Any) -> str:
@@ -88,7 +115,7 @@ def _source(source: Any) -> str:
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """Perplexity and the first metric of every task, value and standard error, parent beside child."""
+    """Perplexity and the first metric of every task with standard errors, of the parent and of this model."""
     if not (pruned := scores["pruned"]):
         return "Not scored."
     rows = ["| | parent | this model |", "|---|---|---|"]
@@ -110,15 +137,3 @@ def _figure(body: Mapping[str, Any] | None, *path: str) -> str:
     if not found:
         return "-"
     return f"{found['value']:.4g}" + (f" ± {found['stderr']:.2g}" if found["stderr"] is not None else "")
-
-
-def _commands(project: Experiment, cell: Cell, dense_shape: bool, origin: Mapping[str, Any]) -> str:
-    file, scores = str(project.file), f"{project.grid.results}/cells/{cell.path}/scores.json"
-    export = ["ffp", "export", "--config", file, "--cell", cell.path, "--out", "OUT"]
-    lines = [
-        shlex.join(["snakemake", "--cores", "all", "--config", f"grid={file}", "--", scores]),
-        shlex.join([*export, "--dense-shape"] if dense_shape else export),
-    ]
-    if origin["commit"]:
-        lines.insert(0, f"git checkout {origin['commit']}" + ("  # and its local changes" if origin["dirty"] else ""))
-    return f"With ffp {origin['ffp']}:\n\n```\n" + "\n".join(lines) + "\n```"

@@ -1,4 +1,4 @@
-"""Pruned checkpoints: saved with the sizes of each block and a modelling file, and loaded again without running it."""
+"""Models on disk: the dense model is loaded, pruned ones are saved and loaded again; transformers reads and writes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA = "ffp/checkpoint/1"
 PREFIX = "ffp_"
 SHARD = "5GB"
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 IMPORT = "from transformers import {config}, {model}\n"
 CLASSES = '''
 
@@ -40,10 +42,11 @@ class PrunedForCausalLM(Pruned, {model}):
 '''
 
 
-def save_stock(model: PreTrainedModel, folder: Path, **options: Any) -> None:
-    """save_pretrained in shards, also where the parent's generation defaults contradict themselves.
+def save_dense_shape(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """Saves a model that has its parent's shapes, as transformers does, in shards.
 
-    transformers loads a temperature without do_sample but does not save it; sampling is what the temperature asks for.
+    transformers loads generation defaults with a temperature and without do_sample, but refuses to save them; do_sample
+    is set then, since a temperature asks for sampling.
     """
     defaults: Any = model.generation_config
     try:
@@ -55,13 +58,13 @@ def save_stock(model: PreTrainedModel, folder: Path, **options: Any) -> None:
 
 
 def save_pruned(prunable: PrunableModel, folder: Path) -> None:
-    """Write an already cut model into `folder`: safetensors, config.json with the sizes, modeling_pruned.py.
+    """Saves a model that was cut: safetensors, config.json with the sizes of each block, modeling_pruned.py.
 
-    config.json has a model type of its own, so that a reader who doesn't allow the modelling file is told so, and isn't
-    given a list of mismatched sizes.
+    config.json has a model type of its own, so that transformers tells a reader who does not allow the modelling file
+    to allow it, instead of listing mismatched sizes.
     """
     model = prunable.model
-    save_stock(model, folder, save_original_format=False)
+    save_dense_shape(model, folder, save_original_format=False)
     parent = type(model.config)
     model_type = f"{PREFIX}{parent.model_type}"
     body = json.loads((folder / "config.json").read_text())
@@ -70,7 +73,7 @@ def save_pruned(prunable: PrunableModel, folder: Path) -> None:
         "model_type": model_type,
         "architectures": ["PrunedForCausalLM"],
         "auto_map": {auto: f"modeling_pruned.{name}" for auto, name in auto_map.items()},
-        "pruned": {"schema": SCHEMA, **sizes(prunable)},
+        "pruned": {"schema": SCHEMA, **_sizes(prunable)},
     }
     (folder / "config.json").write_text(json.dumps(body, indent=2) + "\n")
     names = {"config": parent.__name__, "model": type(model).__name__, "model_type": model_type}
@@ -79,7 +82,7 @@ def save_pruned(prunable: PrunableModel, folder: Path) -> None:
     (folder / "modeling_pruned.py").write_text(source + CLASSES.format(**names))
 
 
-def sizes(prunable: PrunableModel) -> dict[str, Any]:
+def _sizes(prunable: PrunableModel) -> dict[str, Any]:
     """What modeling_pruned.resize needs: sizes of the linears and head counts of each block, as the model is now."""
     family, blocks = prunable.family, prunable.blocks
     start = len(f"{family.blocks}.0.")
@@ -100,10 +103,15 @@ def sizes(prunable: PrunableModel) -> dict[str, Any]:
 
 
 def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
-    """A pruned checkpoint as an ordinary transformers model, for inference; no code of the checkpoint is run.
+    """Loads a pruned checkpoint as an ordinary transformers model, for inference; runs no code of the checkpoint.
 
-    dtype: "auto" for that of the file, or e.g. "bfloat16". device: "auto", "cpu", "cuda" or "mps". Raises
-    ArtifactError where the folder is no pruned checkpoint, damaged, or of a family that transformers doesn't know.
+    Args:
+        folder: A folder that `ffp export` wrote.
+        dtype: "auto" for that of the file, or e.g. "bfloat16".
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        ArtifactError: The folder is no pruned checkpoint, damaged, or of a family that transformers does not know.
     """
     folder = Path(folder)
     body = _read_config(folder)
@@ -149,22 +157,22 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
     return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, model), members)
 
 
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-
-
-LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
-
-
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """The dense model from a local folder, safetensors only, in its dtype and placed as its config says, for inference.
+    """Loads the dense model of a local folder for inference, safetensors only, in its dtype and placed as asked.
 
-    One device; several where the config asks for more than one GPU (accelerate's device map); or, offloaded, all but
-    the blocks on the device. Offloaded blocks keep the file's own precision at home.
+    It lies on one device; on several where the config asks for more than one GPU (accelerate's device map); or, where
+    it is offloaded, with all but the blocks on the device. Offloaded blocks keep the file's own precision on the host.
+
+    Args:
+        folder: The model's files.
+        config: Says the device, the dtype, the number of GPUs and whether to offload.
+
+    Raises:
+        ArtifactError: The folder holds no model or a damaged one.
     """
     from transformers import AutoModelForCausalLM
 
-    if not (Path(folder) / "config.json").is_file():
-        raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    _check_folder(folder)
     device, dtype = choose_device(config.device), getattr(torch, config.dtype)
     spread = device.type == "cuda" and config.resources.gpu > 1 and not config.offload
     try:
@@ -185,17 +193,24 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     return loaded
 
 
-def load_skeleton(folder: Path, config: ModelConfig) -> PreTrainedModel:
-    """The model's modules without its weights (on torch's meta device): enough to know the sizes of its units."""
+def load_skeleton(folder: Path) -> PreTrainedModel:
+    """Loads a model's modules without weights (on torch's meta device), to know the sizes of its decisions.
+
+    Raises:
+        ArtifactError: The folder holds no model.
+    """
     from transformers import AutoConfig
 
-    if not (Path(folder) / "config.json").is_file():
-        raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+    _check_folder(folder)
     return _empty(AutoConfig.from_pretrained(folder, **LOCAL))
 
 
-def skeleton_of(architecture: Mapping[str, Any]) -> PreTrainedModel:
-    """The same from the arguments of a transformers configuration, model_type among them."""
+def build_skeleton(architecture: Mapping[str, Any]) -> PreTrainedModel:
+    """Builds a model without weights from the arguments of a transformers configuration, model_type among them.
+
+    Raises:
+        ConfigError: The family is unknown, or the arguments make no model.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -207,6 +222,11 @@ def skeleton_of(architecture: Mapping[str, Any]) -> PreTrainedModel:
         raise ConfigError(f"architecture {dict(architecture)} makes no model: {reason}. Correct it.") from error
 
 
+def _check_folder(folder: Path) -> None:
+    if not (Path(folder) / "config.json").is_file():
+        raise ArtifactError(f"{folder} holds no config.json. Run `ffp asset model` for it.")
+
+
 def _empty(config: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
@@ -216,7 +236,11 @@ def _empty(config: Any) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder."""
+    """Loads the tokenizer of a local folder.
+
+    Raises:
+        ArtifactError: There is none, or a damaged one.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""Families as data: where a model's blocks keep attention and FFN, and how heads lie in their matrices."""
+"""Model families as data: where the blocks keep attention and FFN, and how heads lie in their matrices."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from ffp.core.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Family:
-    """One table entry; module paths are relative to a block.
+    """One entry of the table; module paths are relative to a block.
 
-    blocks: path of the list of blocks. attention_inputs: (linear, its stacked roles); ffn_inputs: (linear, number
-    of stacked matrices, 2 where gate and up are fused). *_output: the linear whose columns the units feed.
-    head_counts: attributes of the attention module that say how many query or KV heads there are, for classes
-    that do not infer them from the projections' sizes; "config.X" means the module's own copy of the config.
+    Attributes:
+        blocks: Path of the list of blocks in the model.
+        attention: Path of the attention module.
+        attention_inputs: (linear, the roles that are stacked in it).
+        attention_output: The linear whose columns take what the heads give.
+        ffn_inputs: (linear, number of matrices that are stacked in it: 2 where gate and up are fused).
+        ffn_output: The linear whose columns take what the channels give.
+        head_counts: Attributes of the attention module that hold the number of query ("q") or KV ("k") heads, for
+            classes that do not infer it from the projections' sizes; "config.X" means the module's own copy of the
+            configuration.
     """
 
     blocks: str
@@ -77,7 +83,11 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """The entry for transformers' config.model_type; ConfigError says what a new entry needs."""
+    """Returns the entry for transformers' config.model_type.
+
+    Raises:
+        ConfigError: There is none; the message says what a new entry needs.
+    """
     if model_type not in FAMILIES:
         raise ConfigError(
             f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "

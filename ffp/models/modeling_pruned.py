@@ -10,10 +10,12 @@ from torch import nn
 
 
 def resize(model: Any, pruned: dict[str, Any]) -> None:
-    """Give the linears of every block the sizes of a pruned checkpoint, before its weights are loaded.
+    """Gives the linears of every block the sizes of a pruned checkpoint, before its weights are loaded.
 
-    pruned: {"blocks": path of the list of blocks, "linears": {path in the block: {"in", "out", "bias": one value a
-    block}}, "counts": {path of an attribute in the block: one value a block}}.
+    Args:
+        model: The parent model as its class builds it; its blocks are changed in place.
+        pruned: {"blocks": path of the list of blocks, "linears": {path in the block: {"in", "out", "bias": one value
+            a block}}, "counts": {path of an attribute in the block: one value a block}}.
     """
     for index, block in enumerate(model.get_submodule(pruned["blocks"])):
         for path, sizes in pruned["linears"].items():
@@ -27,7 +29,7 @@ def resize(model: Any, pruned: dict[str, Any]) -> None:
 
 
 def set_count(model: Any, block: Any, path: str, value: int) -> None:
-    """Set an attribute of a module in a block, e.g. "self_attn.num_heads", or of the module's config.
+    """Sets an attribute of a module in a block, e.g. "self_attn.num_heads", or of the module's config.
 
     "self_attn.config.num_attention_heads" goes into a copy of the model's config that belongs to that module alone.
     """
@@ -42,7 +44,7 @@ def set_count(model: Any, block: Any, path: str, value: int) -> None:
 
 
 class Pruned:
-    """Stands before a causal language model among the bases of a class: builds it with the sizes of config.pruned."""
+    """Mixin before a causal language model's class: builds the model with the sizes of config.pruned."""
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""Where weights live: all on one device, spread over several, or on the host with one block at a time away from home.
+"""Where weights lie: on one device, spread over several, or on the host while one block at a time is on the device.
 
 Spreading is accelerate's. Offloaded weights stay where from_pretrained left them, which for files in their own
 precision is a mapping of the file: pages that the kernel may drop.
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a model config asks for; "auto" takes CUDA, then MPS, then the CPU."""
+    """Returns the device of that name; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: This machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
@@ -31,45 +35,47 @@ def choose_device(name: str) -> torch.device:
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64, on the CPU where its device (MPS) has no such numbers."""
+    """Returns the tensor in float64, on the CPU where its device (MPS) has no such numbers."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
-class Lend(ModelHook):  # type: ignore[misc]
-    """Lends a block's weights to a device, in the precision of the computation, for the time of its forward.
+class BorrowBlock(ModelHook):  # type: ignore[misc]
+    """Copies a block's weights to the device, in the precision of the computation, for the time of its forward.
 
     The parameters themselves are exchanged, not their data, so that a backward finds those that its forward used.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
-        self.home: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self.host: list[tuple[dict[str, Any], str, torch.Tensor]] = []
 
-    def lent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the device, a parameter if it was one; buffers keep their precision."""
+    def borrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the tensor on the device, a parameter if it was one; buffers keep their precision."""
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(tensor.data.to(self.device, self.dtype), requires_grad=False)
         return tensor.to(self.device)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Puts borrowed tensors into the block and remembers the host's."""
         for part in module.modules():
-            shelves: tuple[Any, ...] = (part._parameters, part._buffers)
-            for shelf in shelves:
-                for name, tensor in shelf.items():
+            stores: tuple[Any, ...] = (part._parameters, part._buffers)
+            for store in stores:
+                for name, tensor in store.items():
                     if tensor is not None:
-                        self.home.append((shelf, name, tensor))
-                        shelf[name] = self.lent(tensor)
+                        self.host.append((store, name, tensor))
+                        store[name] = self.borrow(tensor)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        while self.home:
-            shelf, name, tensor = self.home.pop()
-            shelf[name] = tensor
+        """Puts the host's tensors back."""
+        while self.host:
+            store, name, tensor = self.host.pop()
+            store[name] = tensor
         return output
 
 
 def offload(model: PreTrainedModel, blocks: nn.ModuleList, device: torch.device, dtype: torch.dtype) -> None:
-    """Bring all but the blocks to the device, in this precision; each block is lent for its forward only."""
+    """Moves all but the blocks to the device, in this precision; each block is on it during its forward only."""
     inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())}
     for part in model.modules():
         for parameter in part._parameters.values():
@@ -79,35 +85,39 @@ def offload(model: PreTrainedModel, blocks: nn.ModuleList, device: torch.device,
             if buffer is not None and id(buffer) not in inside:
                 part._buffers[name] = buffer.to(device)
     for block in blocks:
-        add_hook_to_module(block, Lend(device, dtype))
+        add_hook_to_module(block, BorrowBlock(device, dtype))
 
 
 @contextmanager
-def resident(blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> Iterator[None]:
-    """Let a block be changed, where it computes, and have it back as it was at the end.
+def replacement_block(blocks: nn.ModuleList, index: int, config: PretrainedConfig) -> Iterator[None]:
+    """Puts a copy that can be changed in a block's place, on the device, and the block back at the end.
 
-    config: the model's, which all blocks share. A twin takes its place: modules of its own, tensors shared where they
-    already are on the device. What is done to the twin has to put new parameters in, not to write into those that are
-    there.
+    The copy has modules of its own and shares the tensors that already are on the device. Whoever changes it has to put
+    new parameters in and must not write into those that are there.
+
+    Args:
+        blocks: The model's blocks.
+        index: The block.
+        config: The model's configuration, which all blocks share and the copy shares too.
     """
     block = blocks[index]
     memo: dict[int, Any] = {id(config): config}
     hook = getattr(block, "_hf_hook", None)
     for tensor in (*block.parameters(), *block.buffers()):
-        memo[id(tensor)] = hook.lent(tensor) if isinstance(hook, Lend) else tensor
-    twin = blocks[index] = copy.deepcopy(block, memo)
+        memo[id(tensor)] = hook.borrow(tensor) if isinstance(hook, BorrowBlock) else tensor
+    replacement = blocks[index] = copy.deepcopy(block, memo)
     del memo
     try:
         yield
     finally:
         blocks[index] = block
-        for part in twin.modules():  # modules refer to each other in circles: let go of the weights now
+        for part in replacement.modules():  # modules refer to each other in circles: free the weights now
             part._parameters.clear()
 
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Give a module another forward; what was there, the class's own or a hooked one, comes back."""
+    """Gives a module another forward; the one before, the class's own or a hooked one, comes back at the end."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:

@@ -1,7 +1,8 @@
-"""A transformers model seen as removable units: loading, the budget of each decision, the rows behind a module."""
+"""A transformers model seen as modules that can be pruned: what each one's units are and which weights they own."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,22 +17,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-
 @dataclass(frozen=True)
 class Segment:
-    """Rows (axis 0) or columns (axis 1) of one linear behind a decision's indices: `width` each, from `start`."""
+    """The rows or columns of one linear that belong to a module's units.
+
+    Attributes:
+        linear: Path of the linear.
+        axis: 0 for rows, 1 for columns.
+        start: First row or column.
+        width: Rows or columns of one KV group or channel; those of the next one follow at once.
+    """
 
     linear: str
     axis: int
     start: int
     width: int
 
+    def indices(self, units: torch.Tensor) -> torch.Tensor:
+        """Returns the rows or columns of KV groups or channels.
+
+        Args:
+            units: (n,) int64, in any order.
+
+        Returns:
+            (n * width,) int64, in that order.
+        """
+        within = torch.arange(self.width, device=units.device)
+        return (self.start + units[:, None] * self.width + within).reshape(-1)
+
 
 @dataclass(frozen=True)
 class PrunableModule:
-    """One decision in the model: its budget and where its units lie. output: path of the linear they feed."""
+    """Attention or FFN of one block.
 
-    budget: Decision
+    Attributes:
+        decision: How many units it has and what they cost.
+        block: Number of the block.
+        kind: "attention" or "ffn".
+        segments: Where its units lie; the last one is the columns of the output linear.
+        output: Path of the linear that leads back to the residual stream.
+    """
+
+    decision: Decision
     block: int
     kind: str
     segments: tuple[Segment, ...]
@@ -39,33 +66,33 @@ class PrunableModule:
 
     @property
     def output_width(self) -> int:
-        """Columns of the output linear behind one index: a KV group's query heads times their width, or 1."""
+        """Columns of the output linear behind a KV group (its query heads times their width) or a channel (1)."""
         return self.segments[-1].width
 
     @property
     def n_indices(self) -> int:
-        """KV groups or channels, whatever the size of the budget's units."""
-        return self.budget.n_units * self.budget.size
+        """KV groups or channels; more than the decision's units where these are bundles."""
+        return self.decision.n_units * self.decision.bundle
 
-
-
-
-
-
-
-
-
-
+    def output_columns(self, units: torch.Tensor) -> torch.Tensor:
+        """Returns the columns of the output linear behind these KV groups or channels, (n,) int64."""
+        return self.segments[-1].indices(units)
 
 
 class PrunableModel:
-    """The units of a model, in forward order: attention and FFN of block 0, of block 1, ..."""
+    """A transformers model and its modules in forward order: attention and FFN of block 0, of block 1, ..."""
 
     def __init__(self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1):
-        """Read sizes from the modules themselves. Raises ConfigError for an unknown family.
+        """Reads the sizes of all modules.
 
-        min_keep: units that stay of every decision. align: FFN channels that are kept or removed together, so that all
-        kept sizes are its multiples. Which ones is not fixed: they are bundled in the order of their scores.
+        Args:
+            model: Its weights may lie on torch's meta device.
+            min_keep: KV groups, channels or weights that stay in every decision.
+            align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
+                channels go together is not fixed: they are bundled in the order of their scores.
+
+        Raises:
+            ConfigError: The family is unknown, or `align` does not divide the channels.
         """
         self.model = model
         self.min_keep = min_keep
@@ -73,28 +100,40 @@ class PrunableModel:
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
         self.modules = tuple(
-            module
-            for i in range(len(self.blocks))
-            for module in (self._attention(i, min_keep), self._ffn(i, min_keep, align))
+            module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block, align))
         )
 
     def problem(self, target: float, granularity: str = "structured") -> PruningProblem:
-        """The problem at a sparsity; ConfigError where the model's linears do not divide into groups of M."""
+        """Returns the allocation problem of this model.
+
+        Args:
+            target: Sparsity of the modules' parameters, in [0, 1).
+            granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
+
+        Raises:
+            ConfigError: The model's linears do not divide into groups of M weights.
+        """
         if granularity == "structured":
             return PruningProblem(tuple(module.decision for module in self.modules), target)
-        sizes: dict[str, int] = {}
-        for path, name in self.decisions(granularity).items():
-            sizes[name] = sizes.get(name, 0) + self.linear(path).weight.numel()
-        if granularity == "unstructured":
-            budgets = [Decision(name=name, n_units=n, params_per_unit=1, min_keep=min(self.min_keep, n)) for name, n in sizes.items()]
-            return PruningProblem(tuple(budgets), target, granularity)
+        weights: Counter[str] = Counter()
+        for path, name in self.decision_names(granularity).items():
+            weights[name] += self.linear(path).weight.numel()
         m = group_size(granularity)
-        self.check_groups(m)
-        budgets = [Decision(name=name, n_units=m, params_per_unit=n // m, min_keep=min(self.min_keep, m)) for name, n in sizes.items()]
-        return PruningProblem(tuple(budgets), target, granularity)
+        if m:
+            self.check_groups(m)
+        decisions = tuple(
+            Decision(
+                name=name,
+                n_units=m or count,
+                params_per_unit=count // m if m else 1,
+                min_keep=min(self.min_keep, m or count),
+            )
+            for name, count in weights.items()
+        )
+        return PruningProblem(decisions, target, granularity)
 
-    def decisions(self, granularity: str) -> dict[str, str]:
-        """The decision that each block linear belongs to, by path, in forward order."""
+    def decision_names(self, granularity: str) -> dict[str, str]:
+        """Returns the name of each block linear's decision by the linear's path, in forward order."""
         found = {}
         for block in range(len(self.blocks)):
             for path, module in self.linears(block):
@@ -103,8 +142,8 @@ class PrunableModel:
         return found
 
     def check_groups(self, m: int) -> None:
-        """ConfigError where a block linear's inputs do not divide into groups of m."""
-        for path in self.decisions("unstructured"):
+        """Raises ConfigError where a block linear's inputs do not divide into groups of `m`."""
+        for path in self.decision_names("unstructured"):
             if (width := self.linear(path).in_features) % m:
                 raise ConfigError(
                     f"{path} has {width} inputs, which do not divide into groups of {m}. "
@@ -112,24 +151,24 @@ class PrunableModel:
                 )
 
     def linear(self, path: str) -> nn.Linear:
-        """The linear at a full path."""
+        """Returns the linear at a full path."""
         module = self.model.get_submodule(path)
         assert isinstance(module, nn.Linear), path
         return module
 
     def linears(self, block: int) -> list[tuple[str, str]]:
-        """(path, name of the decision) of a block's linears, in forward order."""
-        found = dict.fromkeys((s.linear, u.decision.name) for u in self.modules if u.block == block for s in u.segments)
-        return list(found)
+        """Returns (path, name of the module's decision) of a block's linears, in forward order."""
+        modules = (module for module in self.modules if module.block == block)
+        return list(dict.fromkeys((s.linear, module.decision.name) for module in modules for s in module.segments))
 
     def model_params(self) -> int:
-        """Parameters of the whole model as it is now, tied ones counted once."""
+        """Returns the parameters of the whole model as it is now, tied ones counted once."""
         return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
 
     def _path(self, block: int, name: str) -> str:
         return f"{self.family.blocks}.{block}.{name}"
 
-    def _attention(self, block: int, min_keep: int) -> PrunableModule:
+    def _attention(self, block: int) -> PrunableModule:
         family, config = self.family, self.config
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
@@ -143,9 +182,9 @@ class PrunableModel:
                 segments.append(Segment(self._path(block, name), 0, start, width[role]))
                 start += groups * width[role]
         segments.append(Segment(output, 1, 0, width["q"]))
-        return self._unit(block, "attention", groups, segments, min_keep, 1)
+        return self._module(block, "attention", groups, segments, bundle=1)
 
-    def _ffn(self, block: int, min_keep: int, align: int) -> PrunableModule:
+    def _ffn(self, block: int, align: int) -> PrunableModule:
         output = self._path(block, self.family.ffn_output)
         channels = self.linear(output).in_features
         if channels % align:
@@ -157,34 +196,29 @@ class PrunableModel:
             for name, parts in self.family.ffn_inputs
             for part in range(parts)
         ]
-        return self._unit(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], min_keep, align)
+        return self._module(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], bundle=align)
 
-    def _unit(self, block: int, kind: str, n: int, segments: list[Segment], min_keep: int, size: int) -> PrunableModule:
-        params_per_unit = 0
+    def _module(self, block: int, kind: str, n: int, segments: list[Segment], *, bundle: int) -> PrunableModule:
+        """Counts the parameters behind one of `n` KV groups or channels."""
+        params = 0
         for segment in segments:
             linear = self.linear(segment.linear)
             biased = linear.bias is not None and segment.axis == 0
             across = linear.in_features if segment.axis == 0 else linear.out_features
-            params_per_unit += segment.width * (across + biased)
+            params += segment.width * (across + biased)
         output = segments[-1].linear
         bias = self.linear(output).bias
-        budget = Decision(
+        decision = Decision(
             name=f"block{block:02d}.{kind}",
-            n_units=n // size,
-            params_per_unit=size * params_per_unit,
+            n_units=n // bundle,
+            params_per_unit=bundle * params,
             fixed_params=0 if bias is None else bias.numel(),
-            min_keep=min(-(-min_keep // size), n // size),
-            bundle=size,
+            min_keep=min(-(-self.min_keep // bundle), n // bundle),
+            bundle=bundle,
         )
-        return PrunableModule(budget, block, kind, tuple(segments), output)
+        return PrunableModule(decision, block, kind, tuple(segments), output)
 
 
 def group_size(granularity: str) -> int:
-    """M of "n-of-M", 0 for the other granularities."""
+    """Returns M of "n-of-M", 0 for the other granularities."""
     return int(granularity.removeprefix("n-of-")) if granularity.startswith("n-of-") else 0
-
-
-def rows(order: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """Indices along the segment's axis of the given units, in the given order: int64, (len(order) * width,)."""
-    within = torch.arange(segment.width, device=order.device)
-    return (segment.start + order[:, None] * segment.width + within).reshape(-1)

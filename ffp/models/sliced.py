@@ -1,13 +1,14 @@
-"""One resident model whose units are presorted, so that any allocation is a prefix of its weights.
+"""One model in memory whose units are sorted once, so that any allocation is a prefix of its weights.
 
-Heads (as KV groups) and FFN channels are permuted once, best first, in all matrices that share them; the dense
-function is unchanged. Keeping k units is then a view of the first rows or columns: no mask, no copy, no reload,
-and the forward gets cheaper with sparsity. A linear that stacks several matrices (fused qkv or gate and up) is the
-exception: its prefixes are gathered when the allocation changes.
+Heads (as KV groups) and FFN channels are permuted, best first, in all matrices that share them; the dense function is
+unchanged. Keeping k units is then a view of the first rows or columns: no mask, no copy, no reload, and the forward
+gets cheaper with sparsity. A linear that stacks several matrices (fused qkv or gate and up) is the exception: its
+prefixes are copied together when the allocation changes.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,22 +23,25 @@ from torch.utils.checkpoint import checkpoint
 from ffp.core.problem import Allocation
 from ffp.models.modeling_pruned import set_count
 from ffp.models.placement import float64, forward_as
-from ffp.models.prunable import PrunableModel, PrunableModule, Segment, rows
+from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
 
     def __init__(self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]):
-        """Permute the model's weights in place.
+        """Permutes the model's weights in place.
 
-        order: for each decision, by name, its indices from the one kept longest to the one removed first.
+        Args:
+            prunable: The dense model.
+            order: By decision, its KV groups or channels from the one kept longest to the one removed first.
         """
         self.prunable = prunable
         self.model = prunable.model
         self.keep = tuple(module.decision.n_units for module in prunable.modules)
-        for module in prunable.modules:
-            _permute(prunable, module, torch.as_tensor(order[module.decision.name]))
+        self._order = [torch.as_tensor(order[module.decision.name]) for module in prunable.modules]
+        for module, units in zip(prunable.modules, self._order, strict=True):
+            _permute(prunable, module, units)
         self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for module in prunable.modules:
             for segment in module.segments:
@@ -45,24 +49,36 @@ class SlicedModel:
                 self._full[segment.linear] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
 
     def set_keep(self, keep: Sequence[int]) -> None:
-        """Switch to the prefixes of these lengths, in the order of prunable.modules; only changes cost anything."""
+        """Keeps so many units of each decision, in the order of `prunable.modules`; only changes cost time."""
         for i, module in enumerate(self.prunable.modules):
             if keep[i] != self.keep[i]:
                 self._slice(module, int(keep[i]))
         self.keep = tuple(int(k) for k in keep)
 
     def set_allocation(self, allocation: Allocation) -> None:
-        """Switch to an allocation of this model's problem."""
+        """Switches to an allocation of this model's problem."""
         self.set_keep(allocation.keep)
+
+    def restore(self) -> None:
+        """Makes the model dense again, its units in their first order; this object cannot be used afterwards."""
+        self.set_keep([module.decision.n_units for module in self.prunable.modules])
+        for module, units in zip(self.prunable.modules, self._order, strict=True):
+            _permute(self.prunable, module, units.argsort())
 
     @contextmanager
     def gated(self, keep: Sequence[int], band: float) -> Iterator[list[Gate]]:
-        """Put a gate on every unit around each decision's threshold and learn its worth from a backward pass.
+        """Puts a gate on the units around each decision's threshold; a backward pass fills the gates' sums.
 
-        keep: units on (gate 1). band: share of a decision's units beyond the threshold that are let in with gate 0,
-        at least one where one is left: the function stays that of `keep`, and the gradients say what they would do.
-        Yields the gates, in the order of prunable.modules; blocks are checkpointed, so that one block's activations
-        stand in memory at a time.
+        The function stays that of `keep`, and the gradients say what a change would do. Blocks are checkpointed, so
+        that one block's activations are in memory at a time.
+
+        Args:
+            keep: Units that are on (gate 1), by decision.
+            band: Share of a decision's units beyond the threshold that are let in with gate 0, in (0, 1]; at least
+                one where one is left.
+
+        Yields:
+            The gates, in the order of `prunable.modules`.
         """
         gates = [Gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
         self.set_keep([gate.reach for gate in gates])
@@ -74,10 +90,7 @@ class SlicedModel:
             yield gates
 
     def _slice(self, module: PrunableModule, keep: int) -> None:
-        by_linear: dict[str, list[Segment]] = {}
-        for segment in module.segments:
-            by_linear.setdefault(segment.linear, []).append(segment)
-        for path, segments in by_linear.items():
+        for path, segments in _by_linear(module).items():
             weight, bias = self._full[path]
             spans = [slice(s.start, s.start + keep * module.decision.bundle * s.width) for s in segments]
             linear = self.prunable.linear(path)
@@ -89,16 +102,21 @@ class SlicedModel:
                     linear.bias.data = _prefix(bias, spans)
             _set_features(linear)
         if module.kind == "attention":
-            set_heads(self.prunable, module, keep)
+            _set_head_counts(self.prunable, module, keep)
 
 
 class Gate:
     """The gates of one decision: a forward pre-hook of its output linear, which lets through the units that are on.
 
-    Units next to the threshold form two bands, the ones just inside and just outside. With g_t the derivative of the
-    loss with respect to a gate that a whole band shares at token t (the sum over the band's columns of input times
-    gradient), a backward pass adds sum_t g_t and sum_t g_t^2 to `sums`, (2 bands, 2) float64. The second is the
-    band's diagonal of the empirical Fisher information, with tokens taken as independent: its curvature.
+    Units next to the threshold form two bands, those just inside and those just outside. With g_t the derivative of
+    the loss with respect to a gate that a whole band shares at token t (the sum over the band's columns of input times
+    gradient), a backward pass adds sum_t g_t and sum_t g_t^2 to `sums`. The second is the band's diagonal of the
+    empirical Fisher information, with tokens taken as independent: its curvature.
+
+    Attributes:
+        reach: Units that are let in, those with gate 0 included.
+        bands: The units just inside and just outside the threshold.
+        sums: (2 bands, 2) float64.
     """
 
     def __init__(self, module: PrunableModule, keep: int, band: float):
@@ -114,15 +132,15 @@ class Gate:
         x = arguments[0]
         return (_Gated.apply(x, self._on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
 
-    def take(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Add what one backward pass tells; x, gradient: (batch, tokens, in) at the gates."""
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass to the sums; x, gradient: (batch, tokens, in) at the gates."""
         for sums, columns in zip(self.sums, self._columns, strict=True):
             slopes = float64((x[..., columns].float() * gradient[..., columns].float()).sum(-1))
             sums += torch.stack([slopes.sum(), slopes.square().sum()]).cpu()
 
 
 class _Gated(torch.autograd.Function):
-    """x * on, whose backward tells the gate. `on` needs no gradient; that it asks for one starts the backward."""
+    """x * on, whose backward reports to the gate. `on` needs no gradient; that it asks for one starts the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
@@ -133,51 +151,59 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, on = ctx.saved_tensors
-        ctx.gate.take(x, gradient)
+        ctx.gate.add(x, gradient)
         return gradient * on, None, None
 
 
-def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int]]) -> None:
-    """Physically remove all units that are not in `kept` (by decision, ascending indices): new, smaller weights.
+def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:
+    """Removes all units that are not kept from the weights, in place.
 
     The model that is left is an ordinary module: what is not kept takes no memory and no time.
+
+    Args:
+        prunable: The dense model.
+        kept: By decision, the KV groups or channels that stay, ascending.
     """
     for module in prunable.modules:
-        cut_unit(prunable, module, torch.as_tensor(kept[module.decision.name], dtype=torch.int64))
+        cut_module(prunable, module, torch.as_tensor(kept[module.decision.name], dtype=torch.int64))
 
 
-def cut_unit(prunable: PrunableModel, module: PrunableModule, index: torch.Tensor) -> None:
-    """Physically remove all units of one decision but `index`, ascending int64."""
-    by_linear: dict[str, list[torch.Tensor]] = {}
-    for segment in module.segments:
-        by_linear.setdefault(segment.linear, []).append(rows(index, segment))
-    for path, parts in by_linear.items():
-        axis = 1 if path == module.output else 0
+def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tensor) -> None:
+    """Removes all units of one module but `kept`: KV groups or channels, ascending int64."""
+    for path, segments in _by_linear(module).items():
+        axis = segments[0].axis
         linear = prunable.linear(path)
-        picked = torch.cat(parts).to(linear.weight.device)
-        linear.weight = nn.Parameter(linear.weight.data.index_select(axis, picked), requires_grad=False)
+        index = torch.cat([segment.indices(kept) for segment in segments]).to(linear.weight.device)
+        linear.weight = nn.Parameter(linear.weight.data.index_select(axis, index), requires_grad=False)
         if axis == 0 and linear.bias is not None:
-            linear.bias = nn.Parameter(linear.bias.data.index_select(0, picked), requires_grad=False)
+            linear.bias = nn.Parameter(linear.bias.data.index_select(0, index), requires_grad=False)
         _set_features(linear)
     if module.kind == "attention":
-        set_heads(prunable, module, len(index))
+        _set_head_counts(prunable, module, len(kept))
 
 
-def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int]]) -> None:
-    """Zero, in place, all parameters of the units that are not in `kept`: the dense shape, the pruned function."""
+def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:
+    """Zeroes all parameters of the units that are not kept, in place: the dense shape, the pruned function."""
     for module in prunable.modules:
         gone = sorted(set(range(module.n_indices)) - set(kept[module.decision.name]))
-        index = torch.as_tensor(gone, dtype=torch.int64)
+        units = torch.as_tensor(gone, dtype=torch.int64)
         for segment in module.segments:
             linear = prunable.linear(segment.linear)
-            where = rows(index, segment).to(linear.weight.device)
-            linear.weight.data.index_fill_(segment.axis, where, 0)
+            index = segment.indices(units).to(linear.weight.device)
+            linear.weight.data.index_fill_(segment.axis, index, 0)
             if segment.axis == 0 and linear.bias is not None:
-                linear.bias.data.index_fill_(0, where, 0)
+                linear.bias.data.index_fill_(0, index, 0)
 
 
-def set_heads(prunable: PrunableModel, module: PrunableModule, groups: int) -> None:
-    """Tell an attention module how many heads are left, where its class does not see it from the sizes."""
+def _by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
+    found: dict[str, list[Segment]] = defaultdict(list)
+    for segment in module.segments:
+        found[segment.linear].append(segment)
+    return found
+
+
+def _set_head_counts(prunable: PrunableModel, module: PrunableModule, groups: int) -> None:
+    """Sets an attention module's numbers of heads where its class does not infer them from the sizes."""
     family, block = prunable.family, prunable.blocks[module.block]
     per_group = prunable.config.num_attention_heads // module.decision.n_units
     for name, role in family.head_counts.items():
@@ -188,7 +214,7 @@ def set_heads(prunable: PrunableModel, module: PrunableModule, groups: int) -> N
 def _permute(prunable: PrunableModel, module: PrunableModule, order: torch.Tensor) -> None:
     for segment in module.segments:
         linear = prunable.linear(segment.linear)
-        index = rows(order, segment).to(linear.weight.device)
+        index = segment.indices(order).to(linear.weight.device)
         span = slice(segment.start, segment.start + len(index))
         if segment.axis == 1:
             linear.weight.data[:, span] = linear.weight.data.index_select(1, index)

@@ -1,12 +1,12 @@
-"""Calibration activations pushed through a model block by block, so that what happens to one block reaches the next.
+"""Pushes calibration tokens through a model block by block, so that a change of one block reaches the next.
 
-Memory: the hidden states of all calibration windows, one batch's activations inside one block, nothing else.
+Memory: the hidden states of all windows and one batch's activations inside one block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -21,17 +21,22 @@ class BlockStream:
 
     @torch.no_grad()
     def __init__(self, prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int):
-        """windows: (n, context) int64. batch_tokens: tokens that pass a block at once, at least one window."""
+        """Runs the embedding.
+
+        Args:
+            prunable: The model; its blocks may be changed between calls.
+            windows: Token ids, (n, context) int64.
+            batch_tokens: Tokens that pass a block at once; one window at least.
+        """
         self.prunable = prunable
         batch = max(1, batch_tokens // windows.shape[1])
         self.hidden: list[torch.Tensor] = []
         self._arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        for start in range(0, len(windows), batch):
-            ids = windows[start : start + batch].to(prunable.model.device)
-            self.hidden.append(self._enter(ids))
+        for ids in torch.split(windows, batch):
+            self.hidden.append(self._enter(ids.to(prunable.model.device)))
 
     def _enter(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run the embedding and record what the model hands to each block besides the hidden states.
+        """Runs the embedding and records what the model hands to each block besides the hidden states.
 
         Those arguments (masks, rotary embeddings) depend on positions only, so the blocks themselves are skipped, and
         batches of one size share them.
@@ -39,12 +44,12 @@ class BlockStream:
         first: list[torch.Tensor] = []
 
         def record(index: int) -> Callable[..., torch.Tensor]:
-            def stand_in(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+            def skip(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
                 first.append(hidden_states)
                 self._arguments.setdefault((index, len(ids)), (arguments, keywords))
                 return hidden_states
 
-            return stand_in
+            return skip
 
         with ExitStack() as undo:
             for index, block in enumerate(self.prunable.blocks):
@@ -54,35 +59,32 @@ class BlockStream:
 
     @torch.no_grad()
     def outputs(self, index: int) -> Iterator[torch.Tensor]:
-        """Run block `index` on every batch and yield its output; hooks on its linears see their inputs."""
+        """Runs block `index` on every batch and yields its output; hooks on its linears see their inputs."""
         for hidden in self.hidden:
             arguments, keywords = self._arguments[index, len(hidden)]
             result = self.prunable.blocks[index](hidden, *arguments, **keywords)
             yield result[0] if isinstance(result, tuple) else result
 
     def run(self, index: int) -> None:
-        """Run block `index` for its hooks alone."""
+        """Runs block `index` for the hooks on its linears alone."""
         for _ in self.outputs(index):
             continue
 
     def advance(self, index: int) -> None:
-        """Replace the hidden states by block `index`'s outputs, batch by batch."""
+        """Replaces the hidden states by block `index`'s outputs, batch by batch."""
         for number, output in enumerate(self.outputs(index)):
             self.hidden[number] = output
 
 
-class Inputs:
-    """Forward pre-hook that hands each batch's inputs of a linear, (tokens, in), to a function."""
+@contextmanager
+def watch_inputs(linear: nn.Linear, take: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Hands every batch of a linear's inputs, (tokens, in), to `take` while the context is open."""
 
-    def __init__(self, linear: nn.Linear, take: Callable[[torch.Tensor], None]):
-        self._take = take
-        self._hook = linear.register_forward_pre_hook(self._see)
+    def see(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        take(arguments[0].detach().flatten(0, -2))
 
-    def _see(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        self._take(arguments[0].detach().flatten(0, -2))
-
-    def __enter__(self) -> Inputs:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
+    hook = linear.register_forward_pre_hook(see)
+    try:
+        yield
+    finally:
+        hook.remove()

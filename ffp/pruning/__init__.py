@@ -1,1 +1,1 @@
-"""Which units go once an allocation says how many: scores, masks and what follows the cut."""
+"""Which units or weights go once an allocation says how many, and what makes up for them."""

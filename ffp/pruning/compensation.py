@@ -1,8 +1,8 @@
-"""What follows the cut: let the kept units of each output projection stand in for the removed ones.
+"""Compensation: new values for the kept part of each output projection, which make up for removed units.
 
-Block by block, attention then FFN, on the stream of the model as it has been pruned and compensated so far. An axis
-of its own: any allocation can be compensated. `bias` adds the mean of what was removed (An et al., arXiv:2312.11983);
-`ridge` solves for new weights of the kept columns (Yuan et al., arXiv:2511.18977, section on calibration).
+Works block by block, attention then FFN, on the stream of the model as it has been pruned and compensated so far, so
+that any allocation can be compensated. `bias` adds the mean of what was removed (An et al., arXiv:2312.11983); `ridge`
+solves for new weights of the kept columns (Yuan et al., arXiv:2511.18977, section on calibration).
 Departs: the ridge is relative to the Gram matrix's mean diagonal, where the published 0.9 is absolute.
 """
 
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,30 +20,40 @@ import torch
 from torch import nn
 
 from ffp.core.errors import ArtifactError, ConfigError
-from ffp.models.placement import float64, resident
-from ffp.models.prunable import PrunableModel, PrunableModule, Segment, rows
-from ffp.models.sliced import cut_unit
-from ffp.models.stream import BlockStream, Inputs
+from ffp.models.placement import float64, replacement_block
+from ffp.models.prunable import PrunableModel, PrunableModule
+from ffp.models.sliced import cut_module
+from ffp.models.stream import BlockStream, watch_inputs
+from ffp.pruning.moments import InputSums, add_product
 
 log = logging.getLogger("ffp")
 RIDGE = 0.01
-ROWS = 256  # of a moment matrix that are added at once, which bounds the temporary product
+COLUMNS = 256  # of the inputs that are multiplied at once, which bounds the temporary product
 
 
 def ridge_weight(
     gram: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor, ridge: float
 ) -> torch.Tensor:
-    """New weights of the kept columns, (out, n_kept), float64; `gram` and `right` are used up.
+    """Solves for new weights of the kept columns; overwrites `gram` and `right`.
 
-    Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K.
-    gram: X_K^T X_K, (n_kept, n_kept). right: X_K^T T, (n_kept, out), T the outputs to be met: the same stream's under
-    the whole weight (the solution then equals W_K + W_P B^T with B = (X_K^T X_K + alpha I)^-1 X_K^T X_P) or the dense
-    model's. weight: W, (out, in). columns: kept columns, (n_kept,).
+    Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K. Where T are the
+    outputs of the same stream under the whole weight, the solution equals W_K + W_P B^T with
+    B = (X_K^T X_K + alpha I)^-1 X_K^T X_P.
+
+    Args:
+        gram: X_K^T X_K, (n_kept, n_kept) float64.
+        right: X_K^T T, (n_kept, out) float64; T are the outputs to be met.
+        weight: W, (out, in).
+        columns: Kept columns, (n_kept,) int64.
+        ridge: Relative strength of the ridge, above 0.
+
+    Returns:
+        W', (out, n_kept) float64.
     """
     alpha = max(ridge * float(gram.diagonal().mean()), 1e-30)
     gram.diagonal().add_(alpha)
-    for start in range(0, len(right), ROWS):
-        right[start : start + ROWS] += alpha * weight[:, columns[start : start + ROWS]].T.to(right)
+    for start in range(0, len(right), COLUMNS):
+        right[start : start + COLUMNS] += alpha * weight[:, columns[start : start + COLUMNS]].T.to(right)
     factor = torch.linalg.cholesky(gram.mT, out=gram.mT)  # symmetric: in LAPACK's order, so that it is done in place
     half = torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True, out=right)
@@ -51,69 +62,105 @@ def ridge_weight(
 
 @torch.no_grad()
 def compensate(
-    prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[np.int32]], windows: torch.Tensor, *,
+    prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]], windows: torch.Tensor, *,
     kind: str, batch_tokens: int, ridge: float = RIDGE,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """The new parameters of the output projections of the model cut to `kept`; the model itself is left as it is.
+    """Computes new parameters of the output projections of the model cut to `kept`; leaves the model as it is.
 
-    windows: calibration tokens, (n, context). kind: "bias", "ridge" (target: the pruned stream) or "ridge-dense"
-    (target: the dense stream's outputs, so that later modules also mend earlier errors).
-    Returns tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut. Memory:
-    hidden states of the windows (twice for ridge-dense, and the targets of one block), one block, one module's moments.
+    Memory: hidden states of the windows (twice for ridge-dense, and the targets of one block), one block, and one
+    module's sums.
+
+    Args:
+        prunable: The dense model.
+        kept: By decision, the KV groups or channels that stay, ascending.
+        windows: Calibration tokens, (n, context) int64.
+        kind: "bias", "ridge" (target: the pruned stream) or "ridge-dense" (target: the dense stream's outputs, so
+            that later modules also correct earlier errors).
+        batch_tokens: Tokens that pass a block at once.
+        ridge: See ridge_weight.
+
+    Returns:
+        Tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut.
     """
     stream = BlockStream(prunable, windows, batch_tokens=batch_tokens)
     dense = [hidden.clone() for hidden in stream.hidden] if kind == "ridge-dense" else None
     updates: dict[str, torch.Tensor] = {}
     for block in range(len(prunable.blocks)):
         targets: dict[str, list[torch.Tensor]] = {}
-        with resident(prunable.blocks, block, prunable.model.config):
+        with replacement_block(prunable.blocks, block, prunable.model.config):
             if dense is not None:
-                dense = _dense_block(prunable, stream, block, dense, targets)
+                dense = _advance_dense(prunable, stream, block, dense, targets)
             for module in (module for module in prunable.modules if module.block == block):
                 index = torch.as_tensor(np.asarray(kept[module.decision.name]), dtype=torch.int64)
-                name, new = _compensate_unit(prunable, stream, module, index, kind, ridge, targets.pop(module.output, None))
+                if kind == "bias":
+                    name, new = _compensate_by_bias(prunable, stream, module, index)
+                else:
+                    target = targets.pop(module.output, None)
+                    name, new = _compensate_by_ridge(prunable, stream, module, index, ridge, target)
                 updates[name] = new.cpu()
             stream.advance(block)
         log.info("compensate: block %d/%d", block + 1, len(prunable.blocks))
     return updates
 
 
-def _dense_block(
-    prunable: PrunableModel, stream: BlockStream, block: int, dense: list[torch.Tensor], targets: dict[str, list[torch.Tensor]]
-) -> list[torch.Tensor]:
-    """Advance the dense stream through a block that is still dense; keep its output projections' outputs, by path."""
+def _advance_dense(
+    prunable: PrunableModel, stream: BlockStream, block: int, dense: list[torch.Tensor],
+    targets: dict[str, list[torch.Tensor]],
+) -> list[torch.Tensor]:  # fmt: skip
+    """Advances the dense stream through a dense block; keeps its output projections' outputs in `targets`, by path."""
     pruned, stream.hidden = stream.hidden, dense
     with ExitStack() as hooks:
         for module in (module for module in prunable.modules if module.block == block):
             linear = prunable.linear(module.output)
-            hooks.enter_context(Inputs(linear, partial(_keep_product, targets.setdefault(module.output, []), linear)))
+            keep = partial(_keep_product, targets.setdefault(module.output, []), linear)
+            hooks.enter_context(watch_inputs(linear, keep))
         stream.advance(block)
     dense, stream.hidden = stream.hidden, pruned
     return dense
 
 
-def _compensate_unit(
-    prunable: PrunableModel, stream: BlockStream, module: PrunableModule, index: torch.Tensor, kind: str, ridge: float,
+def _compensate_by_bias(
+    prunable: PrunableModel, stream: BlockStream, module: PrunableModule, kept: torch.Tensor
+) -> tuple[str, torch.Tensor]:
+    """Cuts the module and adds what the removed inputs gave on average to its bias; returns its name and the bias."""
+    linear = prunable.linear(module.output)
+    weight, sums = linear.weight.data, InputSums("mean")
+    with watch_inputs(linear, sums.add):
+        stream.run(module.block)
+    removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    removed[module.output_columns(kept).to(weight.device)] = False
+    mean = sums.mean
+    shift = (float64(weight[:, removed]) @ mean[removed.to(mean.device)]).to(weight)
+    cut_module(prunable, module, kept)
+    linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias.data + shift, requires_grad=False)
+    return f"{module.output}.bias", linear.bias.data
+
+
+def _compensate_by_ridge(
+    prunable: PrunableModel, stream: BlockStream, module: PrunableModule, kept: torch.Tensor, ridge: float,
     target: list[torch.Tensor] | None,
 ) -> tuple[str, torch.Tensor]:  # fmt: skip
-    """Gather what the output projection sees, cut the decision, and set the projection's new parameter: (name, it)."""
+    """Cuts the module and solves for its output projection's weight; returns the parameter's name and the weight.
+
+    target: the outputs to be met, batch by batch; None for those of the stream's inputs under the whole weight.
+    """
     linear = prunable.linear(module.output)
-    weight = linear.weight.data
-    columns = rows(index, Segment(module.output, 1, 0, module.output_width)).to(weight.device)
-    moments = _Mean() if kind == "bias" else _Moments(linear, columns, target)
-    with Inputs(linear, moments.add):
+    weight, n = linear.weight.data, len(kept) * module.output_width
+    columns = module.output_columns(kept).to(weight.device)
+    like = float64(weight.new_empty(0))
+    gram, right = like.new_zeros(n, n), like.new_zeros(n, linear.out_features)
+    goals = iter(target or ())
+
+    def add(x: torch.Tensor) -> None:
+        x_kept = x[:, columns].float()
+        add_product(gram, x_kept, x_kept, columns=COLUMNS)
+        add_product(right, x_kept, _product(x, linear) if target is None else next(goals), columns=COLUMNS)
+
+    with watch_inputs(linear, add):
         stream.run(module.block)
-    if isinstance(moments, _Mean):
-        removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-        removed[columns] = False
-        mean = moments.total / moments.tokens
-        shift = (float64(weight[:, removed]) @ mean[removed.to(mean.device)]).to(weight)
-        cut_unit(prunable, module, index)
-        linear.bias = nn.Parameter(shift if linear.bias is None else linear.bias.data + shift, requires_grad=False)
-        return f"{module.output}.bias", linear.bias.data
-    solved = ridge_weight(moments.gram, moments.right, weight, columns, ridge).to(weight).contiguous()
-    del moments
-    cut_unit(prunable, module, index)
+    solved = ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
+    del gram, right
+    cut_module(prunable, module, kept)
     linear.weight = nn.Parameter(solved, requires_grad=False)
     return f"{module.output}.weight", linear.weight.data
 
@@ -123,46 +170,16 @@ def _product(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
     return nn.functional.linear(x.float(), linear.weight.float())
 
 
-def _keep_product(seen: list[torch.Tensor], linear: nn.Linear, x: torch.Tensor) -> None:
-    seen.append(_product(x, linear))
-
-
-class _Mean:
-    """Running sum over the batches of one module's inputs, float64, (in,)."""
-
-    def __init__(self) -> None:
-        self.total: torch.Tensor = torch.zeros(())
-        self.tokens = 0
-
-    def add(self, x: torch.Tensor) -> None:
-        self.tokens += len(x)
-        self.total = self.total + float64(x.float().sum(0))
-
-
-class _Moments:
-    """Running sums over the batches of one module's inputs, float64: the two matrices of ridge_weight.
-
-    target: the outputs to be met, batch by batch; None for those of these inputs under the linear's weight.
-    """
-
-    def __init__(self, linear: nn.Linear, columns: torch.Tensor, target: list[torch.Tensor] | None):
-        self.linear, self.columns, self.target = linear, columns, target
-        n, like = len(columns), float64(linear.weight.new_empty(0))
-        self.gram, self.right = like.new_zeros(n, n), like.new_zeros(n, linear.out_features)
-        self.batches = 0
-
-    def add(self, x: torch.Tensor) -> None:
-        kept = x[:, self.columns].float()
-        goal = _product(x, self.linear) if self.target is None else self.target[self.batches]
-        for start in range(0, len(self.columns), ROWS):
-            part = kept[:, start : start + ROWS].T
-            self.gram[start : start + ROWS] += (part @ kept).to(self.gram.device)
-            self.right[start : start + ROWS] += (part @ goal).to(self.gram.device)
-        self.batches += 1
+def _keep_product(products: list[torch.Tensor], linear: nn.Linear, x: torch.Tensor) -> None:
+    products.append(_product(x, linear))
 
 
 def load_updates(prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Put compensated parameters, by name, into an already cut model; ArtifactError if they are of another cut."""
+    """Puts compensated parameters, by name, into a model that was cut.
+
+    Raises:
+        ArtifactError: They are of another cut.
+    """
     outputs = {module.output for module in prunable.modules}
     for name, value in updates.items():
         path, _, kind = name.rpartition(".")
@@ -178,20 +195,20 @@ def load_updates(prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.f
 
 
 def spread_updates(
-    prunable: PrunableModel, kept: Mapping[str, npt.NDArray[np.int32]], updates: Mapping[str, npt.NDArray[np.float32]]
+    prunable: PrunableModel, kept: Mapping[str, npt.NDArray[Any]], updates: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Compensated parameters in the dense model's shapes: the kept columns in their places among zeros.
+    """Returns compensated parameters in the dense model's shapes: the kept columns in their places among zeros.
 
-    Raises ConfigError where a linear of the family has no bias to take a compensated one.
+    Raises:
+        ConfigError: A linear of the family has no bias to hold a compensated one.
     """
     spread = dict(updates)
     for module in prunable.modules:
         linear = prunable.linear(module.output)
         if (name := f"{module.output}.weight") in updates:
             index = torch.from_numpy(np.asarray(kept[module.decision.name], dtype=np.int64))
-            columns = rows(index, Segment(module.output, 1, 0, module.output_width)).numpy()
             spread[name] = np.zeros((linear.out_features, linear.in_features), dtype=updates[name].dtype)
-            spread[name][:, columns] = updates[name]
+            spread[name][:, module.output_columns(index).numpy()] = updates[name]
         if (name := f"{module.output}.bias") in updates and linear.bias is None:
             raise ConfigError(
                 f"{name} of the compensation has no place in {prunable.config.model_type}'s own shapes. "

@@ -1,7 +1,4 @@
-"""What a granularity means to a model: candidates of a search, the files of a cut, and the pruned model they make.
-
-The steps know nothing of it: they ask for the cut of a cell and hand its arrays from file to file.
-"""
+"""What a granularity means for a model: a search's candidates, the arrays that describe a cut, and the pruned model."""
 
 from __future__ import annotations
 
@@ -10,80 +7,115 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
 from ffp.pruning.masked import MaskedModel
-from ffp.pruning.statistics import Calibration
+from ffp.pruning.statistics import ModelStatistics
 from ffp.pruning.structured import count_kept, kept_units
-from ffp.pruning.unstructured import pack, prune, removals, unpack
+from ffp.pruning.unstructured import pack_masks, prune_weights, removals, unpack_masks
 
-Arrays = Mapping[str, Any]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Candidates = SlicedModel | MaskedModel
 
 
 class Cut(Protocol):
     """How allocations of one granularity become models."""
 
-    def candidates(self, stats: Calibration) -> SlicedModel | MaskedModel:
-        """The model of `stats`, ready to switch between allocations."""
+    def candidates(self, stats: ModelStatistics) -> Candidates:
+        """Returns the model of `stats`, ready to switch between allocations."""
         ...
 
     def make(
-        self, problem: PruningProblem, allocation: Allocation, stats: Calibration, windows: torch.Tensor, batch: int
-    ) -> tuple[Arrays, Arrays]:
-        """The arrays of masks.safetensors and of updates.safetensors; can prune the model of `stats` on the way.
+        self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,
+        batch_tokens: int,
+    ) -> tuple[Arrays, Arrays]:  # fmt: skip
+        """Chooses what stays and computes new values; can prune the model of `stats` on the way.
 
-        windows: calibration tokens, (n, context). batch: tokens that pass a block at once.
+        Args:
+            problem: What the allocation answers.
+            allocation: Units kept of each decision.
+            stats: Of the dense model.
+            windows: Calibration tokens, (n, context) int64.
+            batch_tokens: Tokens that pass a block at once.
+
+        Returns:
+            (masks, updates): what stays, and new values of kept parameters by name; the latter empty if none changes.
         """
         ...
 
     def install(
-        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, source: object, *,
+        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, *, source: object,
         dense_shape: bool = False,
     ) -> tuple[float, int]:  # fmt: skip
-        """Prune a dense model by the arrays of a cut: (realised sparsity of the units, parameters left in the model).
+        """Prunes a dense model in place.
 
-        source: what the masks were read from, for errors. dense_shape: zeros even where weights could be cut away.
+        Args:
+            prunable: The dense model.
+            problem: What the masks answer.
+            masks: From make.
+            updates: From make.
+            source: What the masks were read from, for errors.
+            dense_shape: Write zeros, also where weights could be removed physically.
+
+        Returns:
+            Sparsity of the decisions, and parameters left in the model.
+
+        Raises:
+            ArtifactError: The arrays do not fit the problem or the model.
         """
         ...
 
 
-def cut_of(experiment: Experiment, cell: Cell) -> Cut:
-    """The cut that a cell's granularity and settings ask for."""
-    if cell.granularity == "structured":
-        return StructuredCut(experiment.score(cell.method), experiment.compensation(cell.method))
-    return WeightCut(cell.granularity, experiment.pruner(cell.method))
+def make_cut(granularity: str, *, score: str, compensation: str, pruner: str) -> Cut:
+    """Returns the cut of a granularity.
+
+    Args:
+        granularity: One of ffp.core.problem.GRANULARITIES.
+        score: For "structured": one of ffp.pruning.scores.SCORES.
+        compensation: For "structured": "none", "bias", "ridge" or "ridge-dense".
+        pruner: For the others: one of ffp.pruning.weights.PRUNERS.
+    """
+    return StructuredCut(score, compensation) if granularity == "structured" else WeightCut(granularity, pruner)
 
 
 @dataclass(frozen=True)
 class StructuredCut:
-    """Heads and channels. score: which go first. compensation: what follows."""
+    """Removes heads and channels.
+
+    Attributes:
+        score: Which go first.
+        compensation: What makes up for them.
+    """
 
     score: str
     compensation: str
 
-    def candidates(self, stats: Calibration) -> SlicedModel:
-        return SlicedModel(stats.prunable, stats.orders(self.score))
+    def candidates(self, stats: ModelStatistics) -> SlicedModel:
+        """Sorts the model's units by the score."""
+        return SlicedModel(stats.prunable, stats.unit_orders(self.score))
 
     def make(
-        self, problem: PruningProblem, allocation: Allocation, stats: Calibration, windows: torch.Tensor, batch: int
-    ) -> tuple[Arrays, Arrays]:
-        """Indices of the kept units by decision; new parameters of the output projections where compensated."""
-        kept = kept_units(problem, allocation, stats.orders(self.score))
+        self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,
+        batch_tokens: int,
+    ) -> tuple[Arrays, Arrays]:  # fmt: skip
+        """Returns the indices of kept units by decision, and compensated parameters of the output projections."""
+        kept = kept_units(problem, allocation, stats.unit_orders(self.score))
         updates: dict[str, torch.Tensor] = {}
         if self.compensation != "none":
-            updates = compensate(stats.prunable, kept, windows, kind=self.compensation, batch_tokens=batch)
+            updates = compensate(stats.prunable, kept, windows, kind=self.compensation, batch_tokens=batch_tokens)
         return kept, {name: tensor.float().cpu().numpy() for name, tensor in updates.items()}
 
     def install(
-        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, source: object, *,
+        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, *, source: object,
         dense_shape: bool = False,
     ) -> tuple[float, int]:  # fmt: skip
+        """Removes the other units, or zeroes them, and loads the updates."""
         keep = count_kept(problem, masks, source)
         if not dense_shape:
             cut(prunable, masks)
@@ -97,35 +129,44 @@ class StructuredCut:
 
 @dataclass(frozen=True)
 class WeightCut:
-    """Single weights, or N of every M. pruner: which go, and what happens to the others."""
+    """Removes single weights, or N of every M.
+
+    Attributes:
+        granularity: "unstructured", "n-of-4" or "n-of-8".
+        pruner: Which go, and what happens to the others.
+    """
 
     granularity: str
     pruner: str
 
-    def candidates(self, stats: Calibration) -> MaskedModel:
+    def candidates(self, stats: ModelStatistics) -> MaskedModel:
+        """Ranks the model's weights."""
         return MaskedModel(stats.prunable, granularity=self.granularity, pruner=self.pruner, sq_means=stats.sq_means)
 
     def make(
-        self, problem: PruningProblem, allocation: Allocation, stats: Calibration, windows: torch.Tensor, batch: int
-    ) -> tuple[Arrays, Arrays]:
-        """Packed keep masks by parameter name; the kept weights, row by row, where the pruner changed them."""
+        self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,
+        batch_tokens: int,
+    ) -> tuple[Arrays, Arrays]:  # fmt: skip
+        """Returns packed keep masks by parameter name, and the kept weights, row by row, where the pruner changed them.
+
+        Prunes the model of `stats`.
+        """
         prunable = stats.prunable
-        remove = removals(prunable, self.granularity, allocation.keep)
-        masks = prune(
-            prunable, remove, pruner=self.pruner, m=group_size(self.granularity), windows=windows, batch_tokens=batch,
-            sq_means=stats.sq_means,
+        masks = prune_weights(
+            prunable, removals(prunable, self.granularity, allocation.keep), pruner=self.pruner,
+            m=group_size(self.granularity), windows=windows, batch_tokens=batch_tokens, sq_means=stats.sq_means,
         )  # fmt: skip
         if self.pruner != "sparsegpt":
-            return pack(masks), {}
+            return pack_masks(masks), {}
         kept = {path: prunable.linear(path).weight.data[keep] for path, keep in masks.items()}
-        return pack(masks), {f"{path}.weight": values.float().cpu().numpy() for path, values in kept.items()}
+        return pack_masks(masks), {f"{path}.weight": values.float().cpu().numpy() for path, values in kept.items()}
 
     def install(
-        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, source: object, *,
+        self, prunable: PrunableModel, problem: PruningProblem, masks: Arrays, updates: Arrays, *, source: object,
         dense_shape: bool = False,
     ) -> tuple[float, int]:  # fmt: skip
-        """The shapes stay in either case; what a kept weight's value is says `updates`, if there is one."""
-        kept = unpack(prunable, masks, source)
+        """Zeroes the other weights; `updates` holds the new values of kept weights, if any. The shapes stay."""
+        kept = unpack_masks(prunable, masks, source)
         gone = sum(int((~keep).sum()) for keep in kept.values())
         if gone / problem.total_params < problem.target - 1e-12:
             raise ArtifactError(f"{source} removes {gone} weights, less than {problem.target} of them. Apply again.")

@@ -1,8 +1,8 @@
-"""One resident model whose weights are ranked once, so that any allocation of single weights is a threshold.
+"""One model in memory whose weights are ranked once, so that any allocation of single weights is a threshold.
 
-Each weight keeps its place in the order in which its group would give weights up. A candidate zeroes what lies below
-its quota: one comparison and one copy of the matrices that changed, no sort and no stored masks. The masks are those
-of ffp.pruning.weights.smallest, on the dense model's statistics.
+Each weight keeps its rank in the order in which its group loses weights. A candidate zeroes the ranks below its quota:
+one comparison and one copy of the matrices that changed, no sort and no stored masks. The masks are those of
+ffp.pruning.weights.smallest, on the dense model's statistics.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ class MaskedModel:
 
     @torch.no_grad()
     def __init__(
-        self,
-        prunable: PrunableModel,
-        *,
-        granularity: str,
-        pruner: str,
+        self, prunable: PrunableModel, *, granularity: str, pruner: str,
         sq_means: Mapping[str, npt.NDArray[np.float64]],
-    ):
-        """pruner: "magnitude" ranks by it; every other one by Wanda's score, which stands in for sparsegpt's."""
+    ):  # fmt: skip
+        """Ranks all weights.
+
+        Args:
+            prunable: The dense model.
+            granularity: "unstructured", "n-of-4" or "n-of-8".
+            pruner: "magnitude" ranks by it; all others rank by Wanda's score, also in place of sparsegpt's.
+            sq_means: Mean square of each input feature, (in,), by the linear's path.
+        """
         self.prunable, self.model, self.granularity = prunable, prunable.model, granularity
         self._score = "magnitude" if pruner == "magnitude" else "wanda"
         self._full: dict[str, torch.Tensor] = {}
         self._rank: dict[str, torch.Tensor] = {}
         self._norms: dict[str, torch.Tensor | None] = {}
-        self._removed = dict.fromkeys(prunable.decisions(granularity), 0)
+        self._removed = dict.fromkeys(prunable.decision_names(granularity), 0)
         for path in self._removed:
             linear = prunable.linear(path)
             self._full[path] = linear.weight.data
@@ -50,23 +53,28 @@ class MaskedModel:
             linear.weight.data = linear.weight.data.clone()
 
     def set_allocation(self, allocation: Allocation) -> None:
-        """Switch to an allocation of this model's problem; only matrices that change cost anything."""
+        """Switches to an allocation of this model's problem."""
         self.set_keep(allocation.keep)
 
     @torch.no_grad()
     def set_keep(self, keep: Sequence[int]) -> None:
-        """Switch to these numbers of kept units, in the order of the granularity's decisions."""
+        """Keeps so many units of each decision, in the problem's order; only matrices that change cost time."""
         for path, remove in removals(self.prunable, self.granularity, keep).items():
             if remove != self._removed[path]:
                 gone = self._below(path, remove).view(self._full[path].shape)
                 self.prunable.linear(path).weight.data.copy_(self._full[path]).masked_fill_(gone, 0)
                 self._removed[path] = remove
 
+    def restore(self) -> None:
+        """Makes the model dense again, in its own weights; this object cannot be used afterwards."""
+        for path, weight in self._full.items():
+            self.prunable.linear(path).weight.data = weight
+
     def _groups(self, score: torch.Tensor) -> torch.Tensor:
         return grouped(score, self._score, group_size(self.granularity))
 
     def _below(self, path: str, remove: int) -> torch.Tensor:
-        """The mask of ffp.pruning.weights.smallest, (groups, size), from the ranks."""
+        """Gives the mask of ffp.pruning.weights.smallest, (groups, size), from the ranks."""
         rank = self._rank[path]
         quota, extra = divmod(remove, len(rank))
         gone = rank < quota

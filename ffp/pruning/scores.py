@@ -1,6 +1,6 @@
-"""Unit scores from the dense model and its calibration statistics: inside a decision, the best units stay.
+"""Unit scores from the dense model and its calibration statistics: of each module, the best units stay.
 
-All take the output projection's weight (o_proj, down_proj), since that is where a unit enters the residual stream.
+All read the output projection's weight (o_proj, down_proj), since that is where a unit enters the residual stream.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ ColumnScore = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def wanda(weight: torch.Tensor, sq_mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """s_j = mean_i |W_ij| * ||X_j||_2, up to a factor common to all columns.
+    """Returns s_j = mean_i |W_ij| * ||X_j||_2, up to a factor common to all columns.
 
-    Source: Sun et al., arXiv:2306.11695, aggregated over output rows as FastForward's code does.
+    Source: Sun et al., arXiv:2306.11695, averaged over output rows as FastForward's code does.
     """
     return weight.abs().mean(0).double() * sq_mean.sqrt()
 
 
 def wifv(weight: torch.Tensor, sq_mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """s_j = Var(X_j) * ||W_:j||_2^2, the weighted input feature variance. Source: An et al., arXiv:2312.11983."""
+    """Returns s_j = Var(X_j) * ||W_:j||_2^2, the weighted input feature variance (An et al., arXiv:2312.11983)."""
     return variance * weight.double().square().sum(0)
 
 
 def ifv(weight: torch.Tensor, sq_mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """s_j = Var(X_j), the input feature variance alone. Source: An et al., arXiv:2312.11983."""
+    """Returns s_j = Var(X_j), the input feature variance alone (An et al., arXiv:2312.11983)."""
     return variance
 
 
@@ -35,5 +35,10 @@ SCORES: Mapping[str, ColumnScore] = {"wanda": wanda, "wifv": wifv, "ifv": ifv}
 
 
 def unit_order(column_scores: torch.Tensor, width: int) -> torch.Tensor:
-    """Units from best to worst: a unit's score is the sum over its `width` columns; ties keep the lower index first."""
+    """Returns units from best to worst, (n,) int64; ties keep the lower index first.
+
+    Args:
+        column_scores: (n * width,).
+        width: Columns of a unit; its score is their sum.
+    """
     return torch.argsort(column_scores.view(-1, width).sum(1), descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""SparseGPT: which weights go, and the update of those that stay."""
+"""SparseGPT: which weights go, and the update of those that stay (Frantar and Alistarh, arXiv:2301.00774)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from ffp.core.errors import FfpError
 from ffp.pruning.weights import smallest
 
 BLOCK = 128
-
-
 DAMPING = 0.01
-
-
 Quota = Callable[[int, int], int]  # entries that columns start..stop lose
 
 
 def exactly(remove: int, columns: int) -> Quota:
-    """Quotas of blocks of columns that add up to `remove`."""
+    """Returns quotas of blocks of columns that add up to `remove`."""
     return lambda start, stop: remove * stop // columns - remove * start // columns
 
 
@@ -27,15 +23,27 @@ def sparsegpt(
     weight: torch.Tensor, gram: torch.Tensor, quota: Quota, m: int = 0, *,
     block: int = BLOCK, damping: float = DAMPING, name: str = "a linear",
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The weight, (out, in) float32, after SparseGPT removed entries and updated the others; what it removed.
+    """Removes entries of a weight and updates the others (algorithm 1 of the paper).
 
-    gram: X^T X of the inputs, (in, in), any positive multiple. quota: how many entries columns start..stop lose.
     Columns are pruned from left to right, `block` at a time; a block's mask is chosen by w^2 / [H^-1]_jj^2 across all
-    rows, H damped by `damping` times its mean diagonal, and what a removed entry did is put into the columns on its
-    right. m: with n-of-M each row keeps the same number of every M adjacent columns, chosen when the first of them is
-    reached. Inputs that never fire lose their weights first. FfpError if H is not positive definite. Source: Frantar
-    and Alistarh, arXiv:2301.00774, algorithm 1. Departs, with `exactly`: the published code removes one weight more in
-    every block.
+    rows, and the error of a removed entry is put into the columns on its right. With n-of-M each row keeps the same
+    number of every M adjacent columns, chosen when the first of them is reached. Inputs that are always zero lose
+    their weights first. Departs, with `exactly`: the published code removes one weight more in every block.
+
+    Args:
+        weight: (out, in).
+        gram: X^T X of the inputs, (in, in), any positive multiple.
+        quota: How many entries the columns start..stop lose.
+        m: M of "n-of-M", 0 otherwise.
+        block: Columns in a block.
+        damping: Damping of H = X^T X, relative to its mean diagonal.
+        name: What the weight is called in errors.
+
+    Returns:
+        The new weight, (out, in) float32, and the mask of removed entries.
+
+    Raises:
+        FfpError: H is not positive definite.
     """
     w = weight.float().clone()
     inverse = _inverse_factor(gram.float().clone(), w, damping, name)
@@ -47,7 +55,7 @@ def sparsegpt(
 
 
 def _inverse_factor(hessian: torch.Tensor, w: torch.Tensor, damping: float, name: str) -> torch.Tensor:
-    """The upper Cholesky factor of H^-1; zeroes, in place, the columns of `w` whose inputs are dead."""
+    """Returns the upper Cholesky factor of H^-1; zeroes the columns of `w` whose inputs are always zero, in place."""
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1
@@ -61,7 +69,7 @@ def _inverse_factor(hessian: torch.Tensor, w: torch.Tensor, damping: float, name
 
 
 def _prune_block(w: torch.Tensor, inverse: torch.Tensor, start: int, stop: int, quota: int, m: int) -> torch.Tensor:
-    """Prune columns start..stop of `w` in place and pass their errors on to the later ones; what went, a mask."""
+    """Prunes columns start..stop of `w` in place and adds their errors to later ones; returns the mask of what went."""
     part, factor = w[:, start:stop], inverse[start:stop, start:stop]
     diagonal = factor.diagonal()
     gone = torch.zeros_like(part, dtype=torch.bool)

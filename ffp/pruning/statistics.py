@@ -1,9 +1,8 @@
-"""Calibration statistics of a model, as the methods and pruners see them."""
+"""The calibration statistics of a model, as methods and pruners see them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,16 @@ import torch
 
 from ffp.allocators.base import LinearStats
 from ffp.core.errors import ArtifactError
+from ffp.core.problem import FloatArray
 from ffp.models.prunable import PrunableModel
+from ffp.pruning.moments import InputMoments
 from ffp.pruning.scores import SCORES, unit_order
 
-
-@dataclass(frozen=True)
-class InputMoments:
-    """Mean and mean square of each input feature of one linear over all calibration tokens, float64, (in,)."""
-
-    mean: npt.NDArray[np.float64]
-    sq_mean: npt.NDArray[np.float64]
-
-    @property
-    def variance(self) -> npt.NDArray[np.float64]:
-        return np.maximum(self.sq_mean - self.mean**2, 0.0)
+BLOCK_INFLUENCE = "block_influence"  # among the arrays, beside "PATH.mean" and "PATH.sq_mean" of every linear
 
 
-class Calibration:
-    """CalibrationStats over a model and its moments; weights are handed out one linear at a time, as float32."""
+class ModelStatistics:
+    """CalibrationStats of a model in memory; weights are handed out one linear at a time, as float32."""
 
     def __init__(
         self,
@@ -38,32 +29,59 @@ class Calibration:
         n_tokens: int,
         *,
         granularity: str = "structured",
-        influence: npt.NDArray[np.float64] | None = None,
+        influence: FloatArray | None = None,
     ):
+        """Joins a dense model and what was measured of it.
+
+        Args:
+            prunable: The dense model.
+            moments: Of every block linear's input, by path.
+            n_tokens: Calibration tokens behind them.
+            granularity: Which decisions the linears belong to.
+            influence: Of the blocks, (n_blocks,); see measure.calibration.BlockInfluence.
+        """
         self.prunable, self.moments, self.n_tokens = prunable, moments, n_tokens
-        self._decisions = prunable.decisions(granularity)
+        self._decisions = prunable.decision_names(granularity)
         self._outputs = {module.output for module in prunable.modules}
         self._influence = influence
 
+    def for_granularity(self, granularity: str) -> ModelStatistics:
+        """Returns the same statistics with the decisions of another granularity."""
+        return ModelStatistics(
+            self.prunable, self.moments, self.n_tokens, granularity=granularity, influence=self._influence
+        )
+
     @property
     def n_blocks(self) -> int:
+        """Number of the model's blocks."""
         return len(self.prunable.blocks)
 
     def linears(self, block: int) -> Iterator[LinearStats]:
+        """Yields the linears of one block in forward order."""
         for path, module in self.prunable.linears(block):
             moments = self.moments[path]
-            weight = self.prunable.linear(path).weight.detach().float().cpu().numpy()
             yield LinearStats(
-                path, self._decisions[path], weight, moments.sq_mean, moments.variance, self.n_tokens,
-                module=module.rpartition(".")[2], output=path in self._outputs,
-            )  # fmt: skip
+                name=path,
+                decision=self._decisions[path],
+                weight=self.prunable.linear(path).weight.detach().float().cpu().numpy(),
+                input_sq_mean=moments.sq_mean,
+                input_var=moments.variance,
+                n_tokens=self.n_tokens,
+                module=module.rpartition(".")[2],
+                output=path in self._outputs,
+            )
 
     @property
     def sq_means(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean square of each input feature, (in,), by the linear's path."""
         return {path: moments.sq_mean for path, moments in self.moments.items()}
 
-    def block_influence(self) -> npt.NDArray[np.float64]:
+    def block_influence(self) -> FloatArray:
+        """Returns (n_blocks,): 1 - mean over tokens of the cosine between a block's input and output.
+
+        Raises:
+            ArtifactError: The statistics were read from a calibration that holds none.
+        """
         if self._influence is None or len(self._influence) != self.n_blocks:
             raise ArtifactError(
                 "the calibration holds no influence of blocks: it is older than the methods that use them. "
@@ -71,8 +89,12 @@ class Calibration:
             )
         return self._influence
 
-    def orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
-        """For each decision its units from best to worst by a named score of the dense model."""
+    def unit_orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
+        """Returns each module's KV groups or channels from best to worst, by the name of its decision.
+
+        Args:
+            score: One of ffp.pruning.scores.SCORES.
+        """
         orders = {}
         for module in self.prunable.modules:
             moments = self.moments[module.output]
@@ -84,21 +106,36 @@ class Calibration:
             orders[module.decision.name] = unit_order(columns, module.output_width).numpy()
         return orders
 
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns everything but n_tokens as named arrays."""
+        means = {f"{path}.mean": moments.mean for path, moments in self.moments.items()}
+        squares = {f"{path}.sq_mean": moments.sq_mean for path, moments in self.moments.items()}
+        influence = {} if self._influence is None else {BLOCK_INFLUENCE: self._influence}
+        return {**means, **squares, **influence}
 
-def to_arrays(moments: Mapping[str, InputMoments]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of stats.safetensors."""
-    means = {f"{path}.mean": m.mean for path, m in moments.items()}
-    return {**means, **{f"{path}.sq_mean": m.sq_mean for path, m in moments.items()}}
+    @classmethod
+    def from_arrays(
+        cls, prunable: PrunableModel, arrays: Mapping[str, npt.NDArray[Any]], n_tokens: int, *,
+        source: object, granularity: str = "structured",
+    ) -> ModelStatistics:  # fmt: skip
+        """Returns the statistics behind `to_arrays`.
 
+        Args:
+            prunable: The model they are of.
+            arrays: What to_arrays gave.
+            n_tokens: Calibration tokens behind them.
+            source: What the arrays were read from, for errors.
+            granularity: Which decisions the linears belong to.
 
-def from_arrays(prunable: PrunableModel, arrays: Mapping[str, npt.NDArray[Any]], source: object) -> dict[str, InputMoments]:
-    """The moments of every linear of this model; ArtifactError if they belong to another one."""
-    moments = {}
-    for block in range(len(prunable.blocks)):
-        for path, _ in prunable.linears(block):
+        Raises:
+            ArtifactError: They are of another model.
+        """
+        moments = {}
+        for path in prunable.decision_names(granularity):
             mean, sq_mean = arrays.get(f"{path}.mean"), arrays.get(f"{path}.sq_mean")
             width = prunable.linear(path).in_features
             if mean is None or sq_mean is None or mean.shape != (width,) or sq_mean.shape != (width,):
                 raise ArtifactError(f"{source} has no statistics of {path} with {width} inputs. Calibrate this model.")
             moments[path] = InputMoments(mean, sq_mean)
-    return moments
+        influence = arrays.get(BLOCK_INFLUENCE)
+        return cls(prunable, moments, n_tokens, granularity=granularity, influence=influence)

@@ -1,9 +1,10 @@
-"""From how many to which: the kept units of an allocation, as sorted indices."""
+"""Which units an allocation keeps, as sorted indices, and the checks of such indices. Free of torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,13 @@ from ffp.core.problem import Allocation, PruningProblem
 def kept_units(
     problem: PruningProblem, allocation: Allocation, order: Mapping[str, npt.NDArray[np.int64]]
 ) -> dict[str, npt.NDArray[np.int32]]:
-    """For each decision the ascending indices of its best `keep` units; order: indices from best to worst."""
+    """Returns the KV groups or channels that stay in each decision, ascending int32.
+
+    Args:
+        problem: What the allocation answers.
+        allocation: How many units each decision keeps.
+        order: By decision, its KV groups or channels from best to worst.
+    """
     allocation.check(problem)
     return {
         decision.name: np.sort(order[decision.name][: keep * decision.bundle]).astype(np.int32)
@@ -23,11 +30,18 @@ def kept_units(
     }
 
 
-def count_kept(problem: PruningProblem, masks: Mapping[str, npt.NDArray[np.int32]], source: object) -> list[int]:
-    """Kept units of each decision by the arrays of a masks file, checked as in check_kept.
+def count_kept(problem: PruningProblem, masks: Mapping[str, npt.NDArray[Any]], source: object) -> list[int]:
+    """Returns the kept units of each decision.
 
-    Single weights lie there in bits by parameter name; "model.layers.3.mlp.up_proj.weight" belongs to the decision
-    "block03.ffn.up_proj", or to "block03" where a decision is N of M for a whole block.
+    Args:
+        problem: What the masks answer.
+        masks: Indices by decision for "structured". Single weights are bits by parameter name;
+            "model.layers.3.mlp.up_proj.weight" belongs to the decision "block03.ffn.up_proj", or to "block03" where
+            a decision is N of M for a whole block.
+        source: What the masks were read from, for errors.
+
+    Raises:
+        ArtifactError: They do not fit the problem; see check_kept.
     """
     if problem.granularity == "structured":
         check_kept(problem, masks, source)
@@ -37,30 +51,36 @@ def count_kept(problem: PruningProblem, masks: Mapping[str, npt.NDArray[np.int32
     for name, bits in masks.items():
         found = re.search(r"\.(\d+)\.(?:.*\.)?(\w+)\.weight$", name)
         block, linear = (f"block{int(found[1]):02d}", found[2]) if found else ("", "")
-        mine = [d for d in weights if d == block or (not spans_block and d.split(".")[::2] == [block, linear])]
-        if len(mine) != 1:
+        owners = [d for d in weights if d == block or (not spans_block and d.split(".")[::2] == [block, linear])]
+        if len(owners) != 1:
             raise ArtifactError(f"{source} does not fit the model: {name!r} belongs to no decision. Apply again.")
-        weights[mine[0]] += int(np.bitwise_count(bits).sum())
+        weights[owners[0]] += int(np.bitwise_count(bits).sum())
     for decision in problem.decisions:
         if weights[decision.name] % decision.params_per_unit:
-            raise ArtifactError(f"{source} keeps no whole N of {decision.n_units} weights of {decision.name}. Apply again.")
+            raise ArtifactError(
+                f"{source} keeps no whole N of {decision.n_units} weights of {decision.name}. Apply again."
+            )
     return [weights[decision.name] // decision.params_per_unit for decision in problem.decisions]
 
 
-def check_kept(problem: PruningProblem, kept: Mapping[str, npt.NDArray[np.int32]], source: object) -> None:
-    """ArtifactError unless `kept` holds ascending, distinct, existing units for exactly this problem's decisions."""
+def check_kept(problem: PruningProblem, kept: Mapping[str, npt.NDArray[Any]], source: object) -> None:
+    """Checks that indices ascend, exist and belong to exactly this problem's decisions.
+
+    Raises:
+        ArtifactError: They do not; the message begins with `source`.
+    """
     names = {decision.name for decision in problem.decisions}
     if set(kept) != names:
         odd = sorted(set(kept) ^ names)[0]
         raise ArtifactError(f"{source} does not fit the model: decision {odd!r} is in only one of them. Apply again.")
     for decision in problem.decisions:
-        index = kept[decision.name]
-        if len(index) % decision.bundle or len(index) < decision.min_keep * decision.bundle:
+        index, name, bundle = kept[decision.name], decision.name, decision.bundle
+        if len(index) % bundle or len(index) < decision.min_keep * bundle:
             raise ArtifactError(
-                f"{source} keeps {len(index)} indices of {decision.name}, outside the multiples of {decision.bundle} from "
-                f"{decision.min_keep * decision.bundle}. Apply again."
+                f"{source} keeps {len(index)} indices of {name}, outside the multiples of {bundle} from "
+                f"{decision.min_keep * bundle}. Apply again."
             )
         if (np.diff(index) <= 0).any() or index.min(initial=0) < 0:
-            raise ArtifactError(f"{source} is damaged at {decision.name}: indices must ascend. Delete it and apply again.")
-        if index.max(initial=0) >= (n := decision.n_units * decision.bundle):
-            raise ArtifactError(f"{source} keeps index {index.max()} of {decision.name}, which has {n}. Apply again.")
+            raise ArtifactError(f"{source} is damaged at {name}: indices must ascend. Delete it and apply again.")
+        if index.max(initial=0) >= (n := decision.n_units * bundle):
+            raise ArtifactError(f"{source} keeps index {index.max()} of {name}, which has {n}. Apply again.")
