@@ -1,9 +1,4 @@
-"""What a step cost. One meter around a step; what it includes is said here and nowhere else.
-
-wall_s: from the start of the search to its end, model loading and calibration excluded (they have rows of their own).
-A resumed search adds the seconds that its earlier attempts had spent on the evaluations it did not repeat.
-peak_mem_bytes: largest resident set of the process (CPU), or the largest allocation on the device (CUDA).
-"""
+"""What a step cost; this is the only place that says what is included."""
 
 from __future__ import annotations
 
@@ -11,7 +6,6 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any
 
 
@@ -19,8 +13,14 @@ from typing import Any
 class CostMeter:
     """Context manager that measures a step; fields are final after the block.
 
-    evaluations, n_tokens: set by whoever counts the work; selection_tokens: tokens forwarded for finalists,
-    included in n_tokens; earlier_s: seconds of earlier attempts that a resumed step did not repeat.
+    Attributes:
+        evaluations: Candidates scored; set by whoever counts the work, like the next three.
+        n_tokens: Tokens forwarded.
+        selection_tokens: Tokens forwarded for finalists, included in n_tokens.
+        earlier_s: Seconds that earlier attempts spent on the evaluations that a resumed search did not repeat.
+        wall_s: Seconds from the start of the step to its end, earlier_s included. Of a search: model loading and
+            calibration are excluded, since they have rows of their own.
+        peak_mem_bytes: Largest resident set of the process (CPU), or largest allocation on the device (CUDA).
     """
 
     evaluations: int = 0
@@ -34,19 +34,17 @@ class CostMeter:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.wall_s = time.perf_counter() - self._start + self.earlier_s
         self.peak_mem_bytes = peak_memory()
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for a cost.json."""
+        """Returns the figures by name."""
         return asdict(self)
 
 
 def peak_memory() -> int:
-    """Bytes: the device's peak allocation where CUDA is in use, otherwise this process's peak resident set."""
+    """Returns bytes: the device's peak allocation where CUDA is in use, otherwise the process's peak resident set."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())

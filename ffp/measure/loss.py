@@ -1,4 +1,4 @@
-"""Next-token losses in float32, the LM head over chunks, so that the logits of all tokens are never in memory at once."""
+"""Next-token losses in float32; the LM head runs over chunks, so that never all logits are in memory at once."""
 
 from __future__ import annotations
 

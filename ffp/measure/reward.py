@@ -80,7 +80,7 @@ class ModelReward:
         if fitness == "kl":
             self._teacher = {text.name: self._dense_states(text) for text in (search, selection)}
             self.search, self.selection = (Text(t.name, t.windows, 0 * t.dense_loss) for t in (search, selection))
-        self.journal = journal or MemoryJournal()
+        self.journal = MemoryJournal() if journal is None else journal
         self.evaluations = 0
         self.spent_tokens = 0
         self.selection_tokens = 0

@@ -1,22 +1,19 @@
-"""What a model is worth: perplexity on the test text and zero-shot tasks, dense or cut.
+"""Zero-shot tasks by lm-eval, on a model in memory and documents in local files.
 
 lm-eval is imported when tasks are scored and not before: it takes about ten seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
 import math
-import os
 import re
-import sys
 import tempfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +25,18 @@ from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 
 def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> list[int]:
-    """Indices of the documents to score, ascending: all of them, or a sample that depends on seed and task alone."""
+    """Returns indices of the documents to score, ascending: all of them, or a sample by seed and task alone.
+
+    Args:
+        task: The task's name.
+        n_total: Documents that there are.
+        documents: Size of the sample, 0 for all.
+        seed: Of the sample.
+    """
     if not 0 < documents < n_total:
         return list(range(n_total))
     generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
@@ -43,17 +46,28 @@ def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> l
 def score_tasks(
     model: Any, tokenizer: Any, tasks: TasksConfig, folder: Path, *, documents: int, seed: int, batch_tokens: int
 ) -> dict[str, Any]:
-    """Zero-shot scores of a model in memory, with the stock prompts and metrics of lm-eval.
+    """Scores a model in memory with the stock prompts and metrics of lm-eval.
 
-    folder: holds {task}.jsonl with the columns of the stock task. documents: seeded sample of each task, the same
-    for every model; 0 for all. batch_tokens: tokens forwarded at once, which bounds the logits in memory.
-    Returns for each task {"version", "hash", "n", "n_total", "metrics": {name: {"value", "stderr"}}}; hash covers
-    the documents, prompts and targets that were scored, as lm-eval computes it. stderr is over documents.
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        tasks: Which tasks.
+        folder: Holds {task}.jsonl with the columns of the stock task; lm-eval loads documents from files only.
+        documents: Size of the seeded sample of each task, the same for every model, 0 for all; lm-eval calls it limit.
+        seed: Of the sample.
+        batch_tokens: Tokens forwarded at once, which bounds the logits in memory; in place of lm-eval's batch_size.
+
+    Returns:
+        For each task `version`, `hash` (of the scored documents, prompts and targets, as lm-eval computes it), `n`,
+        `n_total` and `metrics`, {name: {value, stderr}}; stderr is over documents.
+
+    Raises:
+        ConfigError: A stock task is unknown, or is not zero-shot and scored by likelihoods.
+        ArtifactError: A file is missing, or lm-eval cannot read it.
     """
-    os.environ.update(OFFLINE)
-    with tempfile.TemporaryDirectory(prefix="ffp-tasks-") as scratch, _quiet():
-        from lm_eval.evaluator import evaluate
+    from lm_eval.evaluator import evaluate
 
+    with tempfile.TemporaryDirectory(prefix="ffp-tasks-") as scratch:
         loaded = _load(tasks, Path(folder), Path(scratch))
         samples = {
             name: sample_documents(name, len(task.eval_docs), documents=documents, seed=seed)
@@ -65,7 +79,7 @@ def score_tasks(
 
 
 def _scores(results: Mapping[str, Any], name: str, task: Any) -> dict[str, Any]:
-    """One task's part of lm-eval's results, its keys "acc,none" and "acc_stderr,none" taken apart."""
+    """Reads one task's part of lm-eval's results, whose keys are "acc,none" and "acc_stderr,none"."""
     samples, figures = results["samples"][name], results["results"][name]
     parts = "".join(sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples)
     metrics = {}
@@ -112,7 +126,14 @@ def _load(tasks: TasksConfig, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def stock_files(stock: Mapping[str, str]) -> dict[str, Path]:
-    """The YAML of each stock task in the installed lm-eval, by our task's name; ConfigError for an unknown one."""
+    """Returns the installed lm-eval's YAML of each stock task.
+
+    Args:
+        stock: Name of the stock task by our task's name.
+
+    Raises:
+        ConfigError: lm-eval has no task of that name.
+    """
     found = _stock_index()
     for task, name in stock.items():
         if name not in found:
@@ -134,9 +155,16 @@ def _stock_index() -> dict[str, Path]:
 
 
 def local_task(name: str, stock: Path, data: Path, *, cache: Path) -> dict[str, Any]:
-    """The YAML of a stock task on a local JSONL file, which stands for the split that the stock task scores.
+    """Returns the YAML of a stock task on a local JSONL file, which replaces the split that the stock task scores.
 
-    ConfigError unless the stock task is zero-shot and scored by likelihoods: only those can be compared here.
+    Args:
+        name: Our name of the task.
+        stock: The stock task's YAML.
+        data: The documents.
+        cache: Folder for the loader's own files.
+
+    Raises:
+        ConfigError: The stock task is not zero-shot and scored by likelihoods: only those can be compared here.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -145,7 +173,7 @@ def local_task(name: str, stock: Path, data: Path, *, cache: Path) -> dict[str, 
         kind = f"{body.get('num_fewshot') or 0}-shot {body.get('output_type')}"
         raise ConfigError(
             f"task {name!r}: stock task {body['task']!r} is {kind}; "
-            f"only zero-shot {' and '.join(OUTPUT_TYPES)} tasks are served. Name another stock task."
+            f"only zero-shot {' and '.join(OUTPUT_TYPES)} tasks are supported. Name another stock task."
         )
     split = body.get("test_split") or body["validation_split"]
     splits = {f"{kind}_split": None for kind in ("training", "validation", "test", "fewshot")}
@@ -156,14 +184,11 @@ def local_task(name: str, stock: Path, data: Path, *, cache: Path) -> dict[str, 
 
 
 def _language_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
-    """lm-eval's view of the model, with batches bounded by tokens instead of by requests."""
+    """Wraps the model for lm-eval, with batches bounded by tokens instead of by requests."""
     from lm_eval.models.huggingface import HFLM
 
     class TokenBatches(HFLM):  # type: ignore[misc, unused-ignore]
         """HFLM in groups of similar length, each with the largest batch that batch_tokens allows."""
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _terminal()))
 
         def _loglikelihood_tokens(
             self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
@@ -183,33 +208,16 @@ def _language_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
 
 
 def groups_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, list[int]]]:
-    """Indices grouped by batch size, a power of two: size * length <= batch_tokens, or size 1."""
+    """Groups requests by batch size.
+
+    Args:
+        lengths: Tokens of each request.
+        batch_tokens: Tokens that a batch may hold.
+
+    Returns:
+        (batch size, indices of requests); sizes are powers of two with size * length <= batch_tokens, or 1.
+    """
     groups: dict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
         groups[1 << (max(1, batch_tokens // max(1, length)).bit_length() - 1)].append(index)
     return list(groups.items())
-
-
-def _terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval and datasets to warnings of substance, and progress bars to a terminal."""
-    import datasets
-    import lm_eval.api.task
-
-    logger = logging.getLogger("lm_eval")
-    level, bars, bar = logger.level, not datasets.are_progress_bars_disabled(), lm_eval.api.task.tqdm
-    logger.setLevel(logging.ERROR)
-    if not _terminal():
-        datasets.disable_progress_bars()
-        lm_eval.api.task.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        lm_eval.api.task.tqdm = bar
-        if bars:
-            datasets.enable_progress_bars()

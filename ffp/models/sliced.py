@@ -129,6 +129,7 @@ class Gate:
         self._on = (torch.arange(self.reach * width) < keep * width).float().requires_grad_()
 
     def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Multiplies the linear's inputs by the gates."""
         x = arguments[0]
         return (_Gated.apply(x, self._on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
 

@@ -145,24 +145,31 @@ def _compensate_by_ridge(
     target: the outputs to be met, batch by batch; None for those of the stream's inputs under the whole weight.
     """
     linear = prunable.linear(module.output)
-    weight, n = linear.weight.data, len(kept) * module.output_width
-    columns = module.output_columns(kept).to(weight.device)
+    columns = module.output_columns(kept).to(linear.weight.device)
+    solved = _solve(stream, linear, module.block, columns, ridge, target)
+    cut_module(prunable, module, kept)
+    linear.weight = nn.Parameter(solved, requires_grad=False)
+    return f"{module.output}.weight", linear.weight.data
+
+
+def _solve(
+    stream: BlockStream, linear: nn.Linear, block: int, columns: torch.Tensor, ridge: float,
+    target: list[torch.Tensor] | None,
+) -> torch.Tensor:  # fmt: skip
+    """The ridge's weight, in the precision of the linear's; what it is made of is freed when it returns."""
+    weight, n = linear.weight.data, len(columns)
     like = float64(weight.new_empty(0))
     gram, right = like.new_zeros(n, n), like.new_zeros(n, linear.out_features)
-    goals = iter(target or ())
+    targets = iter(target or ())
 
     def add(x: torch.Tensor) -> None:
         x_kept = x[:, columns].float()
         add_product(gram, x_kept, x_kept, columns=COLUMNS)
-        add_product(right, x_kept, _product(x, linear) if target is None else next(goals), columns=COLUMNS)
+        add_product(right, x_kept, _product(x, linear) if target is None else next(targets), columns=COLUMNS)
 
     with watch_inputs(linear, add):
-        stream.run(module.block)
-    solved = ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
-    del gram, right
-    cut_module(prunable, module, kept)
-    linear.weight = nn.Parameter(solved, requires_grad=False)
-    return f"{module.output}.weight", linear.weight.data
+        stream.run(block)
+    return ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
 
 
 def _product(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
