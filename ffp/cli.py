@@ -370,6 +370,9 @@ def _start_torch(experiment: Experiment, model: str) -> None:
     # Libraries stay off the network and off the terminal.
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import torch
     from transformers.utils import logging as transformers_logging
 

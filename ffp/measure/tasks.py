@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import re
+import sys
 import tempfile
 import zlib
 from collections import defaultdict
@@ -189,6 +190,9 @@ def _language_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
 
     class TokenBatches(HFLM):  # type: ignore[misc, unused-ignore]
         """HFLM in groups of similar length, each with the largest batch that batch_tokens allows."""
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty()))
 
         def _loglikelihood_tokens(
             self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
