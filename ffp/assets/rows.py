@@ -1,4 +1,4 @@
-"""Files to rows (mappings of column to value), whatever their format."""
+"""Reads files of any format into rows: mappings of column to value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ffp.assets.fetch import AnySource, files_of, hub, warn_unpinned
+from ffp.assets.fetch import AnySource, fetch_files, hub, warn_unpinned
 from ffp.config import HubSource
 from ffp.core.errors import AssetError
 
@@ -19,11 +19,18 @@ Row = Mapping[str, Any]
 
 
 def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -> Iterator[Row]:
-    """The rows of a source, file by file; a hub source without files is loaded by config and split."""
+    """Yields the rows of a source, file by file; a hub source without files is loaded by config and split.
+
+    Args:
+        source: Where the files come from.
+        reader: A key of READERS.
+        scratch: Folder for extracted files.
+        downloads: Folder that all assets share.
+    """
     if isinstance(source, HubSource) and not source.files:
         yield from _dataset(source)
         return
-    for path in files_of(source, scratch, downloads):
+    for path in fetch_files(source, scratch, downloads):
         LOG.info("reading %s", "/".join(path.parts[-3:]))
         try:
             yield from READERS[reader](path)
@@ -63,7 +70,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _txt(path: Path) -> Iterator[Row]:
-    """One row for the whole file; its name is a column, so that it can serve as group."""
+    """One row for the whole file; its name is a column, which can serve as `group`."""
     yield {"text": "".join(_lines(path)), "file": path.name}
 
 

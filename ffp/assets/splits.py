@@ -1,4 +1,4 @@
-"""Four disjoint texts out of documents: pure functions, independent of the order in which documents come."""
+"""Splits documents into four disjoint texts, whatever the order in which they come."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SPLITS = ("calibration", "search", "selection", "test")
+from ffp.store.layout import SPLITS
+
 SHINGLE = 13
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document. corpus: place of its corpus in the configuration; position: its place in the corpus.
+    """One document.
 
-    group: key whose documents stay together (an article); splits: those that its corpus may go to.
+    Attributes:
+        id: Its corpus and a hash of its words.
+        source: Name of its corpus.
+        group: Documents with equal groups stay together (an article).
+        text: Its text.
+        splits: The splits that its corpus may go to.
+        corpus: Place of its corpus in the configuration.
+        position: Its place in the corpus.
     """
 
     id: str
@@ -37,12 +45,12 @@ class _Family:
 
 
 def normalised(text: str) -> str:
-    """The text with every run of white space as one blank: equal for copies of a document."""
+    """Returns the text with every run of white space as one blank, which is equal for copies of a document."""
     return " ".join(text.split())
 
 
 def shingles(text: str) -> Iterator[bytes]:
-    """Hashes (8 bytes) of every run of 13 words, lower case, punctuation ignored; of the whole text if it is shorter.
+    """Yields 8-byte hashes of every run of 13 words, without case and punctuation; of a shorter text as a whole.
 
     13 words: the length at which GPT-3 and its successors call an overlap contamination (arXiv:2005.14165, app. C).
     """
@@ -52,11 +60,18 @@ def shingles(text: str) -> Iterator[bytes]:
 
 
 def split(documents: Sequence[Document], shares: Mapping[Any, float]) -> dict[str, list[Document]]:
-    """Share documents out, so that no document, group or run of 13 words lies in two splits.
+    """Splits documents, so that no document, group or run of 13 words lies in two splits.
 
-    Documents that share a group or a run of 13 words, directly or through others, form a family, which goes to one
-    split, drawn by the hash of its least group. Copies (up to white space) are kept once. A document that ties it to
-    documents with no split in common is dropped; those of a corpus that may go to the test come first and stay.
+    Documents that share a group or a run of 13 words, directly or through others, form a family. A family goes to one
+    split, drawn by the hash of its least group. Copies (up to white space) are kept once. A document that would join
+    families with no split in common is dropped; documents of a corpus that may go to the test come first and stay.
+
+    Args:
+        documents: Documents of all corpora, in any order.
+        shares: Share of each split; they sum to 1.
+
+    Returns:
+        The documents of each split.
     """
     texts: dict[str, list[Document]] = {name: [] for name in SPLITS}
     for family in families(documents):
@@ -66,7 +81,7 @@ def split(documents: Sequence[Document], shares: Mapping[Any, float]) -> dict[st
 
 
 def families(documents: Sequence[Document]) -> list[_Family]:
-    """The families of the documents, copies and clashing documents left out; see split()."""
+    """Returns the families of the documents, without copies and clashing documents; see split()."""
     found: dict[int, _Family] = {}
     parent: list[int] = []
     owner: dict[bytes, int] = {}
@@ -92,7 +107,7 @@ def families(documents: Sequence[Document]) -> list[_Family]:
 
 
 def _root(parent: list[int], node: int) -> int:
-    """The family that a node belongs to now; shortens the way there."""
+    """The family that a node belongs to now; shortens the path to it."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -100,13 +115,13 @@ def _root(parent: list[int], node: int) -> int:
 
 
 def _precedence(document: Document) -> tuple[int, int, int, str, str, str]:
-    """Which of two copies or of two clashing documents stays: the one of the corpus reserved for later splits."""
+    """Sort key: of two copies or clashing documents, the one of the corpus reserved for later splits comes first."""
     last = max(SPLITS.index(name) for name in document.splits)
     return -last, len(document.splits), document.corpus, document.id, document.group, document.text
 
 
 def unit_hash(key: str) -> float:
-    """A number in [0, 1) drawn by sha256, the same everywhere."""
+    """Returns a number in [0, 1) drawn by sha256, the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot tasks: the documents of stock lm-eval tasks, with the stock columns, from local data."""
+"""Makes the documents of stock lm-eval tasks, with the stock columns, from local data."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ffp.assets.build import build, downloads_of
-from ffp.assets.fetch import source_facts
+from ffp.assets.build import build
+from ffp.assets.fetch import identity_of
 from ffp.assets.rows import Row, rows_of
 from ffp.config import TaskConfig, TasksConfig
 from ffp.core.errors import AssetError
+from ffp.store.layout import AssetFiles, downloads_of
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
@@ -20,9 +21,12 @@ LABELS = "ABCDEFGHIJ"
 
 
 def fetch_tasks(config: TasksConfig, out: Path) -> None:
-    """Make `out` a folder with one {task}.jsonl per task, each line with the columns of the stock lm-eval task.
+    """Makes `out` a folder with one {task}.jsonl per task, each line with the columns of the stock lm-eval task.
 
-    Documents keep the order of their source. Raises AssetError; see build() for what is kept.
+    Documents keep the order of their source. See build() for what is kept and what is made again.
+
+    Raises:
+        AssetError: A source cannot be fetched, or has no documents of that task.
     """
     downloads = downloads_of(out)
 
@@ -31,7 +35,7 @@ def fetch_tasks(config: TasksConfig, out: Path) -> None:
         for name, task in config.tasks.items():
             rows = rows_of(task.source, task.reader, scratch=scratch, downloads=downloads)
             count = 0
-            with (into / f"{name}.jsonl").open("w", encoding="utf-8") as stream:
+            with AssetFiles(into).documents(name).open("w", encoding="utf-8") as stream:
                 for row in rows:
                     stream.write(json.dumps(_stock_row(task, row), ensure_ascii=False) + "\n")
                     count += 1
@@ -41,11 +45,11 @@ def fetch_tasks(config: TasksConfig, out: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
     sources = [task.source for task in config.tasks.values()]
-    build(out, kind="tasks", source=source_facts(config, sources, CONVERSION), make=make)
+    build(out, kind="tasks", source=identity_of(config, sources, CONVERSION), make=make)
 
 
 def _stock_row(task: TaskConfig, row: Row) -> Row:
-    """A source's row as the stock task wants it."""
+    """A source's row with the columns of the stock task."""
     if task.reader == "olmo-requests":
         if task.stock not in _FROM_REQUESTS:
             raise AssetError(
@@ -65,7 +69,7 @@ def _column(row: Row, name: str) -> object:
 
 
 def _from_request(row: Row, question: str) -> Row:
-    """The document behind an oe-eval request: its prompt "Question: ...\\nAnswer:" taken apart, its choices lettered.
+    r"""The document behind an oe-eval request: the question out of "Question: ...\nAnswer:", and lettered choices.
 
     Original letters (some documents number theirs) are not kept: the stock tasks use them only to find the answer.
     """

