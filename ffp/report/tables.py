@@ -1,6 +1,6 @@
-"""The tables of a paper: comparison, tasks and ablation, in Markdown and LaTeX; their figures as CSV and parquet.
+r"""The tables of a paper: comparison, tasks and ablation, in Markdown and LaTeX; their figures as CSV and parquet.
 
-Markdown and LaTeX are written here: pandas' Styler sets no \\midrule between blocks of rows and prints < > | Δ as they
+Markdown and LaTeX are written here: pandas' Styler sets no \midrule between blocks of rows and prints < > | Δ as they
 are, tabulate escapes bold and italics together with the names.
 """
 
@@ -221,7 +221,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Returns a booktabs tabular, to be \\input in a table environment, with a rule between blocks."""
+    r"""Returns a booktabs tabular, to be \input in a table environment, with a rule between blocks."""
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{tabular}{" + "".join("r" if n else "l" for n in table.numeric) + "}",
@@ -262,9 +262,9 @@ def write_figures(records: list[Record], groups: list[Group], files: ReportFiles
         ("summary", by_method, [group.row for group in groups]),
     ):
         chosen = [{key: row.get(key) for key in names} for row in rows]
-        with whole(files.table(name, "csv")) as partial:
+        with whole(files.file(name, "csv")) as partial:
             pd.DataFrame(chosen, columns=names, dtype=object).to_csv(partial, index=False, lineterminator="\n")
-        write_table(files.table(name, "parquet"), chosen, names)
+        write_table(files.file(name, "parquet"), chosen, names)
 
 
 def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str]], files: ReportFiles) -> None:
@@ -274,5 +274,5 @@ def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str
         text = "\n".join(escape_markdown(line) for line in lines)
         comment = "".join(f"% {line}\n" for line in lines)
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
-            with whole(files.table(name, kind)) as partial:
+            with whole(files.file(name, kind)) as partial:
                 partial.write_text(body, encoding="utf-8")

@@ -26,94 +26,53 @@ LOGS = Path("logs")
 WILDCARD_CELL = Cell("{model}", "{granularity}", "{sparsity}", "{method}", "{seed}")  # type: ignore[arg-type]
 
 
+class File:
+    """A file of a folder: read as an attribute, it is the path."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, files: Folder, owner: type[Folder]) -> Path:
+        return files.folder / self.name
+
+
 @dataclass(frozen=True)
-class AssetFiles:
-    """The folder of a fetched model, text or set of tasks."""
+class Folder:
+    """A folder whose files have names of their own."""
 
     folder: Path
 
-    @property
-    def manifest(self) -> Path:
-        """asset.json: digests of all files, written last."""
-        return self.folder / ASSET
+
+class AssetFiles(Folder):
+    """The folder of a fetched model, text or set of tasks."""
+
+    manifest = File(ASSET)  # digests of all files, written last
 
     def documents(self, name: str) -> Path:
-        """The JSONL file of a split of a text ("test") or of a task ("piqa")."""
+        """Returns the JSONL file of a split of a text ("test") or of a task ("piqa")."""
         return self.folder / f"{name}.jsonl"
 
 
-@dataclass(frozen=True)
-class CalibrationFiles:
-    """The files that `calibrate` writes for a model."""
+class CalibrationFiles(Folder):
+    """What `calibrate` writes for a model."""
 
-    folder: Path
-
-    @property
-    def tokens(self) -> Path:
-        """Token windows of the texts, and the dense model's losses on them."""
-        return self.folder / "tokens.safetensors"
-
-    @property
-    def stats(self) -> Path:
-        """Input moments of every linear, and the blocks' influence."""
-        return self.folder / "stats.safetensors"
-
-    @property
-    def cost(self) -> Path:
-        """What calibration cost."""
-        return self.folder / "calibrate.cost.json"
+    tokens = File("tokens.safetensors")  # windows of the texts, and the dense model's losses on them
+    stats = File("stats.safetensors")  # moments of every linear's input, and the blocks' influence
+    cost = File("calibrate.cost.json")
 
 
-@dataclass(frozen=True)
-class CellFiles:
-    """The files that the steps of a cell write into its folder."""
+class CellFiles(Folder):
+    """What the steps of a cell write into its folder."""
 
-    folder: Path
-
-    @property
-    def allocation(self) -> Path:
-        """Kept units of each decision; written last by `allocate`."""
-        return self.folder / "allocation.json"
-
-    @property
-    def trace(self) -> Path:
-        """A row for each evaluation of a search."""
-        return self.folder / "trace.parquet"
-
-    @property
-    def answers(self) -> Path:
-        """What the search would have answered after so many tokens, scored on the selection text."""
-        return self.folder / "answers.json"
-
-    @property
-    def search_cost(self) -> Path:
-        """What the search cost."""
-        return self.folder / "search.cost.json"
-
-    @property
-    def policy(self) -> Path:
-        """The learned policy; only of methods that learn one."""
-        return self.folder / "policy.safetensors"
-
-    @property
-    def journal(self) -> Path:
-        """Measurements of a search that is under way; removed at its end."""
-        return self.folder / "journal.txt"
-
-    @property
-    def masks(self) -> Path:
-        """Which units or weights stay."""
-        return self.folder / "masks.safetensors"
-
-    @property
-    def updates(self) -> Path:
-        """New values of kept weights, and added biases."""
-        return self.folder / "updates.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        """Perplexity and task scores."""
-        return self.folder / "scores.json"
+    allocation = File("allocation.json")  # kept units of each decision; written last by `allocate`
+    trace = File("trace.parquet")  # a row for each evaluation of a search
+    answers = File("answers.json")  # what the search would have answered after so many tokens
+    search_cost = File("search.cost.json")
+    policy = File("policy.safetensors")  # of methods that learn one
+    journal = File("journal.txt")  # measurements of a search that is under way; removed at its end
+    masks = File("masks.safetensors")  # which units or weights stay
+    updates = File("updates.safetensors")  # new values of kept weights, and added biases
+    scores = File("scores.json")  # perplexity and task scores
 
     @property
     def searched(self) -> tuple[Path, ...]:
@@ -126,37 +85,22 @@ class CellFiles:
         return self.masks, self.updates
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """The files of the report."""
+class ReportFiles(Folder):
+    """The report: its page, metrics, figures and tables."""
 
-    folder: Path
+    page = File("index.html")
+    metrics = File("metrics.json")  # flat figures of the finished cells, for `dvc metrics`
 
-    @property
-    def page(self) -> Path:
-        """The page that shows everything."""
-        return self.folder / "index.html"
-
-    @property
-    def metrics(self) -> Path:
-        """Flat figures of the finished cells, for `dvc metrics`."""
-        return self.folder / "metrics.json"
-
-    def figure(self, name: str, kind: str) -> Path:
-        """A figure of FIGURES as one of FIGURE_KINDS."""
-        return self.folder / f"{name}.{kind}"
-
-    def table(self, name: str, kind: str) -> Path:
-        """A table of FIGURE_TABLES as csv or parquet, or of TEXT_TABLES as md or tex."""
+    def file(self, name: str, kind: str) -> Path:
+        """Returns a figure of FIGURES as one of FIGURE_KINDS, or a table as csv, parquet, md or tex."""
         return self.folder / f"{name}.{kind}"
 
     @property
     def all(self) -> tuple[Path, ...]:
         """Every file of the report."""
-        figures = [self.figure(name, kind) for name in FIGURES for kind in FIGURE_KINDS]
-        tables = [self.table(name, kind) for name in FIGURE_TABLES for kind in ("csv", "parquet")]
-        texts = [self.table(name, kind) for name in TEXT_TABLES for kind in ("md", "tex")]
-        return self.page, self.metrics, *figures, *tables, *texts
+        kinds = ((FIGURES, FIGURE_KINDS), (FIGURE_TABLES, ("csv", "parquet")), (TEXT_TABLES, ("md", "tex")))
+        files = [self.file(name, kind) for names, each in kinds for name in names for kind in each]
+        return self.page, self.metrics, *files
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def test_dvc_stores_every_file_of_the_report(finished: Site) -> None:
     assert {path.name for path in (finished.folder / report.folder).iterdir()} == {path.name for path in report.all}
     assert all(options["persist"] for options in outs.values()), "DVC deletes the others before Snakemake starts"
     assert pipeline["metrics"] == [str(report.metrics)]
-    assert pipeline["plots"] == [str(report.figure(name, "svg")) for name in FIGURES]
+    assert pipeline["plots"] == [str(report.file(name, "svg")) for name in FIGURES]
 
 
 def test_lint_finds_nothing(site: Site) -> None:

@@ -42,7 +42,7 @@ def draw(experiment: Experiment, groups: list[Group], files: ReportFiles) -> Non
             for kind, options in OPTIONS.items():
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=kind, **options)
-                with whole(files.figure(name, kind)) as partial:
+                with whole(files.file(name, kind)) as partial:
                     partial.write_bytes(buffer.getvalue())
 
 
