@@ -10,21 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    from ffp.allocators import METHODS, find, is_search
-    from ffp.allocators.base import Method, Search
-except ImportError:  # until the allocators' new contract is in the tree
-    from ffp.allocators.registry import METHODS, Method, find
-    from types import SimpleNamespace as Search
-
-    def is_search(method):
-        return method.is_search
-
-
+from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
 from ffp.config.grid import GridConfig, MethodConfig
 from ffp.config.published import PublishedConfig
-from ffp.config.reading import M, check, read_part
+from ffp.config.reading import S, read_part
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 
@@ -87,7 +77,7 @@ class Experiment:
         self.published = (
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
-        self._methods = {name: self._method(name) for name in (*self.grid.methods, *self.grid.variants)}
+        self._methods = {name: self._create(name) for name in (*self.grid.methods, *self.grid.variants)}
         for name in self.grid.methods:
             reasons = [self.refusal(name, granularity) for granularity in self.grid.granularities]
             if all(reasons):
@@ -104,21 +94,21 @@ class Experiment:
         other.grid = self.grid.model_copy(update={"results": str(results)})
         return other
 
-    def _part(self, kind: str, name: str, shape: type[M]) -> M:
+    def _part(self, kind: str, name: str, shape: type[S]) -> S:
         path = self.root / kind / f"{name}.yaml"
         if not path.is_file():
             known = [p.stem for p in (self.root / kind).glob("*.yaml")]
             raise ConfigError(f"{self.file}: {path} does not exist: {did_you_mean(name, known)}")
         return read_part(shape, path)
 
-    def _method(self, name: str) -> Method:
+    def _create(self, name: str) -> Method:
         try:
-            shape = self.method(name)
+            return create(self.method(name).name, self.parameters(name))
+        except ParameterError as error:
+            where = ".".join(filter(None, ("variants", name, "params", error.key)))
+            raise ConfigError(f"{self.file}: {where}: {error}") from error
         except ConfigError as error:
             raise ConfigError(f"{self.file}: {error}") from error
-        if not hasattr(shape, "model_validate"):
-            return shape
-        return check(shape, self.parameters(name), self.file, "variants", name, "params")
 
     def _variant(self, name: str) -> MethodConfig:
         return self.grid.variants.get(name, PLAIN)
@@ -187,7 +177,7 @@ class Experiment:
         return cells[path]
 
     def init_cell(self, cell: Cell) -> Cell | None:
-        """Returns the cell whose policy a search starts from; None where it starts afresh, as the named cell itself does.
+        """Returns the cell whose policy a search starts from; None where it starts afresh, as that cell itself does.
 
         Raises:
             ConfigError: The grid has no such cell, or the method learns no policy.
@@ -210,6 +200,4 @@ class Experiment:
 
 
 def _learns(method: type[Method]) -> bool:
-    if not isinstance(method, type):
-        return method.learns
     return issubclass(method, Search) and method.learns_policy

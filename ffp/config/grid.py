@@ -109,8 +109,8 @@ class GridConfig(Strict):
     tasks: Name | None = Field(None, description="Tasks: name of a file in tasks/; no task is scored without it.")
     granularities: tuple[Granularity, ...] = Field(
         ("structured",),
-        description="What is removed: KV groups and FFN channels (structured), single weights (unstructured), or single "
-        "weights in N:M patterns (n-of-4, n-of-8).",
+        description="What is removed: KV groups and FFN channels (structured), single weights (unstructured), or "
+        "single weights in N:M patterns (n-of-4, n-of-8).",
     )
     sparsities: tuple[float, ...] = Field(
         min_length=1, description="Shares of the prunable parameters to remove, in (0, 1), with two decimals."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -26,7 +26,7 @@ class Strict(BaseModel):
     hint: ClassVar[str] = ""  # added to the error about an unknown key
 
 
-M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S", bound=Strict)
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -63,7 +63,7 @@ def _load(path: Path) -> dict[str, Any]:
     return body
 
 
-def read_part(shape: type[M], path: Path) -> M:
+def read_part(shape: type[S], path: Path) -> S:
     """Reads a config file as a checked section.
 
     Args:
@@ -73,43 +73,39 @@ def read_part(shape: type[M], path: Path) -> M:
     Raises:
         ConfigError: One line that names the file, the key and the remedy.
     """
-    return check(shape, _load(path), path)
-
-
-def check(shape: type[M], body: Mapping[str, Any], path: Path, *parents: str) -> M:
-    """Checks a section that was read from `path`, where it stands under the keys `parents`; see read_part()."""
+    body = _load(path)
     try:
         return shape.model_validate(body)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error, shape, parents)}") from error
+        raise ConfigError(f"{path}: {_first(error, shape)}") from error
 
 
-def _first(error: ValidationError, shape: type[BaseModel], parents: tuple[str, ...]) -> str:
+def _first(error: ValidationError, shape: type[Strict]) -> str:
     """One line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
     fault = error.errors()[0]
-    where = ".".join(str(part) for part in (*parents, *fault["loc"]))
+    where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         sections = _sections(shape, fault["loc"][:-1])
         known = {field.alias or name for section in sections for name, field in section.model_fields.items()}
-        remedy = did_you_mean(str(fault["loc"][-1]), known) if known else "there are none."
-        return " ".join([f"unknown key {where!r}: {remedy}", *filter(None, (getattr(s, "hint", "") for s in sections))])
+        hints = "".join(f" {section.hint}" for section in sections if section.hint)
+        return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), known)}{hints}"
     if fault["type"] == "missing":
         return f"key {where!r} is missing."
     message = re.sub(r"^Value error, ", "", fault["msg"])
     return f"{where} = {str(fault['input'])[:80]!r}: {message}."
 
 
-def _sections(shape: type[BaseModel], keys: Sequence[object]) -> list[type[BaseModel]]:
+def _sections(shape: type[Strict], keys: Sequence[int | str]) -> list[type[Strict]]:
     """The classes that the section under these keys may have; names of a mapping and indices count for nothing."""
     found = [shape]
     for key in keys:
-        fields = [section.model_fields[key] for section in found if key in section.model_fields]  # type: ignore[index]
+        fields = [section.model_fields[str(key)] for section in found if str(key) in section.model_fields]
         found = [section for field in fields for section in _classes(field.annotation)] or found
     return found
 
 
-def _classes(annotation: Any) -> list[type[BaseModel]]:
+def _classes(annotation: Any) -> list[type[Strict]]:
     """The sections in a field's type, e.g. that of the values of a mapping."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
     return [section for part in get_args(annotation) for section in _classes(part)]
