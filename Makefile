@@ -1,21 +1,26 @@
-# make demo     install the locked packages into .venv, run the embedded benchmark, write results/report/
-# make test     all but the long tests   make check    linters, types, import order, dry run
+# make demo     install the locked packages into .venv, run the benchmark on a real model, write results/report/
+# make test     all tests but the long ones; one of them: make test PYTEST_ARGS="-k owl"
+# make quick    the unit tests, in at most a minute of one core
+# make check    formatter, linters, types, import order, dry run
 # make docs     the documentation site, in site/
-# make test-faults, make test-slurm   the long ones: kills and damage; a virtual cluster
-# make install  only the packages        make clean    remove caches, logs and the report; cells and data stay
+# make schemas  the JSON schemas of the configuration, for editors
+# make test-faults, make test-slurm   the long tests: kills and damaged files; a virtual cluster
+# make install  only the packages
+# make clean    remove caches, logs and the report; cells and data stay
 
 PYTHON ?= python3
 VENV ?= .venv
 GRID ?= config/grids/demo.yaml
 PROFILE ?= $(or $(SNAKEMAKE_PROFILE),profiles/local)
 PYTEST_ARGS ?=
+QUICK := $(addprefix tests/,core allocators models pruning measure store config assets)
 
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test test-faults test-slurm check accept docs clean
+.PHONY: install demo test quick test-faults test-slurm check accept schemas docs clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -45,6 +50,9 @@ demo: install
 test: install
 	@$(RUN) python -m pytest $(PYTEST_ARGS)
 
+quick: install
+	@$(RUN) python -m pytest -m 'not slurm and not long and not slow' $(QUICK) $(PYTEST_ARGS)
+
 # Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
 test-faults: install
 	@$(RUN) python -m pytest -m 'not slurm' --timeout 3600 --counts benchmarks/results/faults.json \
@@ -54,12 +62,17 @@ test-faults: install
 test-slurm: install
 	@$(RUN) python -m pytest -m slurm --timeout 3600 tests/slurm $(PYTEST_ARGS)
 
-# After an edit of ffp/ that changes no number, or with a raised version: results so far stay valid, or only newer ones.
+# After an edit of ffp/ that changes no number, or after raising a version: records that results made so far stay valid.
 accept: install
-	@$(RUN) python -c 'from ffp.config import accept_code; accept_code()'
-	@git diff --stat -- ffp/accepted.json
+	@$(RUN) python -c 'from ffp.store.identity import accept_code; accept_code()'
+	@git diff --stat -- ffp/store/accepted.json
+
+# After a change of ffp/config/.
+schemas: install
+	@$(RUN) ffp schema --out config/schemas
 
 check: $(VENV)/.installed-dev
+	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) snakefmt --check Snakefile workflow

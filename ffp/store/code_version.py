@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-ACCEPTED = PACKAGE / "accepted.json"
+ACCEPTED = PACKAGE / "store" / "accepted.json"
 OUTSIDE = ("ffp.config", "ffp.store.identity", "ffp.store.code_version", "ffp.store.layout")
 REST = "<rest>"  # statements of a module that are neither imports nor definitions
 Item = tuple[str, str]  # module, name
