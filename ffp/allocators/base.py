@@ -1,25 +1,41 @@
-"""What methods are given and what they answer."""
+"""What a method declares, what it is given and what it answers.
+
+A method decides how many units of each decision stay when the total is fixed. It sees a problem, and calibration
+statistics or a reward, never a model. A `Heuristic` answers from sizes and statistics; a `Search` scores candidates
+through a `Tracker`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, PruningProblem
+
+if TYPE_CHECKING:
+    from ffp.allocators.tracker import Tracker
 
 
 @dataclass(frozen=True)
 class LinearStats:
-    """One linear layer as the heuristics see it.
+    """One linear layer as heuristics see it.
 
-    weight: (out, in) float32. input_sq_mean: (in,), mean over tokens of x_j^2. input_var: (in,), variance of x_j
-    over tokens. n_tokens: tokens behind them. decision: name of the Decision that the layer belongs to.
-    module: "attention" or "ffn". output: whether it feeds the residual stream, so that its columns are the module's
-    units (o_proj, down_proj).
+    Attributes:
+        name: Path of the layer, e.g. "block03.ffn.up_proj".
+        decision: Name of the Decision that the layer belongs to.
+        weight: (out, in) float32.
+        input_sq_mean: (in,), mean over tokens of x_j^2.
+        input_var: (in,), variance over tokens of x_j.
+        n_tokens: Tokens behind both.
+        module: "attention" or "ffn".
+        output: Whether the layer writes to the residual stream (o_proj, down_proj); its columns are then the
+            module's units.
     """
 
     name: str
@@ -33,36 +49,42 @@ class LinearStats:
 
 
 class CalibrationStats(Protocol):
-    """What calibration knows of a model, block by block; weights are read lazily, one block at a time."""
+    """Statistics of a model's inputs, block by block; weights are read lazily, one block at a time."""
 
     @property
-    def n_blocks(self) -> int: ...
+    def n_blocks(self) -> int:
+        """Transformer blocks of the model."""
+        ...
 
     def linears(self, block: int) -> Iterator[LinearStats]:
-        """The linear layers of one block, in forward order."""
+        """Yields the linear layers of one block, in forward order."""
         ...
 
     def block_influence(self) -> FloatArray:
-        """(n_blocks,): 1 - mean over tokens of the cosine between a block's input and output."""
+        """Returns 1 - mean cosine over tokens between each block's input and output, (n_blocks,)."""
         ...
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores allocations on the search text. Counts its own work: tokens forwarded, evaluations.
+    """Scores allocations on the search text, and counts the tokens and evaluations that this takes.
 
-    Windows are indices into the search text's token windows; candidates are compared on the same windows.
+    Windows are indices into the search text's token windows. Candidates are compared on the same windows.
     """
 
     @property
-    def n_windows(self) -> int: ...
+    def n_windows(self) -> int:
+        """Windows of the search text."""
+        ...
 
     @property
-    def window_tokens(self) -> int: ...
+    def window_tokens(self) -> int:
+        """Tokens of a window."""
+        ...
 
     @property
     def spent_tokens(self) -> int:
-        """Tokens forwarded on the search text so far; a backward counts as two forwards, a memo hit as none."""
+        """Tokens of the search text forwarded so far; a backward counts as two forwards, a memo hit as none."""
         ...
 
     @property
@@ -71,20 +93,20 @@ class Reward(Protocol):
         ...
 
     def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
-        """PPL_dense / PPL_pruned on these windows: higher is better, in (0, 1] in practice, always finite."""
+        """Returns PPL_dense / PPL_pruned on these windows: higher is better, in (0, 1] in practice, always finite."""
         ...
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """(n_decisions, 2, 3): rise of the mean loss, nats per token and parameter, for the last units of a decision.
+        """Returns what the units at each decision's threshold are worth, (n_decisions, 2, 3).
 
-        Axis 1: of the units just inside the threshold if they went, and of those just outside, which are gone; NaN
-        where there are none. Axis 2: the slope, the curvature term to add to it for a finite step, the slope's standard
-        error.
+        The worth is the rise of the mean loss, in nats per token and parameter. Axis 1: of the last kept units if they
+        were removed, and of the first removed ones; NaN where there are none. Axis 2: slope, the curvature term to add
+        to it for a finite step, standard error of the slope.
         """
         ...
 
     def select(self, allocation: Allocation) -> float:
-        """The reward on the whole selection text, disjoint from the search text: for finalists only."""
+        """Returns the reward on the whole selection text, disjoint from the search text: for finalists only."""
         ...
 
 
@@ -92,9 +114,12 @@ class Reward(Protocol):
 class SearchBudget:
     """How much a search may spend, the same for every method.
 
-    evaluations: candidates at full fidelity; windows: windows of the search text behind one of them.
-    A method that scores on fewer windows gets more candidates: what is equal is the number of tokens.
-    finalists: distinct candidates re-scored on the selection text at the end.
+    What is equal between methods is the number of tokens: one that scores on fewer windows gets more candidates.
+
+    Attributes:
+        evaluations: Candidates at full fidelity.
+        windows: Windows of the search text behind one of them.
+        finalists: Distinct candidates scored again on the selection text at the end.
     """
 
     evaluations: int
@@ -102,49 +127,70 @@ class SearchBudget:
     finalists: int = 4
 
     def tokens(self, window_tokens: int) -> int:
-        """Tokens of the search text that may be forwarded."""
+        """Returns the tokens of the search text that may be forwarded, with windows of `window_tokens`."""
         return self.evaluations * self.windows * window_tokens
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """What an allocator returns: the answer, every evaluation behind it, and what a later search can reuse.
+class Method(BaseModel):
+    """A method. Its fields are the hyper-parameters: typed, bounded, described.
 
-    trace: one row per evaluation, plain values only, in the order they happened; see search/base.py for columns.
-    policy: arrays of a learned policy, empty for methods that learn none.
-    answers: (tokens spent, kept units) whenever the allocation that the search would have given changed: what an
-    anytime comparison needs.
+    Attributes:
+        name: Name in the grid.
+        version: Raised whenever the method's numbers can change; its cells, and no others, then run again.
+        summary: The idea in half a line, without a full stop.
+        citation: Source, "-" for none.
+        equation: LaTeX, one display equation a line, shown by the documentation.
+        granularities: Granularities that the method serves.
+        file_parameters: Hyper-parameters that name files; the content of these files counts as a setting.
     """
 
-    allocation: Allocation
-    trace: tuple[Mapping[str, Any], ...] = ()
-    policy: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    answers: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+    equation: ClassVar[str] = ""
+    granularities: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)
+    file_parameters: ClassVar[tuple[str, ...]] = ()
 
 
-class Allocator(Protocol):
-    """A method: hyper-parameters as dataclass fields, one call. `version` rises whenever its numbers can change."""
+class Heuristic(Method, ABC):
+    """A method that answers from sizes and calibration statistics. It evaluates nothing and draws nothing.
 
-    name: str
-    version: str
+    Attributes:
+        reads_weights: False for a method that answers from sizes alone, so that the model's weights are not loaded.
+    """
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`. Same arguments, same answer."""
-        ...
+    reads_weights: ClassVar[bool] = True
+
+    @abstractmethod
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Returns the answer to `problem`.
+
+        Raises:
+            BudgetError: The target is infeasible.
+            ArtifactError: `stats` lack a decision of the problem.
+        """
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """An allocator that leaves a policy behind, and can start from one."""
+class Search(Method, ABC):
+    """A method that scores candidates.
 
-    def started_from(self, policy: Mapping[str, npt.NDArray[Any]]) -> Allocator:
-        """The same allocator with another one's policy as its first; its sizes are checked by allocate()."""
-        ...
+    Attributes:
+        learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
+    """
+
+    learns_policy: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
+        """Returns the answer to `tracker.problem`, chosen by `tracker.finish`. Same seed, same answer.
+
+        Args:
+            tracker: Scores candidates within the budget. Its `seed` is for libraries that take a number.
+            rng: The only other source of randomness.
+
+        Raises:
+            ConfigError: `tracker.initial_policy` does not fit this search.
+        """

@@ -1,90 +1,75 @@
-"""What the searches share: scoring within the budget, the trace, progress, and the choice of the winner.
+"""What searches share: scoring within the budget, the trace, progress, and the choice of the answer.
 
-Rewards on different windows are never compared with each other here: candidates that compete are scored on the
-same windows, and the finalists meet once more on the selection text.
+Rewards on different windows are never compared: candidates that compete are scored on the same windows, and the
+finalists are scored once more on the selection text.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ffp.allocators.base import Reward, SearchBudget, SearchResult
+from ffp.allocators.base import Reward, SearchBudget
 from ffp.core.errors import ConfigError, FfpError
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import kept_budget
 
 log = logging.getLogger("ffp")
-T = TypeVar("T")
-L = TypeVar("L")
 Windows = tuple[int, ...]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
+GRADIENT_FORWARDS = 3  # one forward, and a backward counted as two
 LOG_LINES = 20
 
 
 class Exhausted(Exception):
-    """A candidate's cost exceeds what is left of the budget; it was not started. Never leaves a search."""
-
-
-def needed(value: T | None, method: str, what: str) -> T:
-    """`value`, or ConfigError where a method was not given what it needs ("a reward", "calibration statistics")."""
-    if value is None:
-        raise ConfigError(f"method {method!r} needs {what}, but got none. Hand the folder of calibrate to allocate.")
-    return value
-
-
-def check_number(method: str, key: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
-    """ConfigError unless a hyper-parameter is a number, an integer where `whole`, in [low, high]."""
-    right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right_type or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        limit = f"from {low:g} up" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise ConfigError(f"method {method!r}: {key} = {value!r} is not {kind} {limit}. Correct it in variants.")
-
-
-def check_switch(method: str, key: str, value: Any) -> None:
-    """ConfigError unless a hyper-parameter is true or false."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"method {method!r}: {key} = {value!r} is neither true nor false. Correct it in variants.")
-
-
-def started(method: L, policy: Mapping[str, Any]) -> L:
-    """A copy of a frozen dataclass of a method that starts from a policy."""
-    warm = copy.copy(method)
-    object.__setattr__(warm, "policy", policy)
-    return warm
-
-
-def check_shapes(policy: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """ConfigError unless a policy to start from has the arrays of the search's own, in number and shape."""
-    shapes, wanted = ({name: np.shape(array) for name, array in arrays.items()} for arrays in (policy, own))
-    if shapes != wanted:
-        odd = next(name for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name))
-        raise ConfigError(
-            f"the policy to start from does not fit: {odd} is {shapes.get(odd, 'absent')}, this search needs "
-            f"{wanted.get(odd, 'none')}. Start from the same method, on a model with the same number of blocks."
-        )
+    """A candidate costs more than is left of the budget, so it was not scored. Never leaves a search."""
 
 
 class Tracker:
     """Wraps the reward of one search: keeps to the budget, remembers scores, writes the trace, reports progress.
 
-    Tokens are those that the reward forwarded since the tracker was made. What was measured before costs no tokens
-    and gets no row. Since it is free, a loop that waits for the budget to run out may never end; bound it by
-    `max_rounds`. In the trace, `best` is the highest reward so far of a candidate at the full target, on the
-    budget's full number of windows.
+    Only tokens that the reward forwards after the tracker was made are counted. A candidate that was scored before on
+    the same windows is free and gets no row; a loop that waits for the budget to run out may therefore never end, so
+    bound it by `max_rounds`.
+
+    Attributes:
+        problem: What the search answers.
+        reward: Scores candidates.
+        budget: Limits of the search.
+        seed: For libraries that take a number.
+        initial_policy: Arrays of another search's policy to start from; empty for none.
+        policy: Arrays of the policy that the search learned, set by it; empty for none.
+        rows: The trace, one row per evaluation with the keys COLUMNS, plain values only. `best` is the highest reward
+            so far of a candidate at the full target, on at least the budget's number of windows.
+        answers: (tokens spent, kept units) whenever the allocation that the search would have given changed.
+        max_rounds: Upper limit for a search's main loop.
     """
 
-    def __init__(self, problem: PruningProblem, reward: Reward, budget: SearchBudget, *, method: str):
-        """Raises BudgetError if the target is infeasible, ConfigError if the search text has too few windows."""
+    def __init__(
+        self,
+        problem: PruningProblem,
+        reward: Reward,
+        budget: SearchBudget,
+        *,
+        method: str,
+        seed: int,
+        initial_policy: Arrays | None = None,
+    ):
+        """Checks that the target is feasible and that the search text is long enough.
+
+        Raises:
+            BudgetError: The target is infeasible.
+            ConfigError: The search text has too few windows.
+        """
         kept_budget(problem)
         if budget.windows > reward.n_windows:
             raise ConfigError(
@@ -94,7 +79,10 @@ class Tracker:
         self.problem = problem
         self.reward = reward
         self.budget = budget
-        self.rows: list[Mapping[str, Any]] = []
+        self.seed = seed
+        self.initial_policy: Arrays = initial_policy or {}
+        self.policy: Arrays = {}
+        self.rows: list[dict[str, Any]] = []
         self.answers: list[tuple[int, tuple[int, ...]]] = []
         self.max_rounds = 4 * budget.evaluations
         self._memory: dict[tuple[tuple[int, ...], Windows], float] = {}
@@ -113,27 +101,41 @@ class Tracker:
         return (self.budget.tokens(self.reward.window_tokens) - self.spent) // self.reward.window_tokens
 
     def draw(self, rng: np.random.Generator, count: int) -> Windows:
-        """`count` different windows of the search text, ascending; all of them where the text has no more."""
+        """Draws `count` different windows of the search text, ascending; all of them where it has no more."""
         chosen = rng.choice(self.reward.n_windows, size=min(count, self.reward.n_windows), replace=False)
         return tuple(sorted(int(window) for window in chosen))
 
     def score(
         self, candidates: Sequence[Allocation], windows: Windows, *, stage: str, target: float | None = None
     ) -> list[float]:
-        """The reward of each candidate on the same windows.
+        """Scores candidates on the same windows.
 
-        target: the sparsity that the candidates answer, the problem's own by default. Raises Exhausted before a
-        candidate that the budget cannot pay for, FfpError on a reward that is no finite number.
+        Args:
+            candidates: Scored in this order.
+            windows: Indices of the search text's windows.
+            stage: Name of the part of the search, for the trace.
+            target: Sparsity that the candidates answer; by default the problem's.
+
+        Returns:
+            The reward of each candidate.
+
+        Raises:
+            Exhausted: The budget cannot pay for the next candidate.
+            FfpError: A reward is not finite.
         """
         target = self.problem.target if target is None else target
         return [self._score_one(candidate, windows, stage, target) for candidate in candidates]
 
     def utility(self, candidate: Allocation, windows: Windows, *, stage: str) -> FloatArray:
-        """The marginal utility of every decision at a candidate, whose reward it yields too; costs three forwards.
+        """Returns the marginal utilities at a candidate, see `Reward.marginal_utility`, and records its reward.
 
-        Raises Exhausted where the budget cannot pay for it, FfpError on values that are no finite numbers.
+        It costs GRADIENT_FORWARDS forwards of the windows.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: A utility is not finite.
         """
-        if 3 * len(windows) > self.windows_left:
+        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
             raise Exhausted
         before = self.spent
         utility = self.reward.marginal_utility(candidate, windows=windows)
@@ -151,51 +153,64 @@ class Tracker:
         return self._memory[key]
 
     def _measure(self, candidate: Allocation, windows: Windows, stage: str, target: float, before: int) -> float:
-        """The reward; a row for it if it cost tokens since `before`."""
+        """Returns the reward, and records it if it cost tokens since `before`."""
         value = float(self.reward(candidate, windows=windows))
         if not math.isfinite(value):
             raise FfpError(f"the reward of {candidate.keep} is {value}. Check the model's dtype (float32 is safe).")
         if target == self.problem.target and len(windows) >= self.budget.windows:
             self._best = value if math.isnan(self._best) else max(self._best, value)
         if self.spent > before:
-            self._record(candidate, windows, stage, target, value)
+            row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, list(candidate.keep))
+            self.rows.append(dict(zip(COLUMNS, row, strict=True)))
+            self._progress.step(len(self.rows), self.spent, self._best)
         return value
 
-    def _record(self, candidate: Allocation, windows: Windows, stage: str, target: float, value: float) -> None:
-        """Append a row and report."""
-        row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, list(candidate.keep))
-        self.rows.append(dict(zip(COLUMNS, row, strict=True)))
-        self._progress.step(len(self.rows), self.spent, self._best)
-
     def answer(self, allocation: Allocation) -> None:
-        """Note what the search would answer if its budget ended now: the anytime curve is made of these."""
+        """Notes what the search would answer if its budget ended now."""
         if not self.answers or self.answers[-1][1] != allocation.keep:
             self.answers.append((self.spent, allocation.keep))
 
-    def result(self, contenders: Sequence[Allocation], policy: Mapping[str, Any] | None = None) -> SearchResult:
-        """The end of a search: the winner among its contenders (see finish) and all that led to it."""
-        winner = self.finish(contenders)
-        self.answer(winner)
-        return SearchResult(winner, tuple(self.rows), policy or {}, tuple(self.answers))
+    def finish(self, contenders: Sequence[Allocation], finalists: int | None = None) -> Allocation:
+        """Chooses the answer among contenders and notes it.
 
-    def finish(self, contenders: Sequence[Allocation]) -> Allocation:
-        """The winner: the first `budget.finalists` distinct contenders, re-scored together on the selection text.
+        The first `finalists` distinct contenders are scored together on the selection text, which is no part of the
+        search's budget. A single one is not scored.
 
-        contenders: candidates at the full target, best first by a comparison on common windows. Ties go to the
-        earlier one. The selection text is no part of the search's budget.
+        Args:
+            contenders: Candidates at the full target, the best first by a comparison on common windows.
+            finalists: By default the budget's.
+
+        Returns:
+            The best finalist; of equal ones the earlier.
         """
         self._progress.close()
-        finalists = list(dict.fromkeys(contenders))[: self.budget.finalists]
-        if len(finalists) == 1:
-            return finalists[0]
-        scores = [self.reward.select(candidate) for candidate in finalists]
-        log.info("%s: selection text: %s", self._progress.method, ", ".join(f"{score:.4f}" for score in scores))
-        return finalists[best_first(scores)[0]]
+        best = list(dict.fromkeys(contenders))[: self.budget.finalists if finalists is None else finalists]
+        if len(best) > 1:
+            scores = [self.reward.select(candidate) for candidate in best]
+            log.info("%s: selection text: %s", self._progress.method, ", ".join(f"{score:.4f}" for score in scores))
+            best = [best[i] for i in best_first(scores)]
+        self.answer(best[0])
+        return best[0]
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
-    """Indices by falling score; ties keep their order."""
+    """Returns indices by falling score; ties keep their order."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+
+
+def check_shapes(policy: Arrays, own: Arrays) -> None:
+    """Checks that a policy to start from has the arrays of the search's own, in names and shapes.
+
+    Raises:
+        ConfigError: One is absent, superfluous or of another shape.
+    """
+    shapes, wanted = ({name: np.shape(array) for name, array in arrays.items()} for arrays in (policy, own))
+    if shapes != wanted:
+        odd = next(name for name in sorted(shapes.keys() | wanted.keys()) if shapes.get(name) != wanted.get(name))
+        raise ConfigError(
+            f"the policy to start from does not fit: {odd} is {shapes.get(odd, 'absent')}, this search needs "
+            f"{wanted.get(odd, 'none')}. Start from the same method, on a model with the same number of blocks."
+        )
 
 
 class _Progress:
@@ -215,7 +230,7 @@ class _Progress:
         log.info("%s: up to %d tokens, worth %d evaluations", method, tokens, budget.evaluations)
 
     def step(self, evaluations: int, spent: int, best: float) -> None:
-        """Report after an evaluation."""
+        """Reports after an evaluation."""
         if self._bar is not None:
             self._bar.set_postfix(evaluations=evaluations, best=f"{best:.4f}", refresh=False)
             self._bar.update(spent - self._bar.n)
@@ -227,6 +242,6 @@ class _Progress:
             log.info(line, self.method, evaluations, spent, self._tokens, best, rate, left)
 
     def close(self) -> None:
-        """End the bar's line."""
+        """Ends the bar's line."""
         if self._bar is not None:
             self._bar.close()

@@ -2,69 +2,65 @@
 
 For each linear, lambda_1 <= ... <= lambda_n the eigenvalues of W^T W and k the number of those from lambda_min up:
     alpha = 1 + k / sum log(lambda_i / lambda_min)                   Hill's estimator
-with the lambda_min, among the eigenvalues within [0.95, 1.5] times the peak of their log-histogram, that makes the
-largest distance between the empirical and the fitted distribution smallest. A block's alpha is the mean over its
-linears, and its sparsity, with c so that the budget holds,
+lambda_min is the eigenvalue, among those within [0.95, 1.5] times the peak of their log-histogram, for which the
+largest distance between the empirical and the fitted distribution is smallest. A block's alpha is the mean over its
+linears. Its sparsity, with c so that the budget holds, is
     s_l = c * (1 - epsilon + 2 * epsilon * (alpha_l - min alpha) / (max alpha - min alpha))
 
-Constants: epsilon = 0.3 (the authors' for Wanda; 0.2 for SparseGPT, 0.5 for magnitude), 100 bins. Departs: the
-authors' code compares the lower bound's logarithm with eigenvalues, so that nearly all pass it; `parity` does the
-same. Sparsities above what a block can give are clipped and made up for by the projection that all methods use.
-Eigenvalues come from the smaller Gram matrix, not from singular values, which costs their smallest ones some digits.
+Constants: epsilon = 0.3 (the authors' for Wanda; 0.2 for SparseGPT, 0.5 for magnitude), 100 bins.
+
+Departures: the authors' code compares the lower bound's logarithm with eigenvalues, so that nearly all pass it;
+`parity` does the same. Sparsities above what a block can give are clipped, and the projection makes up for that.
+Eigenvalues come from the smaller Gram matrix, not from singular values, so the smallest ones lose some digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, LinearStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import CalibrationStats, Heuristic, LinearStats
 from ffp.allocators.blockwise import allocate_blocks, block_params, by_block
-from ffp.allocators.tracker import check_number, check_switch, needed
-from ffp.core.problem import FloatArray, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 
 BINS = 100
 LOWEST, HIGHEST = 0.95, 1.5
 
 
-@dataclass(frozen=True)
-class AlphaPruning:
-    """epsilon: half the width of the relative range of sparsities. parity: see above. Data-free; draws nothing."""
+class AlphaPruning(Heuristic):
+    """Keeps more of blocks whose weights have heavier-tailed spectra. Reads weights only, no inputs."""
 
-    epsilon: float = 0.3
-    parity: bool = False
-    name: str = field(default="alphapruning", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "alphapruning"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "blocks with heavier-tailed spectra keep more"
+    citation: ClassVar[str] = "Lu et al., arXiv:2410.10912"
+    equation: ClassVar[str] = (
+        r"\alpha = 1 + \frac{k}{\sum_{i} \ln(\lambda_i / \lambda_{\min})}, \qquad "
+        r"s_l = c\left(1 - \varepsilon + 2\varepsilon\,\frac{\alpha_l - \min \alpha}{\max \alpha - \min \alpha}\right)"
+    )
 
-    def __post_init__(self) -> None:
-        check_number(self.name, "epsilon", self.epsilon, 0, 1)
-        check_switch(self.name, "parity", self.parity)
+    epsilon: float = Field(0.3, ge=0, le=1, description="Half the width of the blocks' range of relative sparsities.")
+    parity: bool = Field(False, description="Whether to choose lambda_min as the authors' code does, see above.")
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible, ArtifactError if `stats` lack a decision."""
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Turns the mean exponent of each block's spectra into its sparsity."""
 
         def mean_alpha(linears: Sequence[LinearStats]) -> float:
             return float(np.mean([hill_alpha(spectrum(x.weight), parity=self.parity) for x in linears]))
 
-        alphas = by_block(problem, needed(stats, self.name, "calibration statistics"), mean_alpha)
+        alphas = by_block(problem, stats, mean_alpha)
         spread = float(np.ptp(alphas))
         relative = 1 - self.epsilon + 2 * self.epsilon * (alphas - alphas.min()) / spread if spread else alphas * 0 + 1
         scale = problem.target / np.average(relative, weights=block_params(problem))
-        return SearchResult(allocate_blocks(problem, 1 - scale * relative))
+        return allocate_blocks(problem, 1 - scale * relative)
 
 
-def spectrum(weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> FloatArray:
-    """Squared singular values, ascending, those that are not positive left out: (at most min(shape),)."""
+def spectrum(weight: npt.NDArray[np.float32]) -> FloatArray:
+    """Returns the positive squared singular values of a matrix, ascending, (at most min(shape),)."""
     small = weight if weight.shape[0] <= weight.shape[1] else weight.T
     values = np.linalg.eigvalsh(small @ small.T).astype(np.float64)
     positive: FloatArray = values[values > 0]
@@ -72,9 +68,14 @@ def spectrum(weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Float
 
 
 def hill_alpha(values: FloatArray, *, parity: bool = False) -> float:
-    """The exponent of the power law that fits the upper end of a spectrum, (n,) ascending and positive.
+    """Returns the exponent of the power law that fits the upper end of a spectrum.
 
-    Above 1; 1 where no eigenvalue can be a threshold.
+    Args:
+        values: (n,), ascending and positive.
+        parity: Whether to take the authors' lower bound, a logarithm.
+
+    Returns:
+        The exponent, above 1; 1 where no eigenvalue can be a threshold.
     """
     logs = np.log10(values)
     counts, edges = np.histogram(logs, BINS)

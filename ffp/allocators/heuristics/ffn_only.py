@@ -1,53 +1,48 @@
-"""FFN-only: attention stays whole and every FFN keeps the same share. A heuristic that is hard to beat on small models.
+"""FFN-only: attention stays whole and every FFN keeps the same share. Hard to beat on small models.
 
-Where the FFNs cannot give enough, attention gives too: see ffp.budget for how wishes off the budget move together.
+Where the FFNs cannot give enough, the projection takes the rest from attention.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.allocators.heuristics.uniform import uniform_allocation
-from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import project_shares
 
-STARTS = ("uniform", "ffn-only")
+Start = Literal["uniform", "ffn-only"]
 
 
 def ffn_only_allocation(problem: PruningProblem) -> Allocation:
-    """Kept share 1 of every attention, and of every FFN what the budget leaves."""
+    """Keeps all of attention, and of every FFN the share that the budget leaves."""
     attention = np.array([decision.module == "attention" for decision in problem.decisions])
     params = problem.n_units * problem.params_per_unit
-    given = problem.target * problem.total_params / max(int(params[~attention].sum()), 1)
-    return project_shares(problem, np.where(attention, 1.0, 1.0 - given))
+    removed = problem.target * problem.total_params / max(int(params[~attention].sum()), 1)
+    return project_shares(problem, np.where(attention, 1.0, 1.0 - removed))
 
 
-def starting_allocation(problem: PruningProblem, start: str) -> Allocation:
-    """Where a search begins: one of STARTS; ConfigError otherwise."""
-    if start not in STARTS:
-        raise ConfigError(f"start = {start!r} is none of {', '.join(STARTS)}. Correct it in the grid's variants.")
+def starting_allocation(problem: PruningProblem, start: Start) -> Allocation:
+    """Returns the allocation that a search begins with."""
     return uniform_allocation(problem) if start == "uniform" else ffn_only_allocation(problem)
 
 
-@dataclass(frozen=True)
-class FfnOnly:
-    """Nothing is evaluated or drawn."""
+class FfnOnly(Heuristic):
+    """Removes units of FFNs only, the same share of each."""
 
-    name: str = field(default="ffn-only", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "ffn-only"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "attention stays whole, FFNs share the cut"
+    citation: ClassVar[str] = "-"
+    equation: ClassVar[str] = (
+        r"k_{\text{attn}} = 1, \qquad k_{\text{ffn}} = 1 - s\,\frac{p_{\text{attn}} + p_{\text{ffn}}}{p_{\text{ffn}}}"
+    )
+    granularities: ClassVar[frozenset[str]] = frozenset({"structured", "unstructured"})  # attention stands apart
+    reads_weights: ClassVar[bool] = False
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        return SearchResult(ffn_only_allocation(problem))
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Returns `ffn_only_allocation`."""
+        return ffn_only_allocation(problem)

@@ -1,70 +1,66 @@
-"""Import: re-score an allocation that somebody published.
+"""Import: scores an allocation that somebody published.
 
-Two kinds of file. EvoPress (Sieberling et al., arXiv:2410.14649): lines "model.layers.3.mlp.up_proj: -2", a level for
-each linear, which stands for a sparsity of target + level * step / weights of the linear; the levels of a decision's
-linears add up. OWL and its kin: one number for each block, separated by blanks, commas or lines, brackets allowed;
-sparsities, or densities as OWL's code prints them. What does not meet the budget is made up for by the projection that
-all methods use.
+Two kinds of file are read. EvoPress (Sieberling et al., arXiv:2410.14649) writes lines of the form
+"model.layers.3.mlp.up_proj: -2": a level for each linear, which stands for a sparsity of
+target + level * step / weights of the linear. The levels of a decision's linears add up. OWL and similar methods write
+one number for each block, separated by blanks, commas or line breaks, with or without brackets: sparsities, or
+densities as OWL's code prints them. The projection corrects any budget error.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.allocators.blockwise import blocks_of
-from ffp.allocators.tracker import check_number
 from ffp.core.errors import ConfigError
-from ffp.core.problem import FloatArray, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import round_keep
 
-KINDS = ("sparsity", "density")
 LEVEL = re.compile(r"^\s*\S*?\.(\d+)\.(?:\S*\.)?(\w+)\s*:\s*(-?\d+)\s*$")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Import:
-    """file: what was published; values: one ratio for each block, given in the grid itself; one of the two.
+class Import(Heuristic):
+    """Takes the allocation from a file or from the grid itself."""
 
-    kind: "sparsity" or "density", of ratios. step: weights between two levels of EvoPress.
-    """
+    name: ClassVar[str] = "import"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "a published allocation, scored again"
+    citation: ClassVar[str] = "-"
+    reads_weights: ClassVar[bool] = False
+    file_parameters: ClassVar[tuple[str, ...]] = ("file",)
 
-    file: str = ""
-    values: Sequence[float] = ()
-    kind: str = "sparsity"
-    step: int = 1_000_000
-    name: str = field(default="import", init=False)
-    version: str = field(default="1", init=False)
+    file: str = Field("", description="Path of the published file. Give this or `values`.")
+    values: tuple[Share, ...] = Field((), strict=False, description="One ratio for each block. Give this or `file`.")
+    kind: Literal["sparsity", "density"] = Field("sparsity", description="What a ratio is.")
+    step: int = Field(1_000_000, ge=1, le=10**12, description="Weights between two levels of EvoPress.")
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
         if bool(self.file) == bool(self.values):
-            raise ConfigError("method 'import' needs either file or values. Give one of them in variants.")
-        if self.kind not in KINDS:
-            raise ConfigError(f"method 'import': kind = {self.kind!r} is none of {', '.join(KINDS)}. Correct it.")
-        check_number(self.name, "step", self.step, 1, 1e12, whole=True)
+            raise ValueError("needs either file or values. Give one of them in params.")
+        return self
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible, ConfigError if the file does not fit it."""
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Returns the published allocation.
+
+        Raises:
+            ConfigError: The file cannot be read or does not fit the model.
+        """
         text = self._text()
         if LEVEL.search(text.splitlines()[0] if text else ""):
             shares = self._levels(problem, text)
         else:
-            shares = self._ratios(problem, list(self.values) or _numbers(text, self.file))
+            shares = self._ratios(problem, self.values or _numbers(text, self.file))
         keep = np.clip(problem.n_units * (1 - shares), problem.min_keep, problem.n_units)
-        return SearchResult(round_keep(problem, keep))
+        return round_keep(problem, keep)
 
     def _text(self) -> str:
         if not self.file:
@@ -75,7 +71,7 @@ class Import:
             raise ConfigError(f"method 'import': {self.file} cannot be read. Name a text file in variants.") from error
 
     def _levels(self, problem: PruningProblem, text: str) -> FloatArray:
-        """The sparsity of each decision by EvoPress's levels."""
+        """Returns the sparsity of each decision by EvoPress's levels."""
         levels: dict[str, list[int]] = {decision.name: [] for decision in problem.decisions}
         for line in text.splitlines():
             found = LEVEL.match(line)
@@ -83,14 +79,15 @@ class Import:
                 raise ConfigError(f"method 'import': {self.file} has the line {line[:60]!r}, not `layer: level`.")
             block, linear, level = f"block{int(found[1]):02d}", found[2], int(found[3])
             module = "attention" if "attn" in line or "attention" in line else "ffn"
-            for decision in problem.decisions:
-                if decision.name in (block, f"{block}.{module}", f"{block}.{module}.{linear}"):
-                    levels[decision.name].append(level)
+            for name in (block, f"{block}.{module}", f"{block}.{module}.{linear}"):
+                if name in levels:
+                    levels[name].append(level)
         if empty := [name for name, found in levels.items() if not found]:
             raise ConfigError(f"method 'import': {self.file} has no level for {empty[0]}. Give one of this model.")
-        return np.array([problem.target + sum(levels[u.name]) * self.step / u.params for u in problem.decisions])
+        return np.array([problem.target + sum(levels[d.name]) * self.step / d.params for d in problem.decisions])
 
     def _ratios(self, problem: PruningProblem, values: Sequence[float]) -> FloatArray:
+        """Returns the sparsity of each decision by its block's ratio."""
         blocks = blocks_of(problem)
         if len(values) != blocks.max() + 1 or not all(0 <= value <= 1 for value in values):
             raise ConfigError(

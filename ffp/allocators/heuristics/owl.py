@@ -1,122 +1,104 @@
 """OWL: blocks with more outliers keep more (Yin et al., "Outlier Weighed Layerwise Sparsity", arXiv:2310.05175).
 
 For block l, over all its linears at once:
-    A_ij  = |W_ij| * sqrt(mean_t x_tj^2)          an entry of weight times the norm of its input
+    A_ij  = |W_ij| * sqrt(mean_t x_tj^2)          a weight times the norm of its input
     D_l   = #{A > M * mean(A)} / #A               the share of outliers
     r_l   = 2 * lambda * (D_l - min D) / (max D - min D)
     keep_l = (1 - target) + r_l - mean(r)         the kept share of every module of the block
 
 Constants: M = 5 (the commands of the authors' README; their argparse default is 3), lambda = 0.08.
 
-Departures: mean(r) is weighted by the blocks' parameters, so that the budget holds for blocks of unequal size, and
-shares outside [0, 1] are clipped and made up for by the projection that all methods use (the authors' code replaces
-a negative sparsity by 0.01 and misses the budget). "OWL-struct adaptation": on the structured granularity keep_l is
-the kept share of the block's KV groups and of its channels; the paper defines unstructured and N:M sparsity only.
+Departures: mean(r) is weighted by the blocks' parameters, so that the budget holds for blocks of unequal size. Shares
+outside [0, 1] are clipped, and the projection makes up for that (the authors' code replaces a negative sparsity by
+0.01 and misses the budget). On the structured granularity keep_l is the kept share of the block's KV groups and of its
+channels; this is an adaptation, since the paper defines unstructured and N:M sparsity only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, LinearStats, Reward, SearchBudget, SearchResult
-from ffp.allocators.tracker import check_number, check_switch, needed
-from ffp.core.errors import ArtifactError
-from ffp.core.problem import FloatArray, PruningProblem
-from ffp.core.projection import project_shares
+from ffp.allocators.base import CalibrationStats, Heuristic, LinearStats
+from ffp.allocators.blockwise import allocate_blocks, block_params, by_block, stretch
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 
 CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Owl:
-    """One pass over the statistics; nothing is evaluated or drawn.
+class Owl(Heuristic):
+    """Keeps more of blocks with more outliers among weights times input norms."""
 
-    outlier_threshold: M, an outlier exceeds M times its block's mean. strength: lambda, half the width of the range
-    of the blocks' sparsities. parity: wish for the ratios of the authors' code (see published_sparsities) instead of
-    those that meet the budget; the projection then mends what they miss. `ffp parity owl` shows them unmended.
-    """
+    name: ClassVar[str] = "owl"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "blocks with more outliers keep more"
+    citation: ClassVar[str] = "Yin et al., arXiv:2310.05175"
+    equation: ClassVar[str] = (
+        r"A_{ij} = |W_{ij}|\,\lVert x_j \rVert_2, \qquad D_l = \frac{\#\{A > M\,\bar{A}\}}{\#A}"
+        "\n"
+        r"r_l = 2\lambda\,\frac{D_l - \min D}{\max D - \min D}, \qquad k_l = 1 - s + r_l - \bar{r}"
+    )
 
-    outlier_threshold: float = 5.0
-    strength: float = 0.08
-    parity: bool = False
-    name: str = field(default="owl", init=False)
-    version: str = field(default="1", init=False)
+    outlier_threshold: float = Field(5.0, ge=0, description="M: an outlier exceeds M times the mean of its block.")
+    max_deviation: float = Field(
+        0.08, ge=0, le=0.5, description="lambda: half the width of the range of the blocks' sparsities."
+    )
+    parity: bool = Field(
+        False,
+        description="Whether to use the ratios of the authors' code, see published_sparsities; the projection corrects "
+        "any budget error.",
+    )
 
-    def __post_init__(self) -> None:
-        check_number(self.name, "outlier_threshold", self.outlier_threshold, 0, math.inf)
-        check_number(self.name, "strength", self.strength, 0, 0.5)
-        check_switch(self.name, "parity", self.parity)
-
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible, ArtifactError if `stats` lack a decision."""
-        known = needed(stats, self.name, "calibration statistics")
-        block_of: dict[str, int] = {}
-        shares = np.zeros(known.n_blocks)
-        for block in range(known.n_blocks):
-            linears = list(known.linears(block))
-            block_of.update((linear.decision, block) for linear in linears)
-            shares[block] = outlier_share(linears, self.outlier_threshold)
-        if lost := [decision.name for decision in problem.decisions if decision.name not in block_of]:
-            raise ArtifactError(f"calibration statistics have no linear of {lost[0]}. Calibrate this model again.")
-        blocks = np.array([block_of[decision.name] for decision in problem.decisions])
-        params = np.bincount(blocks, [float(decision.params) for decision in problem.decisions], known.n_blocks).astype(np.float64)
-        keep = 1 - problem.target + owl_keep_scores(shares, self.strength, params)
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Turns the share of outliers of each block into its kept share."""
+        shares = by_block(problem, stats, lambda linears: outlier_share(linears, self.outlier_threshold))
         if self.parity:
-            keep = 1 - np.array(published_sparsities(shares, self.strength, problem.target))
-        return SearchResult(project_shares(problem, np.clip(keep, 0, 1)[blocks]))
+            return allocate_blocks(
+                problem, 1 - np.array(published_sparsities(shares, self.max_deviation, problem.target))
+            )
+        ratios = stretch(shares, self.max_deviation)
+        # centred first: DLP adds in the other order, which gives other last digits
+        return allocate_blocks(
+            problem, 1 - problem.target + (ratios - np.average(ratios, weights=block_params(problem)))
+        )
 
 
-def owl_keep_scores(outlier_share: FloatArray, strength: float, params: FloatArray) -> FloatArray:
-    """Turn outlier shares into centred keep scores.
+def published_sparsities(shares: FloatArray, max_deviation: float, target: float) -> list[float]:
+    """Returns each block's sparsity as the authors' code computes it, with a plain mean over blocks.
 
-    outlier_share: (n_blocks,) in [0, 1]. strength: lambda. params: (n_blocks,) parameters that the budget counts.
-    Returns (n_blocks,) with range 2*strength and a mean, weighted by params, of 0; zeros if every block ties.
+    What is not positive becomes 0.01. For blocks of unequal size this misses the budget. Where all blocks tie, which is
+    0 / 0 there, every block gets the target.
+
+    Args:
+        shares: D_l, the shares of outliers, (n_blocks,) in [0, 1].
+        max_deviation: lambda.
+        target: Sparsity.
     """
-    spread = float(np.ptp(outlier_share))
-    if spread == 0:
-        return np.zeros(len(outlier_share))
-    scores = (outlier_share - outlier_share.min()) / spread * 2 * strength
-    centred: FloatArray = scores - np.average(scores, weights=params)
-    return centred
-
-
-def published_sparsities(outlier_share: FloatArray, strength: float, target: float) -> list[float]:
-    """Each block's sparsity as the authors' code has it: a plain mean over blocks, and 0.01 for what is not positive.
-
-    Undefined (0 / 0 there) where all blocks tie; then the target. Misses the budget for unequal blocks.
-    """
-    percent = outlier_share * 100
+    percent = shares * 100
     spread = float(np.ptp(percent))
-    ratios = (percent - percent.min()) * (1 / spread * strength * 2) if spread else np.zeros(len(percent))
+    ratios = (percent - percent.min()) * (1 / spread * max_deviation * 2) if spread else np.zeros(len(percent))
     density = ratios - np.mean(ratios) + (1 - target)
     return [float(1 - d) if 1 - d > 0 else 0.01 for d in density]
 
 
-def outlier_share(linears: Sequence[LinearStats], multiple: float) -> float:
-    """D_l of one block: the share of entries |W_ij| * ||x_j|| above `multiple` times their mean over all linears.
+def outlier_share(linears: Sequence[LinearStats], threshold: float) -> float:
+    """Returns D_l of one block: the share of entries |W_ij| * ||x_j|| above `threshold` times their mean.
 
-    Two passes in chunks of about CHUNK float32 entries: the mean (summed in float64), then the count.
+    Reads chunks of about CHUNK float32 entries twice: for the mean over all linears, summed in float64, and to count.
     """
     entries = sum(linear.weight.size for linear in linears)
     mean = math.fsum(chunk.sum(dtype=np.float64) for linear in linears for chunk in _saliency(linear)) / entries
-    limit = np.float32(multiple * mean)
+    limit = np.float32(threshold * mean)
     return sum(int(np.count_nonzero(chunk > limit)) for linear in linears for chunk in _saliency(linear)) / entries
 
 
-def _saliency(linear: LinearStats) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    """|W_ij| * sqrt(mean_t x_tj^2), some rows at a time."""
+def _saliency(linear: LinearStats) -> Iterator[npt.NDArray[np.float32]]:
+    """Yields |W_ij| * sqrt(mean_t x_tj^2), some rows at a time."""
     norm = np.sqrt(linear.input_sq_mean).astype(np.float32)
     rows = max(1, CHUNK // linear.weight.shape[1])
     for start in range(0, len(linear.weight), rows):

@@ -1,47 +1,43 @@
-"""ShortGPT: whole blocks go, those first that change their input least (Men et al., arXiv:2403.03853).
+"""ShortGPT: removes whole blocks, first those that change their input least (Men et al., arXiv:2403.03853).
 
     BI_l = 1 - mean over tokens of cos(h_l, h_{l+1})       block influence, h the residual stream of the dense model
 
-Blocks are emptied in rising order of BI until the budget is met; the last one in part. Departs: an emptied block keeps
-min_keep units of each decision, and so stays in the model; the budget is of parameters, not of blocks. It is the
-extreme of what an allocation can be, and a yardstick for depth pruning.
+Blocks are emptied in rising order of BI until the budget is met; the last one in part.
+
+Departures: an emptied block keeps min_keep units of each decision, so it stays in the model. The budget is of
+parameters, not of blocks. The method stands for depth pruning: it is the most uneven allocation possible.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.allocators.blockwise import blocks_of
-from ffp.allocators.tracker import needed
-from ffp.core.problem import PruningProblem
+from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import kept_budget, round_keep
 
 
-@dataclass(frozen=True)
-class ShortGpt:
-    """One look at the statistics; nothing is evaluated or drawn."""
+class ShortGpt(Heuristic):
+    """Empties the least influential blocks."""
 
-    name: str = field(default="shortgpt", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "shortgpt"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "whole blocks go, the least influential first"
+    citation: ClassVar[str] = "Men et al., arXiv:2403.03853"
+    equation: ClassVar[str] = (
+        r"\mathrm{BI}_l = 1 - \mathbb{E}_t\left[\frac{h_{l,t}^\top h_{l+1,t}}"
+        r"{\lVert h_{l,t} \rVert\,\lVert h_{l+1,t} \rVert}\right]"
+    )
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible, ArtifactError if `stats` know no influences."""
-        influence = needed(stats, self.name, "calibration statistics").block_influence()
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Empties blocks in rising order of influence until the budget is met."""
         keep, blocks = problem.n_units.astype(np.float64), blocks_of(problem)
         cost = problem.params_per_unit
         excess = float(np.dot(keep, cost)) - kept_budget(problem)
-        for block in np.argsort(influence, kind="stable"):
+        for block in np.argsort(stats.block_influence(), kind="stable"):
             mine = blocks == block
             room = float(np.dot((keep - problem.min_keep)[mine], cost[mine]))
             part = min(1.0, excess / room) if room > 0 else 0.0
@@ -49,4 +45,4 @@ class ShortGpt:
             excess -= part * room
             if excess <= 0:
                 break
-        return SearchResult(round_keep(problem, keep))
+        return round_keep(problem, keep)

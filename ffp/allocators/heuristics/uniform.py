@@ -1,36 +1,31 @@
-"""Uniform: every decision keeps the same share. The yardstick that an allocation has to beat."""
+"""Uniform: every decision keeps the same share. An allocation has to beat it to be worth anything."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import project_shares
 
 
 def uniform_allocation(problem: PruningProblem) -> Allocation:
-    """The same kept share, 1 - target, of every decision, up to whole units."""
+    """Keeps the share 1 - target of every decision, up to whole units."""
     return project_shares(problem, np.full(len(problem.decisions), 1 - problem.target))
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """keep_i / n_i = 1 - target for every decision i; nothing is evaluated or drawn."""
+class Uniform(Heuristic):
+    """Keeps the same share of every decision."""
 
-    name: str = field(default="uniform", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "uniform"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "the same share of every module"
+    citation: ClassVar[str] = "-"
+    equation: ClassVar[str] = r"k_i = 1 - s \quad \text{for every decision } i"
+    reads_weights: ClassVar[bool] = False
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        return SearchResult(uniform_allocation(problem))
+    def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
+        """Returns `uniform_allocation`."""
+        return uniform_allocation(problem)

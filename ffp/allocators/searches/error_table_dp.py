@@ -1,32 +1,33 @@
 """Error table and dynamic programming: each decision's own damage, and the exact optimum of their sum.
 
-The table: decisions are cut one at a time, the rest of the model dense, and the loss of the whole model is measured
-end to end at a few levels. If damages added up, the best allocation would be a multiple-choice knapsack; it is solved
+The table: decisions are cut one at a time, with the rest of the model dense, and the loss of the whole model is
+measured at a few levels. If damages added up, the best allocation would be a multiple-choice knapsack. It is solved
 exactly, by dynamic programming over removed parameters, for a grid of levels between which the table is interpolated.
-Source of the idea: SPDY (Frantar and Alistarh, arXiv:2201.13096) and the additive baseline in EvoPress's code
-(Sieberling et al., arXiv:2410.14649), whose tables hold layer-wise errors; ours holds the end-to-end loss that all
-searches see.
+The idea is from SPDY (Frantar and Alistarh, arXiv:2201.13096) and from the additive baseline in EvoPress's code
+(Sieberling et al., arXiv:2410.14649). Their tables hold layer-wise errors; this one holds the end-to-end loss that all
+searches measure.
 
 The table is paid from the search budget. Where that has fewer evaluations than there are decisions, neighbours in
 forward order are cut together and share an entry; with a single evaluation the answer is uniform. Damage is
-interpolated by its secant slope, cost(x) = x * slope(x), the slope linear between levels from 0 at x = 0: quadratic
-below the first level. No decision gives more than was measured of it: damages do not add up, and a decision whose
-removal happened to cost nothing on few windows would be given up whole.
+interpolated by its secant slope, cost(x) = x * slope(x), where the slope is linear between levels and 0 at x = 0, so
+that damage is quadratic below the first level. No decision gives more than was measured of it: damages do not add up,
+and a decision whose removal happened to cost nothing on few windows would be removed whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
+from ffp.allocators.base import Search
 from ffp.allocators.heuristics.uniform import uniform_allocation
-from ffp.allocators.tracker import Tracker, Windows, check_number, needed
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.allocators.tracker import Tracker, Windows
+from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
 from ffp.core.projection import kept_budget, round_keep
 
 MAX_LEVELS = 4
@@ -34,37 +35,43 @@ OPTIONS = 32  # levels between which the knapsack chooses for one entry
 BINS = 20_000  # of the removed parameters, where they have no greater common divisor
 
 
-@dataclass(frozen=True)
-class ErrorTableDp:
-    """levels: measured of each decision; 0 fits the number to the budget, MAX_LEVELS at most. reach: the odds, removed
-    to kept, of the largest share of a decision that is measured and given, over those of the target.
-    """
+class ErrorTableDp(Search):
+    """Measures each decision's own damage and minimises the sum."""
 
-    levels: int = 0
-    reach: float = 3.0
-    name: str = field(default="error-table-dp", init=False)
-    version: str = field(default="2", init=False)
+    name: ClassVar[str] = "error-table-dp"
+    version: ClassVar[str] = "2"
+    summary: ClassVar[str] = "each decision's own damage, summed, by exact knapsack"
+    citation: ClassVar[str] = "Frantar and Alistarh, arXiv:2201.13096"
+    equation: ClassVar[str] = (
+        r"\min_{k} \sum_i c_i(x_i) \quad \text{subject to} \quad \sum_i x_i\,p_i \ge s \sum_i p_i, \quad "
+        r"0 \le x_i \le X, \qquad x_i = 1 - k_i"
+        "\n"
+        r"\frac{X}{1 - X} = r\,\frac{s}{1 - s}, \qquad r = \mathrm{reach}"
+    )
 
-    def __post_init__(self) -> None:
-        check_number(self.name, "levels", self.levels, 0, 100, whole=True)
-        check_number(self.name, "reach", self.reach, 1, 1000)
+    levels: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description=f"Levels measured of each decision; 0 for what the budget allows, {MAX_LEVELS} at most.",
+    )
+    reach: float = Field(
+        3.0,
+        ge=1,
+        le=1000,
+        description="r: odds, removed to kept, of the largest share of a decision that is measured and may be removed, "
+        "relative to the odds of the target.",
+    )
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        tracker = Tracker(problem, needed(reward, self.name, "a reward"), budget, method=self.name)
+    def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
+        """Measures the table, then solves the knapsack."""
+        problem = tracker.problem
         tracker.answer(uniform_allocation(problem))
-        windows = tracker.draw(np.random.default_rng(seed), budget.windows)
+        windows = tracker.draw(rng, tracker.budget.windows)
         affordable = tracker.windows_left // len(windows)
-        levels = min(self.levels or MAX_LEVELS, max(1, affordable // len(problem.decisions)))
-        groups = np.array_split(np.arange(len(problem.decisions)), min(len(problem.decisions), max(1, affordable // levels)))
+        n_decisions = len(problem.decisions)
+        levels = min(self.levels or MAX_LEVELS, max(1, affordable // n_decisions))
+        groups = np.array_split(np.arange(n_decisions), min(n_decisions, max(1, affordable // levels)))
         odds = self.reach * problem.target / (1 - problem.target)
         shares = odds / (1 + odds) * np.arange(1, levels + 1) / levels
         entries = [_entry(tracker, group, shares, windows) for group in groups]
@@ -73,7 +80,7 @@ class ErrorTableDp:
         keep = problem.n_units.copy()
         for group, entry, chosen in zip(groups, entries, choice, strict=True):
             keep[group] = cut_group(problem, group, entry.shares[chosen])[group]
-        return tracker.result([round_keep(problem, keep.astype(np.float64))])
+        return tracker.finish([round_keep(problem, keep.astype(np.float64))])
 
 
 @dataclass(frozen=True)
@@ -81,12 +88,12 @@ class _Entry:
     """The options of one group: shares of its units, the parameters that they remove, what they cost in loss."""
 
     shares: FloatArray
-    removed: npt.NDArray[np.int64]
+    removed: IntArray
     costs: FloatArray
 
 
-def _entry(tracker: Tracker, group: npt.NDArray[np.int64], shares: FloatArray, windows: Windows) -> _Entry:
-    """Measure one group at shares of its units, ascending, and interpolate between them."""
+def _entry(tracker: Tracker, group: IntArray, shares: FloatArray, windows: Windows) -> _Entry:
+    """Measures one group at shares of its units, ascending, and interpolates between them."""
     problem, xs, ys = tracker.problem, [0.0], [0.0]
     total = float(np.dot(problem.n_units, problem.params_per_unit))
 
@@ -108,16 +115,19 @@ def _entry(tracker: Tracker, group: npt.NDArray[np.int64], shares: FloatArray, w
     return _Entry(options, removed, interpolate(np.array(xs), np.array(ys), removed / total))
 
 
-def cut_group(problem: PruningProblem, group: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
-    """Everything kept but that share of each decision of a group, in whole units within its min_keep: (n_decisions,)."""
+def cut_group(problem: PruningProblem, group: IntArray, share: float) -> IntArray:
+    """Returns the kept units, (n_decisions,), if each decision of a group loses that share and the others nothing."""
     keep = problem.n_units.copy()
     wanted = np.round(problem.n_units[group] * (1 - share)).astype(np.int64)
     keep[group] = np.maximum(wanted, problem.min_keep[group])
     return keep
 
 
-def options_of(problem: PruningProblem, group: npt.NDArray[np.int64], most: float) -> FloatArray:
-    """Shares that a group may give, from 0 on: all whole units of one coarse decision, else OPTIONS steps to `most`."""
+def options_of(problem: PruningProblem, group: IntArray, most: float) -> FloatArray:
+    """Returns the shares that a group may lose, from 0 on.
+
+    One coarse decision may lose any number of whole units; other groups lose up to `most` in OPTIONS steps.
+    """
     units = int(problem.n_units[group].max())
     steps, end = (units, 1.0) if len(group) == 1 and units <= OPTIONS else (OPTIONS, most)
     options: FloatArray = np.arange(steps + 1) / steps * end
@@ -125,21 +135,27 @@ def options_of(problem: PruningProblem, group: npt.NDArray[np.int64], most: floa
 
 
 def interpolate(xs: FloatArray, ys: FloatArray, at: FloatArray) -> FloatArray:
-    """Damage at removed shares `at`, up to the last of a table that begins with (0, 0)."""
+    """Returns the damage at shares `at`, from a table of removed shares and damages that begins with (0, 0)."""
     slopes = np.concatenate([[0.0], ys[1:] / xs[1:]])
     damage: FloatArray = at * np.interp(at, xs, slopes)
     return damage
 
 
-def knapsack(
-    removed: Sequence[npt.NDArray[np.int64]], costs: Sequence[FloatArray], target: int, bins: int = BINS
-) -> list[int]:
-    """One option of each group, so that they remove at least `target` at the least total cost.
+def knapsack(removed: Sequence[IntArray], costs: Sequence[FloatArray], target: int, bins: int = BINS) -> list[int]:
+    """Chooses one option of each group, so that they remove at least `target` at the least total cost.
 
-    removed: whole parameters of each option, by group. Exact where the target is at most `bins` times the greatest
-    common divisor of all of them; otherwise exact for parameters rounded down to multiples of target / bins, so that
-    the target is met in either case. Ties go to the option that comes first. Where no choice reaches the rounded
-    target, all groups give what they can.
+    Exact where the target is at most `bins` times the greatest common divisor of all amounts. Otherwise exact for
+    amounts rounded down to multiples of target / bins; the target is met in either case.
+
+    Args:
+        removed: Parameters that each option removes, by group.
+        costs: Cost of each option, by group.
+        target: Parameters to remove.
+        bins: States of the dynamic programme.
+
+    Returns:
+        The index of each group's option; of equal ones the first. Where no choice reaches the rounded target, the
+        option of each group that removes most.
     """
     step = int(np.gcd.reduce([int(r) for options in removed for r in options] or [1])) or 1
     size = max(step, target / bins)
@@ -153,8 +169,8 @@ def knapsack(
     return _trace_back(states, weights, costs, goal)
 
 
-def _relax(before: FloatArray, weights: npt.NDArray[np.int64], prices: FloatArray) -> FloatArray:
-    """The states after one more group has given one of its options."""
+def _relax(before: FloatArray, weights: IntArray, prices: FloatArray) -> FloatArray:
+    """Returns the states after one more group has taken one of its options."""
     goal = len(before) - 1
     after = np.full(goal + 1, np.inf)
     for weight, price in zip(weights, prices, strict=True):
@@ -164,9 +180,9 @@ def _relax(before: FloatArray, weights: npt.NDArray[np.int64], prices: FloatArra
 
 
 def _trace_back(
-    states: Sequence[FloatArray], weights: Sequence[npt.NDArray[np.int64]], costs: Sequence[FloatArray], goal: int
+    states: Sequence[FloatArray], weights: Sequence[IntArray], costs: Sequence[FloatArray], goal: int
 ) -> list[int]:
-    """The options that led to the goal, from the last group to the first."""
+    """Returns the options that led to the goal; finds them from the last group to the first."""
     state, picked = goal, []
     for before, after, amounts, prices in zip(states[-2::-1], states[:0:-1], weights[::-1], costs[::-1], strict=True):
         for option, (weight, price) in enumerate(zip(amounts, prices, strict=True)):

@@ -1,7 +1,7 @@
 """Evolution: elitist level switches with staged selection (Sieberling et al., EvoPress, arXiv:2410.14649).
 
 A (1 + offspring) search. The parent starts uniform. An offspring makes n = min(U{1..3}, U{1..3}) level switches
-(1, 2, 3 with probability 5/9, 3/9, 1/9); a switch moves one step of parameters from a decision to another one, both
+(1, 2, 3 with probability 5/9, 3/9, 1/9). A switch moves one step of parameters from a decision to another one, both
 drawn uniformly from those that can give and take. Selection goes through stages on ever more windows; all candidates
 of a stage see the same fresh windows, and the parent joins in the last one.
 
@@ -10,10 +10,10 @@ grow eightfold and fourfold, from 2,048 to 65,536 tokens); each keeps a quarter 
 of offspring see `offspring_for`.
 
 Departures, all for structured budgets: the paper keeps a database of levels, one step apart, of single matrices,
-whose offspring are neutral by construction; here a switch moves parameters between decisions of any size, the
-attention and FFN of a block among them; near a bound it moves what fits, and rounding to whole units settles the
-remainder. Offspring equal to the parent are rejected, not only those equal to each other; drawing stops after a
-bounded number of tries; the fitness is the reward of all methods, which a variant's `fitness: kl` makes the published
+whose offspring meet the budget by construction. Here a switch moves parameters between decisions of any size, also
+between the attention and FFN of a block; near a bound it moves what fits, and rounding to whole units corrects the
+remainder. Offspring equal to the parent are rejected, not only those equal to each other. Drawing stops after a
+bounded number of tries. The fitness is the reward of all methods; a variant's `fitness: kl` makes it the published
 KL divergence.
 """
 
@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
-from ffp.allocators.heuristics.ffn_only import starting_allocation
-from ffp.allocators.tracker import Tracker, best_first, check_number, needed
-from ffp.core.problem import Allocation, PruningProblem
+from ffp.allocators.base import Search, SearchBudget
+from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.tracker import Tracker, best_first
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import round_keep
 
 MAX_SWITCHES = 3
@@ -41,42 +41,39 @@ MAX_IDLE = 10  # generations in a row without anything new to measure
 UNSTRUCTURED_STEP = 0.06  # the published script: 1e6 weights of a 4096 x 4096 matrix
 
 
-@dataclass(frozen=True)
-class Evolutionary:
-    """offspring: per generation; 0 fits the number to the budget. step: parameters that a switch moves; 0 for one
-    coarsest decision, e.g. one KV group, or 6 % of the smallest decision where units are single weights.
-    start: the first parent, "uniform" as published or "ffn-only".
-    """
+class Evolutionary(Search):
+    """Mutates the best allocation found so far by moving parameters between decisions."""
 
-    offspring: int = 0
-    step: int = 0
-    start: str = "uniform"
-    name: str = field(default="evolutionary", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "evolutionary"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "elitist level switches, staged selection"
+    citation: ClassVar[str] = "Sieberling et al., arXiv:2410.14649"
+    equation: ClassVar[str] = (
+        r"n = \min(U\{1..3\}, U\{1..3\}) \text{ switches}, \qquad "
+        r"k_i \leftarrow k_i - \delta/p_i, \quad k_j \leftarrow k_j + \delta/p_j"
+    )
 
-    def __post_init__(self) -> None:
-        check_number(self.name, "offspring", self.offspring, 0, 10_000, whole=True)
-        check_number(self.name, "step", self.step, 0, math.inf, whole=True)
+    offspring: int = Field(
+        0, ge=0, le=10_000, description="lambda: offspring a generation; 0 for a number that suits the budget."
+    )
+    step: int = Field(
+        0,
+        ge=0,
+        description="delta: parameters that a switch moves. 0 for one unit of the coarsest decision, e.g. a KV group, "
+        "or 6 % of the smallest decision where units are single weights.",
+    )
+    start: Start = Field("uniform", description="The first parent; uniform as published.")
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        tracker = Tracker(problem, needed(reward, self.name, "a reward"), budget, method=self.name)
-        rng = np.random.default_rng(seed)
+    def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
+        """Breeds and selects until the budget is spent or nothing new comes up."""
+        problem, windows = tracker.problem, tracker.budget.windows
         step = self.step or default_step(problem)
         lineage = [starting_allocation(problem, self.start)]  # the parents, latest first: each beat the one after it
         tracker.answer(lineage[0])
-        wanted = self.offspring or offspring_for(budget)
+        wanted = self.offspring or offspring_for(tracker.budget)
         idle = 0
         for _ in range(tracker.max_rounds):
-            affordable = [n for n in range(1, wanted + 1) if generation_cost(n, budget.windows) <= tracker.windows_left]
+            affordable = [n for n in range(1, wanted + 1) if generation_cost(n, windows) <= tracker.windows_left]
             brood = breed(problem, lineage[0], max(affordable, default=0), step, rng)
             if not brood:
                 break
@@ -88,16 +85,16 @@ class Evolutionary:
             if winner != lineage[0]:
                 lineage.insert(0, winner)
                 tracker.answer(winner)
-        return tracker.result(lineage)
+        return tracker.finish(lineage)
 
 
 def stage_windows(windows: int) -> list[int]:
-    """Windows of each stage: a quarter, a half and all, at least 1, equal ones merged."""
+    """Returns the windows of each stage: a quarter, a half and all, at least 1, equal ones merged."""
     return sorted({max(1, windows // 4), max(1, windows // 2), windows})
 
 
 def generation_cost(offspring: int, windows: int) -> int:
-    """Windows that a generation forwards at most, i.e. without memo hits."""
+    """Returns the windows that a generation forwards at most, i.e. without memo hits."""
     cost, alive = 0, offspring
     for count in stage_windows(windows):
         cost += count * (alive + (count == windows))
@@ -106,7 +103,7 @@ def generation_cost(offspring: int, windows: int) -> int:
 
 
 def offspring_for(budget: SearchBudget) -> int:
-    """sqrt(evaluations), so that generations and offspring grow alike, but few enough for MIN_GENERATIONS."""
+    """Returns sqrt(evaluations), so that generations and offspring grow alike; fewer to fit MIN_GENERATIONS."""
     offspring = min(MAX_OFFSPRING, max(1, round(math.sqrt(budget.evaluations))))
     total = budget.evaluations * budget.windows
     while offspring > 1 and generation_cost(offspring, budget.windows) * MIN_GENERATIONS > total:
@@ -115,21 +112,21 @@ def offspring_for(budget: SearchBudget) -> int:
 
 
 def default_step(problem: PruningProblem) -> int:
-    """Parameters of one coarsest decision, or UNSTRUCTURED_STEP of the smallest decision."""
+    """Returns the parameters of the coarsest unit, or UNSTRUCTURED_STEP of the smallest decision."""
     if problem.granularity == "unstructured":
         return max(1, round(UNSTRUCTURED_STEP * min(decision.params for decision in problem.decisions)))
     return int(problem.params_per_unit.max())
 
 
 def n_switches(rng: np.random.Generator) -> int:
-    """min(U{1..3}, U{1..3})."""
+    """Draws min(U{1..3}, U{1..3})."""
     return int(rng.integers(1, MAX_SWITCHES + 1, size=2).min())
 
 
 def breed(
     problem: PruningProblem, parent: Allocation, count: int, step: int, rng: np.random.Generator
 ) -> list[Allocation]:
-    """Up to `count` distinct offspring, none equal to the parent; fewer, even none, where mutations run out."""
+    """Draws up to `count` distinct offspring, none equal to the parent; fewer, even none, where mutations run out."""
     brood: dict[Allocation, None] = {}
     for _ in range(TRIES_PER_OFFSPRING * count):
         if len(brood) == count:
@@ -143,17 +140,21 @@ def breed(
 def mutate(
     problem: PruningProblem, parent: Allocation, step: int, switches: int, rng: np.random.Generator
 ) -> Allocation:
-    """The parent after `switches` level switches, in whole units on the exact budget."""
+    """Returns the parent after `switches` level switches, in whole units on the exact budget."""
     keep = np.array(parent.keep, dtype=np.float64)
     for _ in range(switches):
         switch(problem, keep, step, rng)
     return round_keep(problem, keep)
 
 
-def switch(problem: PruningProblem, keep: npt.NDArray[np.float64], step: int, rng: np.random.Generator) -> None:
-    """Move parameters between two decisions of `keep`, in place; nothing where no pair can.
+def switch(problem: PruningProblem, keep: FloatArray, step: int, rng: np.random.Generator) -> None:
+    """Moves parameters between two decisions in place, or none where no pair can.
 
-    The amount is `step`, less where a bound is nearer, but at least a unit of both. keep: (n_decisions,), fractional.
+    Args:
+        problem: The decisions.
+        keep: Kept units, fractional, (n_decisions,).
+        step: Parameters to move; fewer where a bound is nearer, but at least a unit of both decisions.
+        rng: Draws the giver, then the taker.
     """
     cost = problem.params_per_unit
     spare = (keep - problem.min_keep) * cost
@@ -171,7 +172,7 @@ def switch(problem: PruningProblem, keep: npt.NDArray[np.float64], step: int, rn
 
 
 def select(tracker: Tracker, parent: Allocation, brood: Sequence[Allocation], rng: np.random.Generator) -> Allocation:
-    """The next parent: the staged winner of the brood, or the parent unless the winner beats it."""
+    """Returns the next parent: the staged winner of the brood if it beats the parent, else the parent."""
     alive, full = list(brood), tracker.budget.windows
     for stage, count in enumerate(stage_windows(full), start=1):
         if count == full:

@@ -4,51 +4,59 @@ One action is the whole allocation and ends the episode: a contextual bandit, wh
     a ~ N(mean(s), std^2)              one real number per decision
     keep = project(a) at sparsity s    the policy never sees the budget
     r = PPL_dense / PPL_pruned         on the batch's windows, bounded to [0, REWARD_LIMIT]
-Policy, critic and update: see policy.py. Over the first third of the episodes, with x = progress in [0, 1],
+Policy, critic and update: see ffp/allocators/ppo.py. Over the first third of the episodes, with x = progress in [0, 1],
     kept share(x) = k_f + (k_0 - k_f)(1 - x)^3, from sparsity 0.05 to the target      (sparsity curriculum)
     windows(x) = 0.05 + 0.95 x^3 of the budget's windows, at least one                (fidelity curriculum)
 Constants are those of the published scripts: batches of 15, and 1,000 of several thousand episodes for the curricula.
 
-Defects mended: the state is the sparsity that the episode really had, not the one before; rewards are bounded
-(there -100 for a perplexity that is no number); the winner is not the highest reward over different sparsities and
-windows, but comes from candidates at the target that were compared on the same windows, and then on a text of its
-own; the projection is exact and free of order (see ffp.budget).
+Corrections: the state is the sparsity that the episode really had, not the one before. Rewards are bounded (there -100
+for a perplexity that is not a number). The winner is not the highest reward over different sparsities and windows:
+candidates at the target are compared on the same windows, then on a text of its own. The projection is exact and does
+not depend on the order of the decisions, see ffp/core/projection.py.
 
-Departures: both curricula move at batch borders, so that a batch's advantages compare allocations and nothing else;
-windows are redrawn for every batch, also after the curriculum, where the search text has more than the budget's;
-batches shrink where the budget holds fewer than MIN_BATCHES of 15; the mean action at the target is a candidate; up
-to an eighth of the budget is set aside for the final comparison.
+Departures: both curricula move at batch borders, so that a batch's advantages compare nothing but allocations. Windows
+are redrawn for every batch, also after the curriculum, where the search text has more than the budget's. Batches shrink
+where the budget holds fewer than MIN_BATCHES of 15. The mean action at the target is a candidate. Up to an eighth of
+the budget is set aside for the final comparison.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
-from ffp.allocators.searches.ppo import PpoAgent, PpoSettings
-from ffp.allocators.tracker import Tracker, best_first, check_number, check_switch, needed, started
-from ffp.core.errors import ConfigError
+from ffp.allocators.base import Search, SearchBudget
+from ffp.allocators.tracker import Tracker, best_first
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import project
 from ffp.core.sequential_projection import project_sequentially
-from ffp.core.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from ffp.allocators.ppo import PpoAgent
 
 BATCH = 15
 MIN_BATCHES = 10
 REWARD_LIMIT = 2.0
-PROJECTIONS = {"water-filling": project, "sequential": project_sequentially}
+Projection = Callable[[PruningProblem, FloatArray], Allocation]
+PROJECTIONS: dict[str, Projection] = {"water-filling": project, "sequential": project_sequentially}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One planned batch. progress: x of the curricula, 1 after them; sparsity: of all its episodes."""
+    """One planned batch.
+
+    Attributes:
+        progress: x of the curricula; 1 after them.
+        sparsity: Sparsity of all its episodes.
+        windows: Windows behind each reward.
+        episodes: Actions sampled.
+    """
 
     progress: float
     sparsity: float
@@ -56,97 +64,73 @@ class Batch:
     episodes: int
 
 
-@dataclass(frozen=True)
-class FastForward:
-    """batch: episodes a batch, 0 for 15 or what the budget allows. curriculum: share of the episodes that the
-    curricula cover. start_sparsity, start_fidelity: where they start. projection: "water-filling" or "sequential", the
-    published one. rescore: whether finalists meet on the selection text. zero_shot: answer with the mean action of the
-    policy handed over (the grid's `init`), without a search. The rest: see PpoSettings.
-    """
+class FastForward(Search):
+    """Learns by PPO a normal distribution of allocations for every sparsity."""
 
-    batch: int = 0
-    sparsity_curriculum: bool = True
-    fidelity_curriculum: bool = True
-    curriculum: float = 1 / 3
-    start_sparsity: float = 0.05
-    start_fidelity: float = 0.05
-    projection: str = "water-filling"
-    rescore: bool = True
-    zero_shot: bool = False
-    epochs: int = PpoSettings.epochs
-    clip: float = PpoSettings.clip
-    learning_rate: float = PpoSettings.learning_rate
-    entropy_weight: float = PpoSettings.entropy_weight
-    value_weight: float = PpoSettings.value_weight
-    max_grad_norm: float = PpoSettings.max_grad_norm
-    initial_std: float = PpoSettings.initial_std
-    name: str = field(default="fastforward", init=False)
-    version: str = field(default="1", init=False)
-    policy: Mapping[str, Any] | None = field(default=None, init=False, repr=False)
+    name: ClassVar[str] = "fastforward"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "single-step PPO on whole allocations"
+    citation: ClassVar[str] = "Yuan et al., arXiv:2511.18977"
+    equation: ClassVar[str] = (
+        r"a \sim \mathcal{N}(\mu_\theta(s), \mathrm{diag}(\sigma_\theta^2)), \qquad "
+        r"r = \mathrm{PPL}_\text{dense} / \mathrm{PPL}_{\Pi(a)}"
+        "\n"
+        r"L(\theta) = -\mathbb{E}\left[\min\left(\rho A, "
+        r"\mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon) A\right)\right] + c_v (V - r)^2 - c_e H, "
+        r"\qquad \rho = \frac{\pi_\theta(a)}{\pi_\text{old}(a)}"
+        "\n"
+        r"k(x) = k_f + (k_0 - k_f)(1 - x)^3, \qquad w(x) = 0.05 + 0.95\,x^3"
+    )
+    granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
+    learns_policy: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        for key in ("sparsity_curriculum", "fidelity_curriculum", "rescore", "zero_shot"):
-            check_switch(self.name, key, getattr(self, key))
-        for key in ("batch", "epochs"):
-            check_number(self.name, key, getattr(self, key), int(key == "epochs"), 10_000, whole=True)
-        for key in ("curriculum", "start_sparsity", "start_fidelity", "clip"):
-            check_number(self.name, key, getattr(self, key), 0, 1)
-        for key in ("entropy_weight", "value_weight"):
-            check_number(self.name, key, getattr(self, key), 0, math.inf)
-        for key in ("learning_rate", "max_grad_norm", "initial_std"):
-            check_number(self.name, key, getattr(self, key), 1e-12, math.inf)
-        if self.projection not in PROJECTIONS:
-            raise ConfigError(
-                f"method {self.name!r}: projection {self.projection!r}: {did_you_mean(self.projection, PROJECTIONS)}"
-            )
+    batch: int = Field(0, ge=0, le=10_000, description=f"Episodes a batch; 0 for {BATCH}, fewer for small budgets.")
+    sparsity_curriculum: bool = Field(True, description="Whether the sparsity rises to the target.")
+    fidelity_curriculum: bool = Field(True, description="Whether the number of windows rises to the budget's.")
+    curriculum: float = Field(1 / 3, ge=0, le=1, description="Share of the episodes that the curricula cover.")
+    start_sparsity: float = Field(0.05, ge=0, le=1, description="1 - k_0: sparsity where its curriculum starts.")
+    start_fidelity: float = Field(0.05, ge=0, le=1, description="Share of the windows where its curriculum starts.")
+    projection: Literal["water-filling", "sequential"] = Field(
+        "water-filling", description='How actions become allocations; "sequential" is the published way.'
+    )
+    rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
+    zero_shot: bool = Field(
+        False, description="Whether to answer with the mean action of the policy to start from, without a search."
+    )
+    epochs: int = Field(10, ge=1, le=10_000, description="Gradient steps a batch.")
+    clip: float = Field(0.2, ge=0, le=1, description="epsilon: limit of the probability ratio's change.")
+    learning_rate: float = Field(5e-4, ge=1e-12, description="Of Adam.")
+    entropy_weight: float = Field(0.01, ge=0, description="c_e: weight of the entropy bonus.")
+    value_weight: float = Field(0.5, ge=0, description="c_v: weight of the critic's loss.")
+    max_grad_norm: float = Field(0.5, ge=1e-12, description="Norm to which gradients are clipped.")
+    initial_std: float = Field(1.0, ge=1e-12, description="First standard deviation of every action.")
 
-    def started_from(self, policy: Mapping[str, Any]) -> FastForward:
-        """The same method, whose policy and critic start as those of another search, at any sparsity."""
-        return started(self, policy)
+    def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
+        """Trains the policy batch by batch, then compares the best candidates."""
+        from ffp.allocators.ppo import PpoAgent
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        budget = budget if self.rescore else dataclasses.replace(budget, finalists=1)
-        tracker = Tracker(problem, needed(reward, self.name, "a reward"), budget, method=self.name)
-        rng = np.random.default_rng(seed)
-        agent = PpoAgent(len(problem.decisions), self._ppo(), seed)
-        if self.policy is not None:
-            agent.load(self.policy)
-        to_allocation = PROJECTIONS[self.projection]
-        if self.zero_shot and self.policy is not None:
-            return tracker.result([to_allocation(problem, agent.mean(problem.target))], agent.arrays())
+        problem, to_allocation = tracker.problem, PROJECTIONS[self.projection]
+        budget = tracker.budget if self.rescore else dataclasses.replace(tracker.budget, finalists=1)
+        agent = PpoAgent(len(problem.decisions), self, tracker.seed)
+        if tracker.initial_policy:
+            agent.load(tracker.initial_policy)
+        if self.zero_shot and tracker.initial_policy:
+            tracker.policy = agent.arrays()
+            return tracker.finish([to_allocation(problem, agent.mean(problem.target))])
         winners: list[Allocation] = []
         for batch in self.plan(problem.target, budget):
-            best = run_batch(problem, tracker, agent, batch, tracker.draw(rng, batch.windows), to_allocation)
+            best = run_batch(tracker, agent, batch, tracker.draw(rng, batch.windows), to_allocation)
             if batch.sparsity == problem.target:
                 winners.insert(0, best)
             tracker.answer(to_allocation(problem, agent.mean(problem.target)))
+        tracker.policy = agent.arrays()
         contenders = [to_allocation(problem, agent.mean(problem.target)), *winners]
         contenders = list(dict.fromkeys(contenders))[: n_contenders(budget)]
         scores = tracker.score(contenders, tracker.draw(rng, budget.windows), stage="contenders")
-        return tracker.result([contenders[i] for i in best_first(scores)], agent.arrays())
-
-    def _ppo(self) -> PpoSettings:
-        return PpoSettings(
-            epochs=self.epochs,
-            clip=self.clip,
-            learning_rate=self.learning_rate,
-            entropy_weight=self.entropy_weight,
-            value_weight=self.value_weight,
-            max_grad_norm=self.max_grad_norm,
-            initial_std=self.initial_std,
-        )
+        return tracker.finish([contenders[i] for i in best_first(scores)], budget.finalists)
 
     def plan(self, target: float, budget: SearchBudget) -> list[Batch]:
-        """The batches: as many episodes as the budget pays for beside the contenders' comparison."""
+        """Returns the batches: as many episodes as the budget pays for beside the contenders' comparison."""
         limit = (budget.evaluations - n_contenders(budget)) * budget.windows
 
         def cost(episodes: int) -> int:
@@ -158,7 +142,7 @@ class FastForward:
         return self.plan_of(target, budget, episodes)
 
     def plan_of(self, target: float, budget: SearchBudget, episodes: int) -> list[Batch]:
-        """The batches of a search of that many episodes; the last one may be smaller."""
+        """Returns the batches of a search of that many episodes; the last one may be smaller."""
         size = self.batch or min(BATCH, max(2, budget.evaluations // MIN_BATCHES))
         covered = self.curriculum * episodes if self.sparsity_curriculum or self.fidelity_curriculum else 0.0
         batches = []
@@ -170,33 +154,28 @@ class FastForward:
         return batches
 
     def sparsity_at(self, progress: float, target: float) -> float:
-        """1 - (k_f + (k_0 - k_f)(1 - x)^3); the target itself where it is below the start or x = 1."""
+        """Returns 1 - (k_f + (k_0 - k_f)(1 - x)^3); the target where it is below the start or x = 1."""
         if not self.sparsity_curriculum or progress >= 1 or target <= self.start_sparsity:
             return target
         return target + (self.start_sparsity - target) * (1 - progress) ** 3
 
     def fidelity_at(self, progress: float) -> float:
-        """0.05 + 0.95 x^3: the share of the budget's windows behind an evaluation."""
+        """Returns 0.05 + 0.95 x^3, the share of the budget's windows behind an evaluation."""
         if not self.fidelity_curriculum:
             return 1.0
         return self.start_fidelity + (1 - self.start_fidelity) * progress**3
 
 
 def n_contenders(budget: SearchBudget) -> int:
-    """Evaluations set aside for the final comparison: twice the finalists, at most an eighth, at least the mean."""
+    """Returns the evaluations set aside for the final comparison: twice the finalists, at most an eighth of all."""
     return max(1, min(2 * budget.finalists, budget.evaluations // 8))
 
 
 def run_batch(
-    problem: PruningProblem,
-    tracker: Tracker,
-    agent: PpoAgent,
-    batch: Batch,
-    windows: tuple[int, ...],
-    to_allocation: Callable[[PruningProblem, FloatArray], Allocation],
+    tracker: Tracker, agent: PpoAgent, batch: Batch, windows: tuple[int, ...], to_allocation: Projection
 ) -> Allocation:
-    """Sample, project and score a batch, update the agent with it, and return the batch's best candidate."""
-    easier = problem.at(batch.sparsity)
+    """Samples, projects and scores a batch, updates the agent with it, and returns the batch's best candidate."""
+    easier = tracker.problem.at(batch.sparsity)
     actions = agent.sample(batch.sparsity, batch.episodes)
     candidates = [to_allocation(easier, action) for action in actions]
     stage = "policy" if batch.progress >= 1 else "curriculum"

@@ -1,53 +1,46 @@
-"""Random search: Gaussian perturbations of the starting logits, projected, the best of all. The floor for any search.
+"""Random search: Gaussian perturbations of the starting logits. The least that any search has to beat.
 
-Every candidate is an independent draw a = a_0 + spread * N(0, I), scored on the same windows, drawn once; what it
-cannot do is learn from what it has seen. Source: Bergstra and Bengio (JMLR 2012), on a budgeted allocation.
+Every candidate is an independent draw a = a_0 + sigma * N(0, I), projected and scored on the same windows, which are
+drawn once. The search cannot learn from what it has seen. Source: Bergstra and Bengio (JMLR 2012).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from ffp.allocators.base import CalibrationStats, Reward, SearchBudget, SearchResult
-from ffp.allocators.heuristics.ffn_only import starting_allocation
-from ffp.allocators.tracker import Exhausted, Tracker, best_first, check_number, needed
-from ffp.core.problem import Allocation, PruningProblem
+from ffp.allocators.base import Search
+from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.tracker import Exhausted, Tracker, best_first
+from ffp.core.problem import Allocation
 from ffp.core.projection import logits_of, project
 
 
-@dataclass(frozen=True)
-class RandomSearch:
-    """spread: standard deviation of the logits around the start. start: "uniform" or "ffn-only"."""
+class RandomSearch(Search):
+    """Answers with the best of independent draws."""
 
-    spread: float = 0.5
-    start: str = "uniform"
-    name: str = field(default="random-search", init=False)
-    version: str = field(default="1", init=False)
+    name: ClassVar[str] = "random-search"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "the best of independent draws"
+    citation: ClassVar[str] = "Bergstra and Bengio, JMLR 13 (2012)"
+    equation: ClassVar[str] = (
+        r"a^{(n)} = a_0 + \sigma\,\varepsilon^{(n)}, \quad \varepsilon^{(n)} \sim \mathcal{N}(0, I), \qquad "
+        r"\hat{k} = \arg\max_n r\left(\Pi(a^{(n)})\right)"
+    )
 
-    def __post_init__(self) -> None:
-        check_number(self.name, "spread", self.spread, 1e-6, math.inf)
+    spread: float = Field(0.5, ge=1e-6, description="sigma: standard deviation of the logits around the start.")
+    start: Start = Field("uniform", description="The first candidate, whose logits are a_0.")
 
-    def allocate(
-        self,
-        problem: PruningProblem,
-        *,
-        stats: CalibrationStats | None,
-        reward: Reward | None,
-        budget: SearchBudget,
-        seed: int,
-    ) -> SearchResult:
-        """Answer `problem`; BudgetError if its target is infeasible."""
-        tracker = Tracker(problem, needed(reward, self.name, "a reward"), budget, method=self.name)
-        rng = np.random.default_rng(seed)
-        windows = tracker.draw(rng, budget.windows)
-        first = starting_allocation(problem, self.start)
-        centre = logits_of(problem, first)
+    def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
+        """Scores independent draws until the budget is spent."""
+        problem = tracker.problem
+        windows = tracker.draw(rng, tracker.budget.windows)
+        candidate = starting_allocation(problem, self.start)
+        centre = logits_of(problem, candidate)
         seen: list[Allocation] = []
         scores: list[float] = []
-        candidate = first
         for _ in range(tracker.max_rounds):
             try:
                 scores += tracker.score([candidate], windows, stage="sample")
@@ -56,4 +49,4 @@ class RandomSearch:
             seen.append(candidate)
             tracker.answer(seen[best_first(scores)[0]])
             candidate = project(problem, centre + self.spread * rng.normal(size=len(centre)))
-        return tracker.result([seen[i] for i in best_first(scores)])
+        return tracker.finish([seen[i] for i in best_first(scores)])

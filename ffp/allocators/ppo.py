@@ -1,4 +1,7 @@
-"""The policy of FastForward and its PPO update. The only module of the searches that uses torch, for a small MLP."""
+"""The policy of FastForward and its PPO update (Schulman et al., arXiv:1707.06347).
+
+The only module of the methods that uses torch, for a small MLP; FastForward imports it when it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +19,11 @@ from torch import nn
 from ffp.allocators.tracker import check_shapes
 from ffp.core.problem import FloatArray
 
+if TYPE_CHECKING:
+    from ffp.allocators.searches.fastforward import FastForward
+
 HIDDEN = (256, 256, 128)
 FIRST_MEAN_SCALE = 0.01
-
-
-@dataclass(frozen=True)
-class PpoSettings:
-    """Proximal policy optimisation (Schulman et al., arXiv:1707.06347); constants of the published scripts."""
-
-    epochs: int = 10
-    clip: float = 0.2
-    learning_rate: float = 5e-4
-    entropy_weight: float = 0.01
-    value_weight: float = 0.5
-    max_grad_norm: float = 0.5
-    initial_std: float = 1.0
 
 
 class ActorCritic(nn.Module):
@@ -39,7 +31,9 @@ class ActorCritic(nn.Module):
 
     The state is the sparsity, (batch, 1). The mean is linear in the last layer, the log standard deviation a
     parameter of its own, the same in every state. The mean's last layer starts FIRST_MEAN_SCALE times as large as
-    torch's default, so that the first mean is about 0: the uniform allocation (ours; the sources do not say).
+    torch's default, so that the first mean is about 0: the uniform allocation (our choice; the sources do not say).
+
+    Density and entropy are written out, since torch.distributions.Normal rounds them to other last digits.
     """
 
     def __init__(self, n_actions: int, initial_std: float, generator: torch.Generator):
@@ -52,18 +46,18 @@ class ActorCritic(nn.Module):
                 parameter.mul_(FIRST_MEAN_SCALE)
 
     def log_density(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """(batch,) log density of whole actions, summed over their (independent) parts."""
+        """Returns the log density of whole actions, summed over their independent parts, (batch,)."""
         z = (actions - self.actor(states)) / self.log_std.exp()
         density: torch.Tensor = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1)
         return density
 
     def entropy(self) -> torch.Tensor:
-        """Differential entropy of the diagonal Gaussian, in nats."""
+        """Returns the differential entropy of the diagonal Gaussian, in nats."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
 
 def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
-    """The trunk and its output. U(-1, 1) / sqrt(fan-in) for weights and biases is torch's default, here seeded."""
+    """Trunk and output. U(-1, 1) / sqrt(fan-in) for weights and biases is torch's default, here seeded."""
     layers: list[nn.Module] = []
     sizes = (1, *HIDDEN, n_out)
     for n_in, n_next in itertools.pairwise(sizes):
@@ -75,22 +69,22 @@ def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
 
 
 class PpoAgent:
-    """An actor-critic with its optimiser: arrays in, arrays out. Always on the CPU, in float32, on one thread."""
+    """An actor-critic with its optimiser, for arrays. It always runs on the CPU, in float32, on one thread."""
 
-    def __init__(self, n_actions: int, settings: PpoSettings, seed: int):
+    def __init__(self, n_actions: int, settings: FastForward, seed: int):
         self.settings = settings
         self._generator = torch.Generator().manual_seed(seed)
         self.model = ActorCritic(n_actions, settings.initial_std, self._generator)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
 
     def mean(self, sparsity: float) -> FloatArray:
-        """(n_actions,): the mean action at a sparsity."""
+        """Returns the mean action at a sparsity, (n_actions,)."""
         with _one_thread(), torch.no_grad():
             action: FloatArray = self.model.actor(torch.tensor([[sparsity]]))[0].numpy().astype(np.float64)
         return action
 
     def sample(self, sparsity: float, episodes: int) -> FloatArray:
-        """(episodes, n_actions): actions drawn at a sparsity."""
+        """Draws actions at a sparsity, (episodes, n_actions)."""
         with _one_thread(), torch.no_grad():
             mean = self.model.actor(torch.tensor([[sparsity]]))
             noise = torch.randn((episodes, mean.shape[1]), generator=self._generator)
@@ -98,10 +92,16 @@ class PpoAgent:
         return actions
 
     def update(self, sparsities: FloatArray, actions: FloatArray, rewards: FloatArray) -> None:
-        """One PPO update from a batch of episodes; sparsities, rewards: (episodes,).
+        """Updates actor and critic from a batch of episodes.
 
         An episode has one step, so its return is its reward and its advantage is reward - V(state), normalised over
-        the batch. Minimises -min(q A, clip(q) A) + value_weight * (V - reward)^2 - entropy_weight * entropy.
+        the batch. Minimises -min(q A, clip(q) A) + value_weight * (V - reward)^2 - entropy_weight * entropy, where q
+        is the ratio of the new to the old density.
+
+        Args:
+            sparsities: (episodes,).
+            actions: (episodes, n_actions).
+            rewards: (episodes,).
         """
         with _one_thread():
             states = torch.tensor(sparsities, dtype=torch.float32)[:, None]
@@ -137,18 +137,22 @@ class PpoAgent:
         self._optimizer.step()
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from the weights of another agent; the optimiser starts afresh. ConfigError if they do not fit."""
+        """Takes over the weights of another agent; the optimiser starts afresh.
+
+        Raises:
+            ConfigError: They do not fit.
+        """
         check_shapes(arrays, self.arrays())
         self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The weights, by torch's names ("actor.0.weight", "log_std", ...)."""
+        """Returns the weights by torch's names ("actor.0.weight", "log_std", ...)."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.model.state_dict().items()}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run small matrix products on one thread: as fast, and the same sums on every machine."""
+    """Runs small matrix products on one thread: as fast, and the same sums for every number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
