@@ -1,13 +1,13 @@
-"""The one place that turns wishes into feasible allocations, for every method.
+"""Projects requested keep ratios onto allocations that meet the parameter budget, for every method.
 
-A wish is one logit, or one kept share, per decision. Water-filling shifts all logits by the same t until the
-parameters meet the budget. The coarse decisions (KV groups) are then rounded to the nearest whole decision, each by
-itself, and the fine ones (FFN channels) absorb the remainder. Nothing depends on the order of the decisions: sums are
-exactly rounded (math.fsum), and ties go by a digest of the decision's name, which favours neither early nor late
-blocks.
+A request is one logit, or one kept share, per decision. Water-filling shifts all logits by the same t until the
+parameters meet the budget. Decisions with expensive units (KV groups) are then rounded to the nearest whole unit, each
+by itself, and decisions with the cheapest units (FFN channels) absorb the remainder. Nothing depends on the order of
+the decisions: sums are exactly rounded (math.fsum), and ties are broken by a digest of the decision's name, which
+favours neither early nor late blocks.
 
-Departs from the published projection, which fills deficits module by module in network order, may miss the budget
-and is not nested in sparsity (Yuan et al., arXiv:2511.18977, and its code).
+The published projection (Yuan et al., arXiv:2511.18977, and its code) differs: it fills deficits module by module in
+network order, may miss the budget and is not nested in sparsity. See ffp/core/sequential_projection.py.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import hashlib
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from ffp.core.errors import BudgetError
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
 
-IntArray = npt.NDArray[np.int64]
-LOGIT_LIMIT = 30.0
-EDGE = 0.05
+LOGIT_LIMIT = 30.0  # logits are clipped to +-LOGIT_LIMIT
+EDGE = 0.05  # free share of a full or empty decision in logits_of
 
 
 def max_sparsity(problem: PruningProblem) -> float:
-    """The largest sparsity that the decisions' min_keep allow."""
+    """Returns the largest sparsity that the decisions' min_keep allow."""
     return problem.sparsity_of(problem.min_keep)
 
 
 def kept_budget(problem: PruningProblem) -> int:
-    """Parameters of units that may stay, so that the removed ones are at least the target's share.
+    """Returns how many parameters of units may stay, so that at least the target's share is removed.
 
-    Raises BudgetError where min_keep forbids the target.
+    Raises:
+        BudgetError: min_keep forbids the target.
     """
     removed = math.ceil(problem.target * problem.total_params - 1e-6)
     if removed > int(np.dot(problem.n_units - problem.min_keep, problem.params_per_unit)):
@@ -47,25 +46,41 @@ def kept_budget(problem: PruningProblem) -> int:
 
 
 def dense(problem: PruningProblem) -> Allocation:
-    """The allocation that keeps everything."""
+    """Returns the allocation that keeps everything."""
     return Allocation(problem.problem_id, tuple(decision.n_units for decision in problem.decisions))
 
 
 def water_fill(problem: PruningProblem, logits: FloatArray) -> FloatArray:
-    """Kept units per decision, fractional, that meet the budget.
+    """Returns fractional kept units that meet the budget.
 
-    keep_i(t) = p_i + (1 - p_i) * sigmoid(logits_i + t) with p_i = min_keep_i / n_groups_i; t by bisection. Monotone
-    in the target: a higher sparsity keeps no more of any decision.
+    The kept share is p_i + (1 - p_i) * sigmoid(logits_i + t) with p_i = min_keep_i / n_units_i, and t is found by
+    bisection. A higher sparsity keeps no more of any decision.
+
+    Args:
+        problem: The decisions and their budget.
+        logits: (n_decisions,), larger keeps more.
+
+    Returns:
+        (n_decisions,), within the decisions' bounds.
+
+    Raises:
+        BudgetError: The target is infeasible.
     """
     return _fill(problem.n_units, problem.min_keep, problem.params_per_unit, _bounded(logits), kept_budget(problem))
 
 
 def project(problem: PruningProblem, logits: FloatArray) -> Allocation:
-    """The feasible allocation nearest in spirit to these logits.
+    """Projects logits onto an allocation that meets the budget.
 
-    logits: (n_decisions,), larger keeps more; only differences count. The realised sparsity is at least the target
-    and exceeds it by less than the cheapest unit that could still be added. Raises BudgetError if the target is
-    infeasible, ValueError if logits are not finite or of another shape.
+    The realised sparsity is at least the target and exceeds it by less than the cheapest unit that could still be kept.
+
+    Args:
+        problem: The decisions and their budget.
+        logits: (n_decisions,), larger keeps more; only differences count.
+
+    Raises:
+        BudgetError: The target is infeasible.
+        ValueError: Logits are not finite or of another shape.
     """
     logits = _bounded(logits)
     if logits.shape != (len(problem.decisions),):
@@ -77,9 +92,16 @@ def project(problem: PruningProblem, logits: FloatArray) -> Allocation:
 
 
 def project_shares(problem: PruningProblem, shares: FloatArray) -> Allocation:
-    """The feasible allocation for desired kept shares, (n_decisions,) in [0, 1].
+    """Projects requested kept shares onto an allocation that meets the budget.
 
-    Shares that meet the budget are kept up to rounding; otherwise all move together in logit space.
+    Shares that meet the budget are kept up to rounding; otherwise all are shifted together in logit space.
+
+    Args:
+        problem: The decisions and their budget.
+        shares: (n_decisions,), in [0, 1].
+
+    Raises:
+        BudgetError: The target is infeasible.
     """
     floor = problem.min_keep / problem.n_units
     free = np.clip((np.asarray(shares, dtype=np.float64) - floor) / np.maximum(1 - floor, 1e-12), 1e-9, 1 - 1e-9)
@@ -87,7 +109,15 @@ def project_shares(problem: PruningProblem, shares: FloatArray) -> Allocation:
 
 
 def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
-    """The feasible allocation for desired kept units, fractional or off the budget; feasible ones stay as they are."""
+    """Projects requested kept units onto an allocation that meets the budget; one that does is returned as it is.
+
+    Args:
+        problem: The decisions and their budget.
+        keep: (n_decisions,), may be fractional or miss the budget.
+
+    Raises:
+        BudgetError: The target is infeasible.
+    """
     whole = np.round(keep).astype(np.int64)
     if bool((whole == keep).all()) and (whole >= problem.min_keep).all() and (whole <= problem.n_units).all():
         slack = kept_budget(problem) - int(np.dot(whole, problem.params_per_unit))
@@ -98,7 +128,10 @@ def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
 
 
 def logits_of(problem: PruningProblem, allocation: Allocation) -> FloatArray:
-    """Logits whose projection is about this allocation; full and empty decisions stay within reach."""
+    """Returns logits whose projection is about this allocation, (n_decisions,).
+
+    Free shares are clipped to [EDGE, 1 - EDGE], so that a search can move full and empty decisions back.
+    """
     floor = problem.min_keep / problem.n_units
     free = (np.asarray(allocation.keep) / problem.n_units - floor) / np.maximum(1 - floor, 1e-12)
     free = np.clip(free, EDGE, 1 - EDGE)
@@ -108,7 +141,7 @@ def logits_of(problem: PruningProblem, allocation: Allocation) -> FloatArray:
 
 @functools.cache
 def _tie(name: str) -> bytes:
-    """Where a decision stands among equals."""
+    """Rank of a decision among equal ones."""
     return hashlib.sha256(name.encode()).digest()
 
 
@@ -120,7 +153,7 @@ def _bounded(logits: FloatArray) -> FloatArray:
 
 
 def _fill(n: IntArray, least: IntArray, cost: IntArray, logits: FloatArray, budget: int) -> FloatArray:
-    """Fractional keeps with sum(cost * keep) = budget, clipped to what the bounds allow."""
+    """Fractional kept units with sum(cost * keep) = budget, as far as the bounds allow."""
     low, high = -2 * LOGIT_LIMIT - 10, 2 * LOGIT_LIMIT + 10
     for _ in range(100):
         middle = (low + high) / 2
@@ -134,9 +167,9 @@ def _fill(n: IntArray, least: IntArray, cost: IntArray, logits: FloatArray, budg
 
 
 def _settle_coarse(problem: PruningProblem, wanted: FloatArray) -> IntArray:
-    """Whole units for every decision: the nearest for the coarse ones, floors for the finest class.
+    """Rounds to whole units: decisions with expensive units to the nearest, those with the cheapest units down.
 
-    Where the coarse ones would leave less than the fine ones' min_keep, the most generously rounded give back.
+    Where the expensive units would leave less than the others' min_keep, those that were rounded up most are reduced.
     """
     cost, ties = problem.params_per_unit, [_tie(decision.name) for decision in problem.decisions]
     coarse = cost > cost.min()
@@ -150,7 +183,7 @@ def _settle_coarse(problem: PruningProblem, wanted: FloatArray) -> IntArray:
 
 
 def _settle_fine(problem: PruningProblem, keep: IntArray, logits: FloatArray) -> IntArray:
-    """Fill the finest class again with what the coarse units left over, and round it down."""
+    """Distributes what the expensive units left over among the cheapest ones again, and rounds that down."""
     cost = problem.params_per_unit
     fine = cost == cost.min()
     left = kept_budget(problem) - int(np.dot(keep[~fine], cost[~fine]))
@@ -164,7 +197,7 @@ def _settle_fine(problem: PruningProblem, keep: IntArray, logits: FloatArray) ->
 
 
 def _top_up(problem: PruningProblem, keep: IntArray, wanted: FloatArray) -> IntArray:
-    """Add the units that are furthest below what was wanted until no unit fits into the budget."""
+    """Adds units where most is missing from what was wanted, until no unit fits into the budget."""
     cost, ties = problem.params_per_unit, [_tie(decision.name) for decision in problem.decisions]
     keep, slack = keep.copy(), kept_budget(problem) - int(np.dot(keep, problem.params_per_unit))
     while fits := [i for i in range(len(ties)) if keep[i] < problem.n_units[i] and cost[i] <= slack]:

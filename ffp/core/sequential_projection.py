@@ -1,9 +1,11 @@
-"""The published repository's projection, order-dependent as it is: for the ablation of the projection alone.
+"""The projection of the published code, which depends on the order of the decisions: for an ablation.
 
-|a| clipped to [least share, 1] is the wish. A deficit is filled in proportion to the modules' headroom; an excess is
-cut module by module in network order, each down to its least share, until the budget is met, so that at high sparsity
-the first blocks give everything. Departs: KV groups are counted, not query heads, and a last step rounds to whole units
-on the exact budget, which the repository misses by up to 1e-3. Source: the code of Yuan et al., arXiv:2511.18977.
+The request is |a|, clipped to [least share, 1]. A deficit is filled in proportion to what the decisions can still take.
+An excess is cut decision by decision in network order, each down to its least share, until the budget is met; at high
+sparsity the first blocks therefore lose everything.
+
+Departures: KV groups are counted, not query heads, and a last step rounds to whole units on the exact budget, which
+the published code misses by up to 1e-3. Source: the code of Yuan et al., arXiv:2511.18977.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from ffp.core.projection import kept_budget, round_keep
 
 
 def project_sequentially(problem: PruningProblem, action: FloatArray) -> Allocation:
-    """The feasible allocation of an action, (n_decisions,); BudgetError if the target is infeasible."""
+    """Projects an action onto an allocation that meets the budget, in network order.
+
+    Args:
+        problem: The decisions and their budget.
+        action: (n_decisions,), read as kept shares.
+
+    Raises:
+        BudgetError: The target is infeasible.
+    """
     params = (problem.n_units * problem.params_per_unit).astype(np.float64)
     least = problem.min_keep / problem.n_units
     shares = np.clip(np.abs(action), least, 1.0)

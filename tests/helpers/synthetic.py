@@ -1,4 +1,4 @@
-"""A model that is three formulas: problems, statistics and a reward for tests of the searches, in milliseconds."""
+"""Problems, statistics and a reward that stand for a model: tests of the methods run in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ from functools import partial
 
 import numpy as np
 
-from ffp.allocators.base import LinearStats
+from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
+from ffp.allocators.tracker import Tracker
 from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
 
 
 def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
     """Blocks of 3 KV groups and 96 channels, a KV group worth 41.6 channels; output biases on the FFN."""
-    units = []
+    decisions = []
     for block in range(blocks):
-        units.append(Decision(name=f"block{block:02d}.attention", n_units=3, params_per_unit=2080))
-        units.append(Decision(name=f"block{block:02d}.ffn", n_units=96, params_per_unit=50, fixed_params=16))
-    return PruningProblem(tuple(units), target)
+        decisions.append(Decision(name=f"block{block:02d}.attention", n_units=3, params_per_unit=2080))
+        decisions.append(Decision(name=f"block{block:02d}.ffn", n_units=96, params_per_unit=50, fixed_params=16))
+    return PruningProblem(tuple(decisions), target)
 
 
 def unstructured_problem(target: float = 0.5, blocks: int = 4) -> PruningProblem:
-    """Blocks of 600 attention weights and 1,500 FFN weights, each a decision."""
-    units = []
+    """Blocks of 600 attention weights and 1,500 FFN weights, each weight a unit."""
+    decisions = []
     for block in range(blocks):
-        units.append(Decision(name=f"block{block:02d}.attention", n_units=600, params_per_unit=1, min_keep=6))
-        units.append(Decision(name=f"block{block:02d}.ffn", n_units=1500, params_per_unit=1, min_keep=15))
-    return PruningProblem(tuple(units), target, "unstructured")
+        decisions.append(Decision(name=f"block{block:02d}.attention", n_units=600, params_per_unit=1, min_keep=6))
+        decisions.append(Decision(name=f"block{block:02d}.ffn", n_units=1500, params_per_unit=1, min_keep=15))
+    return PruningProblem(tuple(decisions), target, "unstructured")
 
 
 def grouped_problem(target: float = 0.5, blocks: int = 5, m: int = 8) -> PruningProblem:
     """Blocks of 1,600 weights, one of every m a unit; the last block is twice as large."""
-    units = [Decision(name=f"block{block:02d}", n_units=m, params_per_unit=(1600 << (block + 1 == blocks)) // m) for block in range(blocks)]
-    return PruningProblem(tuple(units), target, f"n-of-{m}")
+    sizes = [1600 << (block + 1 == blocks) for block in range(blocks)]
+    decisions = [
+        Decision(name=f"block{block:02d}", n_units=m, params_per_unit=size // m) for block, size in enumerate(sizes)
+    ]
+    return PruningProblem(tuple(decisions), target, f"n-of-{m}")
 
 
 PROBLEMS = {
@@ -44,11 +48,32 @@ PROBLEMS = {
 }
 
 
-class SyntheticReward:
-    """exp(-damage), damage = mean over windows of sum_i c_iw * (share removed of decision i)^2.
+def run_search(
+    method: Search,
+    problem: PruningProblem,
+    reward: SyntheticReward,
+    budget: SearchBudget,
+    *,
+    seed: int = 0,
+    policy=None,
+) -> tuple[Allocation, Tracker]:
+    """Runs a search as the pipeline does, and returns its answer with all that led to it."""
+    tracker = Tracker(problem, reward, budget, method=method.name, seed=seed, initial_policy=policy)
+    return method.run(tracker, np.random.default_rng(seed)), tracker
 
-    c_iw is a sensitivity per decision, log-normal with spread `spread`, times a factor near 1 per decision and
-    window: convex and separable, so that the best allocation is far from uniform and known to exist.
+
+def answer(method: Method, problem: PruningProblem, budget: SearchBudget, *, seed: int = 0) -> Allocation:
+    """Returns the answer of any method, on the synthetic statistics or reward."""
+    if isinstance(method, Search):
+        return run_search(method, problem, SyntheticReward(problem), budget, seed=seed)[0]
+    return method.allocate(problem, SyntheticStats(problem))
+
+
+class SyntheticReward:
+    """exp(-damage), where damage is the mean over windows of sum_i c_iw * (share removed of decision i)^2.
+
+    c_iw is a sensitivity of decision i, log-normal with spread `spread`, times a factor near 1 for each window. Damage is
+    convex and separable, so the best allocation exists and is far from uniform.
     """
 
     def __init__(self, problem: PruningProblem, *, n_windows: int = 8, window_tokens: int = 10, spread: float = 1.2):
@@ -64,7 +89,7 @@ class SyntheticReward:
         self._memo: set[tuple[tuple[int, ...], int]] = set()
 
     def loss(self, keep: Sequence[int], damage: FloatArray) -> float:
-        """Mean excess loss over the rows of `damage`."""
+        """Returns the mean excess loss over the rows of `damage`."""
         removed = [(decision.n_units - k) / decision.n_units for decision, k in zip(self.decisions, keep, strict=True)]
         return float((damage @ np.square(removed)).mean())
 
@@ -76,9 +101,9 @@ class SyntheticReward:
         return float(np.exp(-self.loss(allocation.keep, self.damage[list(windows)])))
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
-        """Derivative and half the second one, which is exact for this reward; a forward and a backward are charged.
+        """Returns the first derivative and half the second one, which is exact for this reward.
 
-        The forward's losses are remembered, so that the reward on the same windows is free afterwards.
+        Charges a forward and a backward. The reward on the same windows is free afterwards.
         """
         self.spent_tokens += 3 * len(windows) * self.window_tokens
         self.evaluations += 1
@@ -98,9 +123,9 @@ class SyntheticReward:
 
 
 class SyntheticStats:
-    """Random weights and inputs, heavier-tailed from block to block; two linears a module.
+    """Random weights and inputs with tails that get heavier from block to block; two linears a module.
 
-    The second of each feeds the residual stream; its columns are the module's units, two columns a unit of attention.
+    The second one writes to the residual stream; its columns are the module's units, two columns a unit of attention.
     """
 
     def __init__(self, problem: PruningProblem, *, seed: int = 0):
@@ -115,9 +140,9 @@ class SyntheticStats:
                 for part, columns in (("in", 20), ("out", units * (1 + (module == "attention")))):
                     weight = rng.standard_t(2 + 2 * number + (module == "ffn"), size=(12, columns)).astype(np.float32)
                     square = rng.gamma(1.0, size=columns)
-                    facts = {"n_tokens": 100, "module": module, "output": part == "out"}
-                    name = f"{block}.{module}.{part}"
-                    self._blocks[-1].append(LinearStats(name, decision, weight, square, 0.9 * square, **facts))
+                    name, output = f"{block}.{module}.{part}", part == "out"
+                    linear = LinearStats(name, decision, weight, square, 0.9 * square, 100, module, output)
+                    self._blocks[-1].append(linear)
 
     @property
     def n_blocks(self) -> int:
