@@ -72,8 +72,8 @@ def answer(method: Method, problem: PruningProblem, budget: SearchBudget, *, see
 class SyntheticReward:
     """exp(-damage), where damage is the mean over windows of sum_i c_iw * (share removed of decision i)^2.
 
-    c_iw is a sensitivity of decision i, log-normal with spread `spread`, times a factor near 1 for each window. Damage is
-    convex and separable, so the best allocation exists and is far from uniform.
+    c_iw is a sensitivity of decision i, log-normal with spread `spread`, times a factor near 1 for each window. Damage
+    is convex and separable, so the best allocation exists and is far from uniform.
     """
 
     def __init__(self, problem: PruningProblem, *, n_windows: int = 8, window_tokens: int = 10, spread: float = 1.2):
