@@ -119,7 +119,8 @@ def _anytime(experiment: Experiment, records: Iterable[Record]) -> Iterator[str]
     )
     older = sum(bool(r.cost and r.cost.evaluations and r.allocation and r.answers is None) for r in records)
     if older:
-        yield f"Left out: {older} searches without answers.json, made by an older version. Run them again to show them."
+        what = "1 search" if older == 1 else f"{older} searches"
+        yield f"Left out: {what} without answers.json, made by an older version. Run again to show."
 
 
 def _documents(result: TaskScores) -> str:

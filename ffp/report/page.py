@@ -175,6 +175,6 @@ def _script_json(value: Any) -> Markup:
 
 
 def _packed(value: Any) -> str:
-    """Returns JSON, gzipped, in base64. Cells repeat each other's provenance, so that 2,000 of them take little room."""
+    """Returns JSON, gzipped, in base64: cells repeat each other's provenance, so that 2,000 of them stay small."""
     text = json.dumps(value, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

@@ -1,22 +1,27 @@
-"""Grids with the artifacts of finished and unfinished cells, written without running anything."""
+"""Grids with the files of finished and unfinished cells, written without running anything."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 
-from ffp.config import Experiment
-from ffp.store.files import write_json, write_table
+from ffp.config import Cell, Experiment
+from ffp.core.problem import Decision
+from ffp.store import schemas
+from ffp.store.identity import step_settings
+from ffp.store.layout import CellFiles, Layout
 from ffp.store.provenance import provenance
 
 TITLE = "<b>Tiny</b> & 50%_of $x_1$"
 SOURCE = {"kind": "local", "path": "nowhere"}
-TRACE = ["evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep"]
+KEEP = (3, 2, 3, 4, 3, 4)
 
 
-def make_project(folder: Path, **changes) -> Experiment:
+def make_experiment(folder: Path, **changes) -> Experiment:
+    """A grid with its models, text and tasks below `folder`; changes: keys of the grid file."""
     corpus = {"name": "a", "source": SOURCE, "reader": "jsonl"}
     shares = dict.fromkeys(("calibration", "search", "selection", "test"), 0.25)
     files = {
@@ -39,88 +44,84 @@ def make_project(folder: Path, **changes) -> Experiment:
     return Experiment(folder / "config" / "grid.yaml")
 
 
-def write_cell(project, path, losses, *, tokens=0, acc=0.5, scores=True, tasks=True):
-    """The artifacts of a finished cell; losses: nats a token of each window."""
-    folder, cell = Path(project.grid.results) / "cells" / path, project.cell(path)
+def files_of(experiment: Experiment, path: str) -> CellFiles:
+    """The files of a cell of the grid by its path."""
+    return Layout.from_grid(experiment.grid).cell(experiment.cell(path))
+
+
+def write_cell(experiment, path, losses, *, tokens=0, acc=0.5, scores=True, tasks=True, answers=None):
+    """Writes the files of a finished cell.
+
+    losses: nats a token of each window. tokens: what the search forwarded, in evaluations of 100. answers: by tokens,
+    the loss over dense on the selection text; by default falling from 0.4, for cells with tokens.
+    """
+    files, cell = files_of(experiment, path), experiment.cell(path)
     origin = provenance(seed=cell.seed, model="cafe")
-    identity = {
-        "model": cell.model,
-        "granularity": cell.granularity,
-        "sparsity": float(cell.sparsity),
-        "method": cell.method,
-        "seed": cell.seed,
-    }
     if cell.method != "dense":
-        sizes = {"n_units": 4, "params_per_unit": 10, "fixed_params": 0, "min_keep": 1, "bundle": 1}
-        decisions = [{"name": f"block{b:02d}.{kind}", **sizes} for b in range(3) for kind in ("attention", "ffn")]
-        body = {
-            "status": "done",
-            "reason": None,
-            "cell": identity,
-            "problem": {"granularity": "structured", "target": float(cell.sparsity), "decisions": decisions},
-        }
-        body |= {
-            "problem_id": "p",
-            "keep": [3, 2, 3, 4, 3, 4],
-            "block_sparsity": 0.2,
-            "settings": project.settings("allocate", cell),
-            "provenance": origin,
-        }
-        write_json(folder / "allocation.json", "ffp/allocation/2", body)
-        cost = {
-            "evaluations": tokens // 100,
-            "n_tokens": tokens,
-            "selection_tokens": 0,
-            "earlier_s": 0.0,
-            "wall_s": 1.5,
-            "peak_mem_bytes": 1000,
-        }
-        write_json(folder / "search.cost.json", "ffp/cost/1", {**cost, "provenance": origin})
-        best = [float("nan"), 0.2, 0.3, 0.4] if tokens else []
-        rows = [
-            {"evaluation": i, "tokens": i * 100, "stage": "s", "sparsity": 0.2, "windows": 1, "reward": 0.1, "best": b,
-             "keep": [3] * 6} for i, b in enumerate(best, 1)
-        ]  # fmt: skip
-        write_table(folder / "trace.parquet", rows, TRACE)
+        write_allocation(experiment, cell)
+        cost = schemas.Cost(evaluations=tokens // 100, n_tokens=tokens, wall_s=1.5, peak_mem_bytes=1000)
+        schemas.CostFile(**cost.model_dump(), provenance=origin).write(files.search_cost)
+        best = [math.nan, 0.2, 0.3, 0.4] if tokens else []
+        rows = [(i, i * 100, "s", 0.2, 1, 0.1, b, [3] * 6) for i, b in enumerate(best, 1)]
+        schemas.write_trace(files.trace, [dict(zip(schemas.TRACE_COLUMNS, row, strict=True)) for row in rows])
+        if answers is None:
+            answers = {tokens // 4 * part: 0.4 / part for part in (1, 2, 4)} if tokens else {}
+        points = [{"tokens": t, "share": t / max(answers), "keep": KEEP, "loss": loss} for t, loss in answers.items()]
+        schemas.AnswersFile(points=points, provenance=origin).write(files.answers)
     if scores:
-        write_json(folder / "scores.json", "ffp/scores/1", score_body(project, cell, losses, acc, tasks))
+        body = score_body(losses, acc, tasks)
+        body |= {"block_sparsity": float(cell.sparsity), "model_sparsity": 0.9 * float(cell.sparsity)}
+        settings = step_settings(experiment, "evaluate", cell)
+        scored = schemas.ScoresFile(**body, cell=cell.as_dict(), settings=settings, provenance=provenance())
+        scored.write(files.scores)
 
 
-def score_body(project, cell, losses, acc, tasks):
+def write_allocation(experiment: Experiment, cell: Cell, *, decisions=None, keep=KEEP) -> None:
+    """Writes the cell's allocation.json, of three blocks with four units each in attention and FFN by default."""
+    names = [f"block{block:02d}.{kind}" for block in range(3) for kind in ("attention", "ffn")]
+    decisions = decisions or [Decision(name=name, n_units=4, params_per_unit=10) for name in names]
+    problem = schemas.Problem(granularity=cell.granularity, target=float(cell.sparsity), decisions=decisions)
+    schemas.AllocationFile(
+        cell=cell.as_dict(), problem=problem, problem_id="p", keep=keep, block_sparsity=0.2,
+        settings=step_settings(experiment, "allocate", cell), provenance=provenance(seed=cell.seed, model="cafe"),
+    ).write(Layout.from_grid(experiment.grid).cell(cell).allocation)  # fmt: skip
+
+
+def score_body(losses, acc, tasks):
+    """What is measured, as scores.json holds it."""
     series = pd.Series(losses)
-    value = float(2.718281828459045 ** series.mean())
+    value = math.exp(series.mean())
     figure = {"value": acc, "stderr": 0.1}
     both = {
-        "arc_easy": {
-            "version": 1.0,
-            "hash": "h1",
-            "n": 32,
-            "n_total": 2376,
-            "metrics": {"acc": {"value": 0.1, "stderr": 0.05}, "acc_norm": figure},
-        },
+        "arc_easy": {"version": 1.0, "hash": "h1", "n": 32, "n_total": 2376,
+                     "metrics": {"acc": {"value": 0.1, "stderr": 0.05}, "acc_norm": figure}},
         "winogrande": {"version": 1.0, "hash": "h2", "n": 32, "n_total": 1267, "metrics": {"acc": figure}},
-    }
+    }  # fmt: skip
     return {
-        "status": "done", "reason": None,
-        "block_sparsity": float(cell.sparsity), "model_sparsity": 0.9 * float(cell.sparsity),
         "params": {"dense": 1000, "kept": 900}, "tasks": both if tasks else {},
         "ppl": {"value": value, "stderr": value * float(series.sem()), "n_windows": len(losses), "context": 64,
                 "n_tokens": 63 * len(losses), "loss_by_window": losses},
         "cost": {"wall_s": 2.0, "peak_mem_bytes": 2000},
-        "settings": project.settings("evaluate", cell), "provenance": provenance(),
     }  # fmt: skip
 
 
-def fill(project: Experiment) -> None:
-    """Sparsity 0.20 finished, 0.30 in every other state."""
+def edit(file: schemas.JsonFile, path: Path, change) -> None:
+    """Changes a JSON file in place: `change` is given its content as plain data."""
+    body = file.read(path).model_dump(mode="json")
+    change(body)
+    file.model_validate(body).write(path)
+
+
+def fill(experiment: Experiment) -> None:
+    """Writes cells: sparsity 0.20 finished, 0.30 in every other state."""
     cell = "tiny/structured/"
-    write_cell(project, cell + "s0.00/dense/seed0", [3.0, 3.5, 2.5])
-    write_cell(project, cell + "s0.20/uniform/seed0", [3.60, 4.05, 3.20])
-    write_cell(project, cell + "s0.20/owl/seed0", [3.4, 3.9, 2.9])
-    write_cell(project, cell + "s0.20/evolutionary/seed0", [3.41, 3.88, 2.92], tokens=400)
-    write_cell(project, cell + "s0.20/fastforward/seed0", [3.5, 4.0, 3.0], tokens=300)
-    write_cell(project, cell + "s0.30/uniform/seed0", [4.0, 4.5, 3.5])
-    write_cell(project, cell + "s0.30/owl/seed0", [1.0], scores=False)
-    broken = Path(project.grid.results) / "cells" / cell / "s0.30/evolutionary/seed0/allocation.json"
+    write_cell(experiment, cell + "s0.00/dense/seed0", [3.0, 3.5, 2.5])
+    write_cell(experiment, cell + "s0.20/uniform/seed0", [3.60, 4.05, 3.20])
+    write_cell(experiment, cell + "s0.20/owl/seed0", [3.4, 3.9, 2.9])
+    write_cell(experiment, cell + "s0.20/evolutionary/seed0", [3.41, 3.88, 2.92], tokens=400)
+    write_cell(experiment, cell + "s0.20/fastforward/seed0", [3.5, 4.0, 3.0], tokens=300)
+    write_cell(experiment, cell + "s0.30/uniform/seed0", [4.0, 4.5, 3.5])
+    write_cell(experiment, cell + "s0.30/owl/seed0", [1.0], scores=False)
+    broken = files_of(experiment, cell + "s0.30/evolutionary/seed0").allocation
     broken.parent.mkdir(parents=True)
     broken.write_text("{")

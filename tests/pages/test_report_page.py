@@ -9,7 +9,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from ffp.report import build
 from tests.helpers import browser
-from tests.helpers.cells import TITLE, fill, make_project
+from tests.helpers.cells import TITLE, fill, make_experiment
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 CELL = "tiny/structured/s0.20/owl/seed0"
@@ -18,9 +18,9 @@ CELL = "tiny/structured/s0.20/owl/seed0"
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    project = make_project(folder, models=["tiny", "other"])
-    fill(project)
-    return build(project, folder / "report")
+    experiment = make_experiment(folder, models=["tiny", "other"])
+    fill(experiment)
+    return build(experiment, folder / "report")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 from ffp.cli import main
 from ffp.report import compare
 from ffp.store.files import read_json, write_json
-from tests.helpers.cells import fill, make_project, write_cell
+from ffp.store.schemas import AllocationFile, CompareFile, ScoresFile
+from tests.helpers.cells import edit, fill, make_experiment, write_cell
 
 CELL = "tiny/structured/s0.20/owl/seed0"
 
@@ -17,17 +18,14 @@ CELL = "tiny/structured/s0.20/owl/seed0"
 @pytest.fixture
 def sets(tmp_path) -> tuple[Path, Path]:
     """Two equal result sets; tests change the second one."""
-    project = make_project(tmp_path)
-    fill(project)
+    experiment = make_experiment(tmp_path)
+    fill(experiment)
     shutil.copytree(tmp_path / "results", tmp_path / "b")
     return tmp_path / "results", tmp_path / "b"
 
 
-def edit(folder: Path, change, name="scores.json", schema="ffp/scores/1") -> None:
-    path = folder / "cells" / CELL / name
-    body = read_json(path, schema)
-    change(body)
-    write_json(path, body.pop("schema"), body)
+def edit_scores(folder: Path, change) -> None:
+    edit(ScoresFile, folder / "cells" / CELL / "scores.json", change)
 
 
 def verdict(sets) -> str:
@@ -61,19 +59,26 @@ def test_equal_sets_are_identical_and_exit_0(sets, capsys):
     ],
 )
 def test_a_difference_is_judged_against_its_paired_error(sets, change, expected):
-    edit(sets[1], change)
+    edit_scores(sets[1], change)
     assert verdict(sets) == expected
 
 
 def test_a_change_exits_1_and_names_the_cell_the_figures_and_the_error(sets, capsys, tmp_path):
-    edit(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
-    edit(sets[1], lambda body: body.update(keep=[4] * 6), "allocation.json", "ffp/allocation/2")
+    edit_scores(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
+    edit(AllocationFile, sets[1] / "cells" / CELL / "allocation.json", lambda body: body.update(keep=[4] * 6))
     assert main(["compare", *map(str, sets), "--json", str(tmp_path / "out.json")]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if CELL in line)
     assert line.startswith("changed ") and "ppl 29.9641 -> 30.5634 (+0.599, " in line
     assert "standard errors" in line and line.endswith("another allocation")
-    body = read_json(tmp_path / "out.json", "ffp/compare/1")
-    assert body["changed"] and json.dumps(body)
+    body = CompareFile.read(tmp_path / "out.json")
+    assert body.changed and next(cell for cell in body.cells if cell["cell"] == CELL)["figures"]["ppl"][2] > 0
+
+
+def test_an_unknown_error_is_null_in_the_json(sets, tmp_path):
+    edit_scores(sets[1], lambda body: body["ppl"].update(value=31.0, stderr=None, loss_by_window=[]))
+    assert main(["compare", *map(str, sets), "--json", str(tmp_path / "out.json")]) == 0
+    changed = next(c for c in json.loads((tmp_path / "out.json").read_text())["cells"] if c["cell"] == CELL)
+    assert changed["figures"]["ppl"][1:] == [31.0, None]
 
 
 def test_what_differs_in_the_provenance_is_counted(sets):
@@ -82,7 +87,7 @@ def test_what_differs_in_the_provenance_is_counted(sets):
         body["provenance"]["packages"]["torch"] = "9.9"
         body["settings"]["evaluation"]["windows"] = 3
 
-    edit(sets[1], change)
+    edit_scores(sets[1], change)
     found = compare.compare(*sets)
     assert set(found.provenance) == {
         "evaluation commit", "evaluation packages.torch", "evaluation settings.evaluation.windows",
@@ -91,9 +96,26 @@ def test_what_differs_in_the_provenance_is_counted(sets):
     assert not found.changed
 
 
+def test_results_whose_allocations_list_decisions_by_position_compare_with_new_ones(sets):
+    """Schema ffp/allocation/1, written before decisions had names; its cells had no answers.json."""
+    for place in (sets[0] / "cells").glob("*/*/*/*/*"):
+        (place / "answers.json").unlink(missing_ok=True)
+        if (place / "scores.json").is_file() and (place / "allocation.json").is_file():
+            _, body = read_json(place / "allocation.json", [AllocationFile.tag])
+            body.pop("schema", None)
+            decisions = body["problem"].pop("decisions")
+            body["problem"]["units"] = [[d["name"], d["n_units"], d["params_per_unit"], 0, 1] for d in decisions]
+            write_json(place / "allocation.json", "ffp/allocation/1", body)
+    assert verdict(sets) == "identical"
+    found = compare.compare(*sets)
+    assert {d.verdict for d in found.cells} == {"identical"} and not any(d.allocation for d in found.cells)
+    edit(AllocationFile, sets[1] / "cells" / CELL / "allocation.json", lambda body: body.update(keep=[4] * 6))
+    assert [d.cell for d in compare.compare(*sets).cells if d.allocation] == [CELL]
+
+
 def test_a_lost_cell_is_a_change_and_a_new_one_is_not(sets, tmp_path):
-    project = make_project(tmp_path / "c", results=str(sets[1]))
-    write_cell(project, "tiny/structured/s0.30/fastforward/seed0", [3.0, 3.1])
+    experiment = make_experiment(tmp_path / "c", results=str(sets[1]))
+    write_cell(experiment, "tiny/structured/s0.30/fastforward/seed0", [3.0, 3.1])
     assert not compare.compare(*sets).changed
     assert compare.compare(sets[1], sets[0]).changed
 

@@ -1,0 +1,96 @@
+"""Means over seeds, and the standard errors behind best and ties."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from ffp.report import build
+from ffp.report.collect import collect
+from ffp.report.groups import best_and_ties, difference_stderr, group
+from ffp.store.schemas import ScoresFile
+from tests.helpers.cells import edit, files_of, fill, make_experiment, write_cell
+
+
+def groups_of(experiment):
+    return group(collect(experiment))
+
+
+def test_best_is_bold_and_what_is_within_the_error_is_tied(experiment):
+    fill(experiment)
+    marks = best_and_ties(groups_of(experiment), "ppl")
+    at20 = {path.split("/")[3]: mark for path, mark in marks.items() if "s0.20" in path}
+    # owl is best; evolutionary differs by less than its paired error; the others are worse on every window alike.
+    assert at20 == {"owl": "best", "evolutionary": "tie"}
+    assert not [path for path in marks if "s0.30" in path], "one finished row is not a comparison"
+
+
+def test_without_window_losses_both_errors_count(experiment):
+    fill(experiment)
+    for record in collect(experiment):
+        if record.done:
+            scores = files_of(experiment, record.cell.path).scores
+            edit(ScoresFile, scores, lambda body: body["ppl"].update(loss_by_window=[]))
+    groups = [g for g in groups_of(experiment) if g.done]
+    one, other = groups[1], groups[2]
+    expected = (one.row["ppl_stderr"] ** 2 + other.row["ppl_stderr"] ** 2) ** 0.5
+    assert difference_stderr(one, other, "ppl") == pytest.approx(expected)
+    assert best_and_ties(groups, "ppl")["tiny/structured/s0.20/uniform"] == "tie"
+
+
+def test_paired_error_equals_that_of_resampled_windows(experiment):
+    """The delta method against a bootstrap over windows."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(3, 0.4, 200)
+    losses = [list(base), list(base + generator.normal(0.1, 0.05, 200))]
+    for name, values in zip(("uniform", "owl"), losses, strict=True):
+        write_cell(experiment, f"tiny/structured/s0.20/{name}/seed0", values)
+    one, other = (g for g in groups_of(experiment) if g.done)
+    draws = generator.integers(0, 200, (4000, 200))
+    spread = np.std(np.exp(np.array(losses[0])[draws].mean(1)) - np.exp(np.array(losses[1])[draws].mean(1)))
+    assert difference_stderr(one, other, "ppl") == pytest.approx(spread, rel=0.06)
+
+
+def test_unknown_errors_make_ties(experiment):
+    for name, loss in (("uniform", 3.0), ("owl", 4.0)):
+        path = f"tiny/structured/s0.20/{name}/seed0"
+        write_cell(experiment, path, [loss, loss])
+        edit(ScoresFile, files_of(experiment, path).scores,
+             lambda body: body["ppl"].update(loss_by_window=[1.0], stderr=None))  # fmt: skip
+    assert list(best_and_ties(groups_of(experiment), "ppl").values()) == ["best", "tie"]
+
+
+def test_seeds_become_a_mean_and_a_spread(tmp_path):
+    experiment = make_experiment(tmp_path, seeds=[0, 1, 2], sparsities=[0.2])
+    losses = [[3.4, 3.9, 2.9], [3.5, 4.1, 2.9], [3.3, 3.8, 3.0]]
+    for seed, windows in enumerate(losses):
+        write_cell(experiment, f"tiny/structured/s0.20/fastforward/seed{seed}", windows, tokens=100 * (seed + 2))
+    write_cell(experiment, "tiny/structured/s0.20/uniform/seed0", [3.6, 4.05, 3.2])
+    build(experiment, tmp_path / "report")
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "report/summary.csv").open())}
+    ppl = [np.exp(np.mean(windows)) for windows in losses]
+    assert float(rows["fastforward"]["ppl"]) == pytest.approx(np.mean(ppl))
+    assert float(rows["fastforward"]["ppl_sd"]) == pytest.approx(np.std(ppl, ddof=1))
+    assert (rows["fastforward"]["seeds"], rows["uniform"]["seeds"], rows["uniform"]["ppl_sd"]) == ("3", "1", "")
+    tex = (tmp_path / "report/comparison.tex").read_text()
+    assert f"{np.mean(ppl):.2f} $\\pm$ {np.std(ppl, ddof=1):.2f}" in tex
+    assert rows["evolutionary"]["status"] == "missing"
+    assert "3 seeds" in (tmp_path / "report/index.html").read_text()
+
+
+def test_the_error_of_a_difference_adds_the_seeds_to_the_windows(tmp_path):
+    """Against a bootstrap over windows and over seeds."""
+    experiment = make_experiment(tmp_path, seeds=list(range(6)), sparsities=[0.2])
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 0.4, 200)
+    runs = np.array([base + rng.normal(0.1, 0.05) + rng.normal(0, 0.05, 200) for _ in range(6)])
+    write_cell(experiment, "tiny/structured/s0.20/owl/seed0", list(base))
+    for seed, losses in enumerate(runs):
+        write_cell(experiment, f"tiny/structured/s0.20/fastforward/seed{seed}", list(losses))
+    one, other = sorted((g for g in groups_of(experiment) if g.done), key=lambda g: len(g.done))
+    gaps = []
+    for _ in range(3000):
+        windows, seeds = rng.integers(0, 200, 200), rng.integers(0, 6, 6)
+        gaps.append(np.exp(runs[seeds][:, windows].mean(1)).mean() - np.exp(base[windows].mean()))
+    # Six seeds: the bootstrap's variance of their mean is 5/6 of the unbiased one.
+    assert difference_stderr(one, other, "ppl") == pytest.approx(np.std(gaps) * (6 / 5) ** 0.5, rel=0.1)

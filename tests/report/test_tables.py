@@ -1,0 +1,121 @@
+"""The tables of a paper: escaping, ablation, published rows, and what captions say."""
+
+import json
+import re
+
+import pytest
+
+from ffp.config import Experiment
+from ffp.core.errors import ConfigError
+from ffp.report import build, captions, tables
+from ffp.report.collect import collect
+from ffp.report.groups import group
+from ffp.report.published import references
+from tests.helpers.cells import TITLE, fill, make_experiment, write_cell
+
+
+def groups_of(experiment):
+    return group(collect(experiment))
+
+
+def test_latex_and_markdown_escape_labels(tmp_path):
+    experiment = make_experiment(tmp_path, models=["tiny", "other"])
+    fill(experiment)
+    table = tables.comparison(experiment, groups_of(experiment))
+    tex = tables.latex(table)
+    assert r"\textless{}b\textgreater{}Tiny\textless{}/b\textgreater{} \& 50\%\_of \$x\_1\$" in tex
+    columns = re.search(r"tabular\}\{(\w+)\}", tex)[1]
+    assert all(
+        len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in tex.splitlines() if line.endswith(r"\\")
+    )
+    assert r"\toprule" in tex and r"\bottomrule" in tex and r"\textbf{" in tex and r"$^\dagger$" in tex
+    markdown = tables.markdown(table)
+    assert r"\<b\>Tiny\</b\> & 50%\_of" in markdown and "**" in markdown and "†" in markdown
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()} == {len(columns) + 1}
+
+
+def test_columns_that_never_vary_move_to_the_caption(experiment):
+    fill(experiment)
+    records = collect(experiment)
+    assert tables.comparison(experiment, group(records)).headings[:2] == ["sparsity (%)", "method"]
+    constants = captions.tables(experiment, records)["comparison"][:3]
+    assert constants == [f"Model: {TITLE}.", "Granularity: structured.", "Seed: 0."]
+
+
+def test_the_caption_says_what_was_not_controlled_and_only_that(experiment, tmp_path):
+    fill(experiment)
+    notes = "\n".join(captions.uncontrolled(experiment, collect(experiment)))
+    assert "one seed for every search" in notes
+    assert "seeded sample of 32 documents" in notes
+    assert "context of 64 tokens" not in notes and "a context of 64 do not compare" in notes
+    assert "Incomplete: 6 done, 1 failed, 2 missing of 9 cells." in notes
+    assert captions.OTHER_MACHINES in notes
+    assert "different" not in notes
+    seeds = make_experiment(tmp_path / "other", seeds=[0, 1])
+    notes = "\n".join(captions.uncontrolled(seeds, collect(seeds)))
+    assert "one seed" not in notes and captions.OTHER_MACHINES not in notes
+
+
+def test_the_ablation_compares_a_variant_with_its_base(tmp_path):
+    variants = {"owl-strong": {"use": "owl", "params": {"max_deviation": 0.2}, "compensate": "ridge"}}
+    methods = ["owl-strong", "owl", "uniform"]
+    experiment = make_experiment(tmp_path, methods=methods, variants=variants, sparsities=[0.2])
+    write_cell(experiment, "tiny/structured/s0.20/owl/seed0", [3.4, 3.9, 2.9])
+    write_cell(experiment, "tiny/structured/s0.20/owl-strong/seed0", [3.3, 3.8, 2.8])
+    table = tables.ablation(experiment, groups_of(experiment))
+    shown = [dict(zip(table.headings, (e.text for e in line.entries), strict=True)) for line in table.lines]
+    assert [(row["base"], row["method"], row["change"]) for row in shown] == [
+        ("owl", "owl", tables.DASH), ("owl", "owl-strong", "max_deviation: 0.2; compensate: ridge"),
+    ]  # fmt: skip
+    assert shown[1]["verdict"] == "better" and shown[1]["Δ PPL"].startswith("\N{MINUS SIGN}")
+    other = make_experiment(tmp_path / "other")
+    assert not tables.ablation(other, groups_of(other)).lines
+
+
+def published(tmp_path, grid=(), **changes):
+    """A grid whose model is OPT-125M, and one published set for it."""
+    experiment = make_experiment(tmp_path, **{"tasks": None, "evaluation": {"context": 2048}, **dict(grid)})
+    body = {"source": "A & B, 2024", "status": "secondary source", "granularity": "structured", "text": "words",
+            "context": 2048, "calibration": "C4", "values": {"opt": {"Theirs": {"0.20": 31.5}}}, **changes}  # fmt: skip
+    repo = {"kind": "hub", "repo": "facebook/opt-125m", "revision": "0" * 40}
+    (tmp_path / "config/models/tiny.yaml").write_text(json.dumps({"title": "OPT", "source": repo}))
+    known = {"models": {"opt": ["Facebook/OPT-125m"]}, "sets": [body]}
+    (tmp_path / "config/published.yaml").write_text(json.dumps(known))
+    return Experiment(experiment.file)
+
+
+def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
+    experiment = published(tmp_path)
+    for method in ("uniform", "owl"):
+        write_cell(experiment, f"tiny/structured/s0.20/{method}/seed0", [4.0, 4.1], tasks=False)
+    table = tables.comparison(experiment, groups_of(experiment))
+    (line,) = [line for line in table.lines if line.group is None]
+    assert line.block == ("tiny", "structured", "0.20") and not any(entry.mark for entry in line.entries)
+    assert line.entries[-1].text == "published, not measured here"
+    build(experiment, tmp_path / "report")
+    row = r"\textit{20} & \textit{Theirs} & \textit{--} & \textit{31.50}"
+    assert row in (tmp_path / "report/comparison.tex").read_text()
+    note = "A & B, 2024 (secondary source); context 2048, calibration: C4"
+    assert note in (tmp_path / "report/comparison.md").read_text()
+    assert "Theirs" not in (tmp_path / "report/comparison.csv").read_text()
+
+
+def test_published_rows_are_found_at_the_sparsities_of_their_own_granularity(tmp_path):
+    values = {"opt": {"Theirs": {"0.00": 27.7, "0.30": 1.0, "0.50": 2.0, "0.60": 3.0}}}
+    own = {"sparsities": [0.3], "own_sparsities": {"unstructured": [0.5, 0.6]},
+           "granularities": ["structured", "unstructured"], "methods": ["uniform"]}  # fmt: skip
+    for granularity, expected in (("structured", {"0.00", "0.30"}), ("unstructured", {"0.00", "0.50", "0.60"})):
+        experiment = published(tmp_path / granularity, own, granularity=granularity, values=values)
+        assert set(references(experiment)) == {("tiny", granularity, sparsity) for sparsity in expected}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"context": 128}, {"text": "other"}, {"granularity": "unstructured"}, {"values": {}}]
+)
+def test_published_rows_of_other_conditions_are_not_shown(tmp_path, changes):
+    assert not references(published(tmp_path, **changes))
+
+
+def test_published_config_names_an_unknown_model(tmp_path):
+    with pytest.raises(ConfigError, match=r"model 'opd' has no entry under models: did you mean opt\?"):
+        published(tmp_path, values={"opd": {"Theirs": {"0.20": 1.0}}})
