@@ -255,7 +255,7 @@ for path in [out / name for name in FILES[words[0]]] if words[0] in FILES else [
 def test_nodes_whose_clocks_are_wrong_by_an_hour_finish_the_grid_once(
     hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replacements: what calibration and cuts write is dated by a clock that runs ahead of the other jobs', or behind."""
+    """Replacements: the clock of `calibrate` and `apply` runs ahead of the other jobs', or behind."""
     site = make(tmp_path)
     command = tmp_path / "bin/ffp"
     command.write_text(command.read_text() + SKEWED)

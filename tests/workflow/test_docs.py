@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 import typer
 
 from ffp.allocators import METHODS
