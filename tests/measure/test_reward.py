@@ -1,4 +1,4 @@
-"""The evaluator: rewards against a slow loop, the memo, the bounds, and a journal that survives any end."""
+"""Rewards against a slow loop, remembered losses, the bounds, and a journal that survives any end."""
 
 import math
 
@@ -8,13 +8,13 @@ import torch
 
 from ffp.core import projection
 from ffp.measure.calibration import collect
-from ffp.measure.journal import Journal
+from ffp.measure.journal import MemoryJournal
 from ffp.measure.loss import token_losses
-from ffp.measure.reward import REWARD_FLOOR, SlicedReward, Text
+from ffp.measure.reward import REWARD_FLOOR, ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, mask
-from ffp.pruning.statistics import Calibration
 from ffp.pruning.structured import kept_units
+from ffp.store.journal import FileJournal
 from tests.helpers.families import tiny, tokens
 
 
@@ -25,8 +25,7 @@ def dense_losses(model, windows):
 
 def calibrated(model):
     prunable = PrunableModel(model)
-    windows = tokens(4)
-    return prunable, Calibration(prunable, collect(prunable, windows, batch_tokens=40), windows.numel())
+    return prunable, collect(prunable, tokens(4), batch_tokens=40)
 
 
 def make(journal=None):
@@ -35,12 +34,12 @@ def make(journal=None):
     search = Text("search", windows[:4], dense_losses(model, windows[:4]))
     selection = Text("selection", windows[4:], dense_losses(model, windows[4:]))
     prunable, calibration = calibrated(model)
-    sliced = SlicedModel(prunable, calibration.orders("wanda"))
-    return SlicedReward(sliced, search, selection, batch_tokens=40, journal=journal)
+    sliced = SlicedModel(prunable, calibration.unit_orders("wanda"))
+    return ModelReward(sliced, search, selection, batch_tokens=40, journal=journal)
 
 
 def candidates(reward, n=3):
-    problem = reward.sliced.prunable.problem(0.3)
+    problem = reward.candidates.prunable.problem(0.3)
     return [projection.project(problem, np.random.default_rng(i).normal(size=6)) for i in range(n)]
 
 
@@ -50,7 +49,7 @@ def test_reward_is_the_ratio_of_perplexities_of_the_masked_model():
     model = tiny("llama")
     prunable, calibration = calibrated(model)
     dense = dense_losses(model, reward.search.windows[windows])
-    mask(prunable, kept_units(prunable.problem(0.3), allocation, calibration.orders("wanda")))
+    mask(prunable, kept_units(prunable.problem(0.3), allocation, calibration.unit_orders("wanda")))
     pruned = dense_losses(model, reward.search.windows[windows])
     expected = math.exp(dense.mean()) / math.exp(pruned.mean())
     assert reward(allocation, windows=windows) == pytest.approx(expected, rel=1e-5)
@@ -72,7 +71,7 @@ def test_the_memo_forwards_a_window_once_and_counts_only_that():
 
 def test_a_loss_that_is_not_finite_gives_the_floor():
     reward = make()
-    reward.sliced.model.model.norm.weight.data.fill_(float("nan"))
+    reward.candidates.model.model.norm.weight.data.fill_(float("nan"))
     assert reward(candidates(reward)[0], windows=[0]) == REWARD_FLOOR
 
 
@@ -85,7 +84,7 @@ def run(reward):
 @pytest.mark.parametrize("damage", ["none", "truncated", "flipped", "foreign tail"])
 def test_a_resumed_search_sees_the_same_losses_and_counts(tmp_path, damage, monkeypatch):
     path = tmp_path / "journal.txt"
-    straight = make(Journal(path, "here"))
+    straight = make(FileJournal(path, "here"))
     rewards = run(straight)
     raw = bytearray(path.read_bytes())
     lines = raw.splitlines(keepends=True)
@@ -96,7 +95,7 @@ def test_a_resumed_search_sees_the_same_losses_and_counts(tmp_path, damage, monk
     elif damage == "foreign tail":
         raw += b"not a line of ours"
     path.write_bytes(raw)
-    resumed = make(Journal(path, "here"))
+    resumed = make(FileJournal(path, "here"))
     forwards = []
     measure = resumed._measure
     monkeypatch.setattr(resumed, "_measure", lambda *a: (forwards.append(a), measure(*a))[1])
@@ -106,13 +105,18 @@ def test_a_resumed_search_sees_the_same_losses_and_counts(tmp_path, damage, monk
     assert resumed.earlier_s > 0
 
 
-def test_a_journal_of_another_search_is_not_used(tmp_path):
-    path = tmp_path / "journal.txt"
-    run(make(Journal(path, {"text": "a"})))
-    keys = [line.split('"key": "')[1].split('"')[0] for line in path.read_text().splitlines()[1:]]
-    assert len(keys) == 4
-    assert all(Journal(path, {"text": "a"}).find(key) for key in keys)
-    assert not any(Journal(path, {"text": "b"}).find(key) for key in keys)
+def test_a_journal_says_what_each_measurement_cost():
+    reward = make(journal := MemoryJournal())
+    run(reward)
+    reward.marginal_utility(candidates(reward)[2], windows=[0, 1])
+    cost = {text: 0 for text in ("search", "selection", "gates")}
+    for entry in journal.entries:
+        cost[entry["key"].partition(":")[0]] += entry["tokens"]
+    assert cost["selection"] == reward.selection_tokens > 0
+    assert cost["search"] + cost["gates"] == reward.spent_tokens
+    assert cost["gates"] == 3 * 2 * 20
+    assert all(journal.find(entry["key"]) is None for entry in journal.entries)
+    assert all(MemoryJournal(journal.entries).find(entry["key"]) == entry for entry in journal.entries)
 
 
 def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
@@ -121,16 +125,16 @@ def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
     allocation, windows = candidates(reward)[0], [0, 2]
     utility = reward.marginal_utility(allocation, windows=windows)
     assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
-    sliced, ids = reward.sliced, reward.search.windows[windows]
-    sliced.set_keep([unit.decision.n_units for unit in sliced.prunable.modules])
+    sliced, ids = reward.candidates, reward.search.windows[windows]
+    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
 
     def gated(position, columns, on):
         """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
         gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
         hooks = []
-        for i, unit in enumerate(sliced.prunable.modules):
-            width = unit.output_width
-            scale = (torch.arange(unit.decision.n_units * width) < allocation.keep[i] * width).double()
+        for i, each in enumerate(sliced.prunable.modules):
+            width = each.output_width
+            scale = (torch.arange(each.decision.n_units * width) < allocation.keep[i] * width).double()
 
             def hook(module, arguments, scale=scale, own=i == position):
                 scaled = arguments[0] * scale
@@ -140,25 +144,25 @@ def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
                     scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
                 return (scaled,)
 
-            hooks.append(sliced.prunable.linear(unit.output).register_forward_pre_hook(hook))
+            hooks.append(sliced.prunable.linear(each.output).register_forward_pre_hook(hook))
         token_losses(sliced.model, ids).sum().backward()
         for hook in hooks:
             hook.remove()
         return gate.grad[..., 0]
 
     n_tokens = ids[:, 1:].numel()
-    for position, unit in enumerate(sliced.prunable.modules):
-        keep, n, width = allocation.keep[position], unit.decision.n_units, unit.output_width
+    for position, each in enumerate(sliced.prunable.modules):
+        keep, n, width = allocation.keep[position], each.decision.n_units, each.output_width
         band = max(1, round(0.1 * n))
         for side, units in enumerate((range(max(0, keep - band), keep), range(keep, min(n, keep + band)))):
             if not units:
                 assert np.isnan(utility[position, side]).all()
                 continue
             slopes = gated(position, slice(units.start * width, units.stop * width), 1.0 - side)
-            scale = n_tokens * len(units) * unit.decision.params_per_unit
+            scale = n_tokens * len(units) * each.decision.params_per_unit
             square = slopes.square().sum().item()
             expected = [-slopes.sum().item() / scale, (0.5 - side) * square / scale, math.sqrt(square) / scale]
-            assert utility[position, side] == pytest.approx(expected, rel=2e-3), unit.decision.name
+            assert utility[position, side] == pytest.approx(expected, rel=2e-3), each.decision.name
 
 
 def test_the_gated_forward_pays_for_the_reward_too():

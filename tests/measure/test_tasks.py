@@ -1,105 +1,19 @@
-"""Perplexity against full logits, windows against a plain cut, and real lm-eval on a tiny random model."""
+"""Zero-shot tasks: real lm-eval on a tiny random model."""
 
 import json
-import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ffp.config import TasksConfig
-from ffp.core.errors import ArtifactError, ConfigError, FfpError
+from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure import tasks
-from ffp.measure.windows import token_windows
+from tests.measure.slow import slow_losses
 
-WORDS = ["[UNK]", "</s>", *(chr(c) for c in range(32, 127)), "\n"]
 SOURCE = {"kind": "local", "path": "nowhere"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One token a character."""
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="</s>", pad_token="</s>")
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def slow_losses(model, windows):
-    """Cross entropy token by token from all logits at once."""
-    with torch.no_grad():
-        logs = torch.log_softmax(model(windows).logits.double(), -1)
-    return np.array(
-        [[-float(logs[i, t, windows[i, t + 1]]) for t in range(windows.shape[1] - 1)] for i in range(len(windows))]
-    )
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 25, 1000])
-def test_perplexity_equals_a_loop_over_full_logits(model, batch_tokens):
-    windows = torch.randint(len(WORDS), (5, 12), generator=torch.Generator().manual_seed(1))
-    losses = slow_losses(model, windows)
-    found = tasks.perplexity(model, windows, batch_tokens=batch_tokens)
-    assert found["value"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
-    assert found["stderr"] == pytest.approx(math.exp(losses.mean()) * losses.mean(1).std(ddof=1) / 5**0.5, rel=1e-4)
-    assert found["loss_by_window"] == pytest.approx(list(losses.mean(1)), rel=1e-5)
-    assert (found["n_windows"], found["context"], found["n_tokens"]) == (5, 12, 55)
-
-
-def test_stderr_equals_the_spread_of_resampled_windows(model):
-    windows = torch.randint(len(WORDS), (150, 8), generator=torch.Generator().manual_seed(2))
-    found = tasks.perplexity(model, windows, batch_tokens=400)
-    draws = np.random.default_rng(0).integers(0, 150, (4000, 150))
-    assert found["stderr"] == pytest.approx(np.exp(np.array(found["loss_by_window"])[draws].mean(1)).std(), rel=0.08)
-
-
-def test_one_window_has_no_error_and_half_precision_keeps_float32_losses(model):
-    windows = torch.randint(len(WORDS), (1, 40), generator=torch.Generator().manual_seed(3))
-    full = tasks.perplexity(model, windows, batch_tokens=40)
-    assert full["stderr"] is None
-    half = tasks.perplexity(model.to(torch.bfloat16), windows, batch_tokens=40)
-    assert half["value"] == pytest.approx(full["value"], rel=0.05)
-    # A bfloat16 loss near 5 would be a multiple of 1/32.
-    assert abs(half["loss_by_window"][0] * 32 - round(half["loss_by_window"][0] * 32)) > 1e-6
-
-
-def test_overflow_is_an_error_with_the_remedy(model):
-    model.lm_head.weight.data.fill_(float("nan"))
-    with pytest.raises(FfpError, match=r"mean loss on 2 windows is nan .* overflow in float32\. Use dtype"):
-        tasks.perplexity(model, torch.zeros((2, 8), dtype=torch.int64), batch_tokens=8)
-
-
-def test_windows_are_consecutive_cuts_of_the_joined_documents(tokenizer):
-    documents = ["one two", "three", "four five six"]
-    text = "\n\n".join(documents)
-    found = token_windows(tokenizer, documents, context=6, windows=0, name="test text")
-    cuts = [text[i : i + 6] for i in range(0, len(text) - 5, 6)]
-    assert ["".join(WORDS[i] for i in row) for row in found.tolist()] == cuts
-    assert token_windows(tokenizer, documents, context=6, windows=2, name="test text").tolist() == found[:2].tolist()
-
-
-@pytest.mark.parametrize(
-    ("context", "windows", "message"),
-    [
-        (4, 9, r"the test text has 13 tokens, 3 windows of 4: fewer than 9 windows\. Lower .* longer text\."),
-        (50, 0, r"the test text has 13 tokens, 0 windows of 50: fewer than one window\. Lower"),
-    ],
-)
-def test_a_short_text_names_what_there_is(tokenizer, context, windows, message):
-    with pytest.raises(ConfigError, match=message):
-        token_windows(tokenizer, ["abc def", "ghij"], context=context, windows=windows, name="test text")
 
 
 def test_documents_are_sampled_by_seed_and_task_alone():
@@ -210,9 +124,7 @@ def test_a_model_with_blocks_of_different_sizes_is_scored(model, tokenizer, fold
 
 def test_faults_of_tasks_are_named(model, tokenizer, folder, tmp_path):
     def score(name, stock, where=folder):
-        tasks.score_tasks(
-            model, tokenizer, tasks_config((name, stock)), where, documents=0, seed=0, batch_tokens=64
-        )
+        tasks.score_tasks(model, tokenizer, tasks_config((name, stock)), where, documents=0, seed=0, batch_tokens=64)
 
     with pytest.raises(ConfigError, match=r"task 'x': lm-eval has no stock task 'arc_esay': did you mean .*arc_easy"):
         score("x", "arc_esay")

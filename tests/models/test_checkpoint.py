@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ffp
+from ffp.allocators import find
 from ffp.config import Experiment
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.core.problem import Decision, PruningProblem
-from ffp.models.card import model_card
+from ffp.models.card import model_card, remake_commands
 from ffp.models.checkpoint import save_pruned
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
 from ffp.pruning.structured import check_kept, kept_units
 from ffp.store.files import whole_folder
-from ffp.store.provenance import provenance
 from tests.helpers.families import tiny
 
 
@@ -30,7 +30,7 @@ from tests.helpers.families import tiny
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
     prunable = PrunableModel(tiny("llama"))
-    cut(prunable, {u.decision.name: range(1 + u.block % u.decision.n_units) for u in prunable.modules})
+    cut(prunable, {m.decision.name: range(1 + m.block % m.decision.n_units) for m in prunable.modules})
     save_pruned(prunable, folder)
     return folder
 
@@ -133,20 +133,24 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 )
 def test_aligned_sizes_are_multiples_and_meet_the_budget(blocks, align, bundles, share, seed):
     draw = np.random.default_rng(seed)
-    units = []
+    decisions = []
     for block in range(blocks):
-        units.append(Decision(name=f"block{block:02d}.attention", n_units=4, params_per_unit=700 * align))
-        units.append(Decision(name=f"block{block:02d}.ffn", n_units=bundles, params_per_unit=96 * align, min_keep=1, bundle=align))
-    base = PruningProblem(tuple(units), 0.0)
+        decisions.append(Decision(name=f"block{block:02d}.attention", n_units=4, params_per_unit=700 * align))
+        decisions.append(
+            Decision(
+                name=f"block{block:02d}.ffn", n_units=bundles, params_per_unit=96 * align, min_keep=1, bundle=align
+            )
+        )
+    base = PruningProblem(tuple(decisions), 0.0)
     problem = base.at(share * projection.max_sparsity(base))
-    allocation = projection.project(problem, draw.normal(size=len(units)) * 3)
-    kept = kept_units(problem, allocation, {u.name: draw.permutation(u.n_units * u.bundle) for u in units})
+    allocation = projection.project(problem, draw.normal(size=len(decisions)) * 3)
+    kept = kept_units(problem, allocation, {d.name: draw.permutation(d.n_units * d.bundle) for d in decisions})
     check_kept(problem, kept, "these masks")
-    for unit in units:
-        assert len(kept[unit.name]) % unit.bundle == 0
-        assert len(kept[unit.name]) >= unit.bundle
-    params = sum(len(kept[unit.name]) * unit.params_per_unit // unit.bundle for unit in units)
-    addable = [u.params_per_unit for u in units if len(kept[u.name]) < u.n_units * u.bundle]
+    for each in decisions:
+        assert len(kept[each.name]) % each.bundle == 0
+        assert len(kept[each.name]) >= each.bundle
+    params = sum(len(kept[each.name]) * each.params_per_unit // each.bundle for each in decisions)
+    addable = [d.params_per_unit for d in decisions if len(kept[d.name]) < d.n_units * d.bundle]
     assert 0 <= projection.kept_budget(problem) - params < min(addable, default=np.inf)
 
 
@@ -159,26 +163,35 @@ def test_masks_that_are_not_aligned_are_refused():
 
 
 def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
-    project = Experiment("config/grids/demo.yaml")
-    cell = project.cell("smollm2-135m/structured/s0.30/owl/seed0")
+    experiment = Experiment("config/grids/demo.yaml")
+    cell = experiment.cell("smollm2-135m/structured/s0.30/owl/seed0")
     figure = {"value": 20.25, "stderr": 0.5}
     scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
-    facts = {
-        "block_sparsity": 0.3001, "model_sparsity": 0.2369, "params": {"dense": 134515008, "kept": 102650000},
-        "provenance": provenance() | {"commit": "abc", "dirty": False},
+    words = {
+        "method": find("owl"), "selection": "wanda", "compensation": "none", "version": "1.2", "dense_shape": False,
+        "calibration": "8 windows of 64 tokens; text: SQuAD, DROP and others",
+        "removed": {
+            "block_sparsity": 0.3001, "model_sparsity": 0.2369, "params": {"dense": 134515008, "kept": 102650000}
+        },
+        "commands": remake_commands(
+            grid_file="config/grids/demo.yaml", cell_path=cell.path, scores_file="results/scores.json",
+            dense_shape=False, commit="abc", dirty=True,
+        ),
     }  # fmt: skip
-    words = {"dense_shape": False, "facts": facts}
-    card = model_card(project, cell, scores={"dense": None, "pruned": scores}, **words)
+    model = experiment.models[cell.model]
+    card = model_card(model, cell, scores={"dense": None, "pruned": scores}, **words)
     head = yaml.safe_load(card.split("---")[1])
     assert head["license"] == "apache-2.0"
     assert "custom_code" in head["tags"]
     for part in (
         "`owl` version", "arXiv:2310.05175", "30.01% of the parameters", "134,515,008 -> 102,650,000",
-        "SQuAD, DROP and", "ranked by `wanda`", "git checkout abc",
+        "8 windows of 64 tokens; text: SQuAD, DROP and", "ranked by `wanda`", "With ffp 1.2",
+        "git checkout abc  # and its local changes\n",
         "Licence of the parent, which holds for this checkpoint too: apache-2.0",
         "ffp export --config config/grids/demo.yaml --cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT",
+        "snakemake --cores all --config grid=config/grids/demo.yaml -- results/scores.json",
         "| perplexity, 8,176 tokens | - | 20.25 ± 0.5 |",
     ):  # fmt: skip
         assert part in card, part
-    unscored = model_card(project, cell, scores={"dense": None, "pruned": None}, **words)
+    unscored = model_card(model, cell, scores={"dense": None, "pruned": None}, **words)
     assert "Not scored." in unscored

@@ -38,7 +38,7 @@ def random_keep(prunable, seed=0):
 
 
 def prefix_units(prunable, orders, keep):
-    return {u.decision.name: np.sort(orders[u.decision.name][:k]) for u, k in zip(prunable.modules, keep, strict=True)}
+    return {m.decision.name: np.sort(orders[m.decision.name][:k]) for m, k in zip(prunable.modules, keep, strict=True)}
 
 
 def test_every_family_of_the_table_is_covered():
@@ -77,7 +77,9 @@ def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
     masked, sliced = tiny(family), tiny(family)
     prunable = PrunableModel(sliced, align=8)
     problem = prunable.problem(0.4)
-    orders = {module.decision.name: np.random.default_rng(0).permutation(module.n_indices) for module in prunable.modules}
+    orders = {
+        module.decision.name: np.random.default_rng(0).permutation(module.n_indices) for module in prunable.modules
+    }
     allocation = projection.project(problem, np.random.default_rng(1).normal(size=len(problem.decisions)) * 2)
     kept = kept_units(problem, allocation, orders)
     channels = [len(kept[module.decision.name]) for module in prunable.modules if module.kind == "ffn"]
@@ -87,7 +89,7 @@ def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
     view = SlicedModel(prunable, orders)
     view.set_allocation(allocation)
     torch.testing.assert_close(logits(sliced), logits(masked), **EXACT)
-    removed = dense.problem(0.4).sparsity_of([len(kept[module.decision.name]) for module in dense.units])
+    removed = dense.problem(0.4).sparsity_of([len(kept[module.decision.name]) for module in dense.modules])
     assert removed == problem.sparsity_of(allocation.keep) >= 0.4
 
 
@@ -138,6 +140,7 @@ def test_dense_shaped_checkpoints_reload_by_stock_classes(family, tmp_path):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_switching_back_and_forth_leaves_no_trace(family):
     model = tiny(family)
+    original = copy.deepcopy(model.state_dict())
     prunable = PrunableModel(model)
     view = SlicedModel(prunable, random_orders(prunable))
     before = logits(model)
@@ -145,10 +148,13 @@ def test_switching_back_and_forth_leaves_no_trace(family):
     view.set_keep(random_keep(prunable, 2))
     view.set_keep([module.decision.n_units for module in prunable.modules])
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
+    view.set_keep(random_keep(prunable, 3))
+    view.restore()
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_parameters_removed_equal_the_budgets(family):
+def test_parameters_removed_equal_the_decisions(family):
     model = tiny(family)
     prunable = PrunableModel(model)
     keep = random_keep(prunable)
@@ -177,9 +183,9 @@ def test_kv_groups_move_with_their_query_heads():
     """Keeping one KV group of a GQA model keeps its 3 query heads and o_proj columns, and no others."""
     model = tiny("llama")
     prunable, original = PrunableModel(model), copy.deepcopy(model)
-    attention = [u for u in prunable.modules if u.kind == "attention"]
-    assert [u.decision.n_units for u in attention] == [2, 2, 2]
-    everything = {u.decision.name: range(u.decision.n_units) for u in prunable.modules}
+    attention = [module for module in prunable.modules if module.kind == "attention"]
+    assert [module.decision.n_units for module in attention] == [2, 2, 2]
+    everything = {module.decision.name: range(module.decision.n_units) for module in prunable.modules}
     cut(prunable, {**everything, "block01.attention": [1]})
     old, new = (m.model.layers[1].self_attn for m in (original, model))
     torch.testing.assert_close(new.q_proj.weight, old.q_proj.weight[24:48])

@@ -12,21 +12,21 @@ SCRIPT = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np, torch
-from ffp import budget
 from ffp.measure.calibration import collect
-from ffp.pruning.statistics import Calibration
 from ffp.config import ModelConfig
-from ffp.models.prunable import PrunableModel, load_model
-from ffp.pruning.compensate import compensate
-from ffp.pruning.masks import kept_units
+from ffp.core import projection
+from ffp.models.checkpoint import load_model
+from ffp.models.prunable import PrunableModel
+from ffp.pruning.compensation import compensate
+from ffp.pruning.structured import kept_units
 
 def prune(folder, offload):
     source = {"kind": "local", "path": folder}
     model = load_model(Path(folder), ModelConfig(title="M", source=source, device="cpu", offload=offload))
     prunable, windows = PrunableModel(model), torch.randint(3, 200, (4, 64), generator=torch.Generator().manual_seed(0))
     problem = prunable.problem(0.3)
-    allocation = budget.project_shares(problem, np.full(len(problem.decisions), 0.7))
-    orders = Calibration(prunable, collect(prunable, windows, batch_tokens=128), 256).orders("wanda")
+    allocation = projection.project_shares(problem, np.full(len(problem.decisions), 0.7))
+    orders = collect(prunable, windows, batch_tokens=128).unit_orders("wanda")
     return compensate(prunable, kept_units(problem, allocation, orders), windows, kind="ridge", batch_tokens=128)
 
 def private():

@@ -1,7 +1,7 @@
 """Every family placed otherwise than on one device: offloaded block by block, and spread by accelerate's device map.
 
-There is one device here, the CPU: a "device" of another precision shows what is lent and what stays, and forced hooks
-run accelerate's code path. What they cannot show is transfers and kernels of CUDA and MPS.
+There is one device here, the CPU: a "device" of another precision shows what is borrowed and what stays, and forced
+hooks run accelerate's code path. What they cannot show is transfers and kernels of CUDA and MPS.
 """
 
 import copy
@@ -17,9 +17,9 @@ from ffp.core import projection
 from ffp.core.errors import ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.loss import window_losses
-from ffp.measure.reward import SlicedReward, Text
+from ffp.measure.reward import ModelReward, Text
 from ffp.models.checkpoint import load_model
-from ffp.models.placement import Lend, choose_device, float64, forward_as, offload, resident
+from ffp.models.placement import BorrowBlock, choose_device, float64, forward_as, offload, replacement_block
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut
 from ffp.pruning.compensation import compensate
@@ -55,8 +55,8 @@ def test_every_step_gives_the_same_numbers(family, place):
     """Calibration, gates and rewards of slices, compensation, and the cut model."""
     plain, placed = PrunableModel(tiny(family)), PrunableModel(place(family))
     found = [collect(prunable, tokens(4), batch_tokens=40) for prunable in (plain, placed)]
-    for path, moments in found[0].items():
-        np.testing.assert_allclose(moments.sq_mean, found[1][path].sq_mean, rtol=1e-9)
+    for path, moments in found[0].moments.items():
+        np.testing.assert_allclose(moments.sq_mean, found[1].moments[path].sq_mean, rtol=1e-9)
 
     problem = plain.problem(0.4)
     allocation = projection.project(problem, np.random.default_rng(0).normal(size=len(problem.decisions)))
@@ -68,8 +68,8 @@ def test_every_step_gives_the_same_numbers(family, place):
     values = []
     for prunable in (plain, placed):
         text = Text("search", tokens(3), np.zeros(3))
-        order = {u.decision.name: np.arange(u.n_indices)[::-1].copy() for u in prunable.modules}
-        reward = SlicedReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
+        order = {m.decision.name: np.arange(m.n_indices)[::-1].copy() for m in prunable.modules}
+        reward = ModelReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
         utility = reward.marginal_utility(allocation, windows=[0, 1])
         values.append([reward(allocation, windows=[0, 2]), *utility.ravel()])
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
@@ -77,7 +77,7 @@ def test_every_step_gives_the_same_numbers(family, place):
     models = PrunableModel(tiny(family)), PrunableModel(place(family))
     for prunable in models:
         cut(prunable, kept)
-    losses = [window_losses(prunable.model, tokens(2)) for prunable in models]
+    losses = [window_losses(prunable.model, tokens(2), batch_tokens=40) for prunable in models]
     torch.testing.assert_close(*losses, **EXACT)
 
 
@@ -86,43 +86,43 @@ def test_the_spread_model_has_accelerates_hooks():
     assert isinstance(model.model.layers[1]._hf_hook, AlignDevicesHook)
 
 
-def test_one_block_at_a_time_is_lent_and_all_come_home(monkeypatch):
+def test_one_block_at_a_time_is_borrowed_and_all_are_returned(monkeypatch):
     """On a device of another precision: at any time at most one block's weights are in it."""
     model = tiny("llama")
     blocks = PrunableModel(model).blocks
     offload(model, blocks, CPU, torch.float32)
-    away, forward = [], Lend.post_forward
+    borrowed, forward = [], BorrowBlock.post_forward
 
     def count(hook, module, output):
-        away.append([block.mlp.up_proj.weight.dtype == torch.float32 for block in blocks])
+        borrowed.append([block.mlp.up_proj.weight.dtype == torch.float32 for block in blocks])
         return forward(hook, module, output)
 
-    monkeypatch.setattr(Lend, "post_forward", count)
+    monkeypatch.setattr(BorrowBlock, "post_forward", count)
     logits = model(tokens()).logits
     assert logits.dtype == model.lm_head.weight.dtype == torch.float32
-    assert away == [[True, False, False], [False, True, False], [False, False, True]]
+    assert borrowed == [[True, False, False], [False, True, False], [False, False, True]]
     assert {p.dtype for block in blocks for p in block.parameters()} == {torch.float64}
 
 
-def test_a_resident_block_is_on_the_device_and_forgotten_afterwards():
+def test_a_replacement_block_is_on_the_device_and_forgotten_afterwards():
     model = tiny("phi3")
     prunable = PrunableModel(model)
     offload(model, prunable.blocks, CPU, torch.float32)
     before = prunable.blocks[1]
-    with resident(prunable.blocks, 1, prunable.model.config):
-        twin = prunable.blocks[1]
-        assert twin is not before
-        assert {p.dtype for p in twin.parameters()} == {torch.float32}
-        twin.self_attn.config.num_attention_heads = 1
-        twin.mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(48, 3), requires_grad=False)
+    with replacement_block(prunable.blocks, 1, prunable.model.config):
+        replacement = prunable.blocks[1]
+        assert replacement is not before
+        assert {p.dtype for p in replacement.parameters()} == {torch.float32}
+        replacement.self_attn.config.num_attention_heads = 1
+        replacement.mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(48, 3), requires_grad=False)
     assert prunable.blocks[1] is before
     assert before.mlp.down_proj.weight.shape == (48, 40)
 
 
-def test_a_resident_block_that_is_at_home_costs_no_copy():
+def test_a_replacement_of_a_block_that_is_on_the_device_shares_its_weights():
     prunable = PrunableModel(tiny("llama"))
     block = prunable.blocks[0]
-    with resident(prunable.blocks, 0, prunable.model.config):
+    with replacement_block(prunable.blocks, 0, prunable.model.config):
         assert prunable.blocks[0].mlp.up_proj.weight is block.mlp.up_proj.weight
 
 
@@ -141,11 +141,11 @@ def test_a_model_is_loaded_as_its_config_places_it(dtype, tmp_path):
     tiny("qwen2").float().save_pretrained(tmp_path)
     source = {"kind": "local", "path": str(tmp_path)}
     config = ModelConfig(title="Tiny", source=source, device="cpu", dtype=dtype)
-    whole, lent = (load_model(tmp_path, config.model_copy(update={"offload": value})) for value in (False, True))
-    assert {p.dtype for p in lent.model.layers.parameters()} == {torch.float32}  # at home as in the file
-    assert {p.dtype for p in whole.parameters()} == {lent.lm_head.weight.dtype} == {getattr(torch, dtype)}
+    whole, offloaded = (load_model(tmp_path, config.model_copy(update={"offload": value})) for value in (False, True))
+    assert {p.dtype for p in offloaded.model.layers.parameters()} == {torch.float32}  # on the host as in the file
+    assert {p.dtype for p in whole.parameters()} == {offloaded.lm_head.weight.dtype} == {getattr(torch, dtype)}
     with torch.no_grad():
-        torch.testing.assert_close(lent(tokens()).logits, whole(tokens()).logits)
+        torch.testing.assert_close(offloaded(tokens()).logits, whole(tokens()).logits)
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

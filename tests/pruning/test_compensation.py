@@ -81,7 +81,7 @@ def test_updates_reproduce_the_compensated_stream(family, kind, monkeypatch):
     before = [parameter.clone() for parameter in model.parameters()]
     streams = []
     monkeypatch.setattr(
-        "ffp.pruning.compensate.BlockStream", lambda *a, **k: streams.append(BlockStream(*a, **k)) or streams[0]
+        "ffp.pruning.compensation.BlockStream", lambda *a, **k: streams.append(BlockStream(*a, **k)) or streams[0]
     )
     updates = compensate(prunable, kept, windows, kind=kind, batch_tokens=40, ridge=0.01)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

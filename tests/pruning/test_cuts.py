@@ -7,11 +7,10 @@ import torch
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure.calibration import collect
-from ffp.measure.reward import SlicedReward, Text
+from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import StructuredCut, WeightCut
 from ffp.pruning.masked import MaskedModel
-from ffp.pruning.statistics import Calibration
 from ffp.pruning.structured import count_kept
 from tests.helpers.families import tiny, tokens
 
@@ -20,7 +19,7 @@ GRANULARITIES = ["unstructured", "n-of-4"]
 
 def calibrated(granularity, family="llama"):
     prunable = PrunableModel(tiny(family).float())
-    return Calibration(prunable, collect(prunable, tokens(4), batch_tokens=40), 80, granularity=granularity)
+    return collect(prunable, tokens(4), batch_tokens=40).for_granularity(granularity)
 
 
 def random_allocation(prunable, granularity, target=0.5, seed=0):
@@ -40,15 +39,15 @@ def logits(prunable):
 def test_masks_and_updates_make_the_pruned_model_again(family, granularity, pruner):
     stats, cut = calibrated(granularity, family), WeightCut(granularity, pruner)
     problem, allocation = random_allocation(stats.prunable, granularity)
-    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), batch_tokens=40)
     assert bool(updates) == (pruner == "sparsegpt")
     assert count_kept(problem, masks, "masks") == list(allocation.keep)
     other = PrunableModel(tiny(family).float())
     dense = other.model_params()
-    sparsity, params = cut.install(other, problem, masks, updates, "masks")
+    sparsity, params = cut.install(other, problem, masks, updates, source="masks")
     assert sparsity == pytest.approx(problem.sparsity_of(allocation.keep), abs=1e-12)
     assert dense - params == round(sparsity * problem.total_params)
-    assert params == dense - sum(int((other.linear(p).weight == 0).sum()) for p in other.decisions(granularity))
+    assert params == dense - sum(int((other.linear(p).weight == 0).sum()) for p in other.decision_names(granularity))
     torch.testing.assert_close(logits(other), logits(stats.prunable))
 
 
@@ -63,12 +62,15 @@ def test_candidates_are_what_the_pruner_would_make(granularity, pruner):
     for seed in range(3):  # one after the other: no candidate may leave traces in the next
         other = calibrated(granularity)
         problem, allocation = random_allocation(other.prunable, granularity, 0.3 + 0.2 * seed, seed)
-        WeightCut(granularity, pruner).make(problem, allocation, other, tokens(4), 40)
+        WeightCut(granularity, pruner).make(problem, allocation, other, tokens(4), batch_tokens=40)
         masked.set_allocation(allocation)
-        for path in other.prunable.decisions(granularity):
+        for path in other.prunable.decision_names(granularity):
             assert bool((masked.prunable.linear(path).weight == other.prunable.linear(path).weight).all()), path
-    masked.set_keep([unit.n_units for unit in masked.prunable.problem(0.5, granularity).units])
+    masked.set_keep(masked.prunable.problem(0.5, granularity).n_units.tolist())
     torch.testing.assert_close(logits(masked.prunable), dense)
+    masked.set_allocation(allocation)
+    masked.restore()
+    assert torch.equal(logits(masked.prunable), dense)
 
 
 def test_the_reward_of_single_weights_is_the_ratio_of_perplexities():
@@ -77,10 +79,10 @@ def test_the_reward_of_single_weights_is_the_ratio_of_perplexities():
     dense = np.array([float(stats.prunable.model(w[None], labels=w[None]).loss) for w in windows])
     masked = WeightCut("unstructured", "sparsegpt").candidates(stats)
     texts = Text("search", windows[:4], dense[:4]), Text("selection", windows[4:], dense[4:])
-    reward = SlicedReward(masked, *texts, batch_tokens=40)
+    reward = ModelReward(masked, *texts, batch_tokens=40)
     problem, allocation = random_allocation(stats.prunable, "unstructured")
     other = calibrated("unstructured")
-    WeightCut("unstructured", "wanda-dense").make(problem, allocation, other, tokens(4), 40)
+    WeightCut("unstructured", "wanda-dense").make(problem, allocation, other, tokens(4), batch_tokens=40)
     pruned = [float(other.prunable.model(w[None], labels=w[None]).loss) for w in windows[:2]]
     assert reward(allocation, windows=[0, 1]) == pytest.approx(np.exp(dense[:2].mean() - np.mean(pruned)), rel=1e-5)
     assert (reward.evaluations, reward.spent_tokens) == (1, 40)
@@ -93,7 +95,7 @@ def test_the_reward_of_kl_is_that_of_whole_logits():
     texts = [
         Text(name, part, np.ones(len(part))) for name, part in (("search", windows[:4]), ("selection", windows[4:]))
     ]
-    reward = SlicedReward(masked, *texts, batch_tokens=40, fitness="kl")
+    reward = ModelReward(masked, *texts, batch_tokens=40, fitness="kl")
     problem, allocation = random_allocation(stats.prunable, "unstructured")
     assert reward(projection.dense(problem), windows=[0, 3]) == pytest.approx(1, abs=1e-6)
     value = reward(allocation, windows=[0, 1, 3])
@@ -108,25 +110,25 @@ def test_the_reward_of_kl_is_that_of_whole_logits():
 def test_files_that_do_not_fit_are_refused():
     stats, cut = calibrated("unstructured"), WeightCut("unstructured", "sparsegpt")
     problem, allocation = random_allocation(stats.prunable, "unstructured")
-    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), batch_tokens=40)
     path = "model.layers.0.self_attn.q_proj.weight"
     with pytest.raises(ArtifactError, match=r"the updates beside here do not fit the mask of .*q_proj\. Apply again\."):
         other = {**updates, path: updates[path][:-1]}
-        cut.install(PrunableModel(tiny("llama").float()), problem, masks, other, "here")
+        cut.install(PrunableModel(tiny("llama").float()), problem, masks, other, source="here")
     with pytest.raises(ArtifactError, match=r"here does not fit the model: 'lm_head\.weight' belongs to no decision"):
         count_kept(problem, {**masks, "lm_head.weight": masks[path]}, "here")
     with pytest.raises(ArtifactError, match=r"here removes \d+ weights, less than 0\.6 of them\. Apply again\."):
-        cut.install(PrunableModel(tiny("llama").float()), problem.at(0.6), masks, updates, "here")
+        cut.install(PrunableModel(tiny("llama").float()), problem.at(0.6), masks, updates, source="here")
 
 
 def test_heads_and_channels_are_cut_or_zeroed():
     stats, cut = calibrated("structured"), StructuredCut("wifv", "bias")
     problem, allocation = random_allocation(stats.prunable, "structured", 0.3)
-    masks, updates = cut.make(problem, allocation, stats, tokens(4), 40)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), batch_tokens=40)
     found = []
     for dense_shape in (False, True):
         other = PrunableModel(tiny("llama").float())
-        sparsity, _ = cut.install(other, problem, masks, updates, "masks", dense_shape=dense_shape)
+        sparsity, _ = cut.install(other, problem, masks, updates, source="masks", dense_shape=dense_shape)
         assert sparsity == problem.sparsity_of(allocation.keep)
         found.append(logits(other))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)

@@ -12,7 +12,7 @@ from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.models.prunable import PrunableModel
 from ffp.pruning import weights
 from ffp.pruning.sparsegpt import exactly, sparsegpt
-from ffp.pruning.unstructured import pack, prune, removals, unpack
+from ffp.pruning.unstructured import pack_masks, prune_weights, removals, unpack_masks
 from ffp.pruning.weights import grouped, removal_rank, saliency, smallest
 from tests.helpers.families import CONFIGS, tiny, tokens
 
@@ -128,13 +128,13 @@ def test_realised_zeros_are_the_allocations(family, granularity, pruner):
     m = 4 if granularity == "n-of-4" else 0
     remove = removals(prunable, granularity, allocation.keep)
     moments = {path: np.ones(prunable.linear(path).in_features) for path in remove}
-    masks = prune(prunable, remove, pruner=pruner, m=m, windows=tokens(3), batch_tokens=20, sq_means=moments)
+    masks = prune_weights(prunable, remove, pruner=pruner, m=m, windows=tokens(3), batch_tokens=20, sq_means=moments)
     zeros = sum(int((prunable.linear(path).weight == 0).sum()) for path in remove)
     total = sum(prunable.linear(path).weight.numel() for path in remove)
     assert zeros == sum(remove.values()) == sum(int((~mask).sum()) for mask in masks.values())
     assert zeros / total == pytest.approx(problem.sparsity_of(allocation.keep), abs=1e-12)
     assert 0 <= zeros - 0.6 * total < (1 if m == 0 else total / 3 / 4 + 1)
-    back = unpack(prunable, pack(masks), "masks")
+    back = unpack_masks(prunable, pack_masks(masks), "masks")
     assert all(bool((back[path] == masks[path]).all()) for path in masks)
 
 
@@ -142,8 +142,8 @@ def test_realised_zeros_are_the_allocations(family, granularity, pruner):
 def test_wanda_sees_its_own_block_whole_and_those_before_it_pruned(family):
     """Against whole forwards: after each block, statistics of the next one from the model as it stands."""
     prunable, windows = PrunableModel(tiny(family)), tokens(4)
-    remove = {p: prunable.linear(p).weight.numel() // 2 for p in prunable.decisions("unstructured")}
-    found = prune(prunable, remove, pruner="wanda", windows=windows, batch_tokens=40)
+    remove = {p: prunable.linear(p).weight.numel() // 2 for p in prunable.decision_names("unstructured")}
+    found = prune_weights(prunable, remove, pruner="wanda", windows=windows, batch_tokens=40)
     other = PrunableModel(tiny(family))
     for block in range(3):
         seen = {}
@@ -165,7 +165,7 @@ def test_wanda_sees_its_own_block_whole_and_those_before_it_pruned(family):
 
 def test_a_linear_that_is_no_multiple_of_m_is_refused():
     prunable = PrunableModel(tiny("llama"))
-    assert prunable.problem(0.5, "n-of-8").units[0].n_units == 8
+    assert prunable.problem(0.5, "n-of-8").decisions[0].n_units == 8
     prunable.linear("model.layers.1.mlp.down_proj").in_features = 41
     with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.down_proj has 41 inputs, which do not divide into groups"):
         prunable.problem(0.5, "n-of-8")
@@ -173,9 +173,11 @@ def test_a_linear_that_is_no_multiple_of_m_is_refused():
 
 def test_masks_of_another_model_are_refused():
     prunable = PrunableModel(tiny("llama"))
-    masks = {p: torch.ones_like(prunable.linear(p).weight, dtype=torch.bool) for p in prunable.decisions("unstructured")}
-    packed = pack(masks)
+    masks = {
+        p: torch.ones_like(prunable.linear(p).weight, dtype=torch.bool) for p in prunable.decision_names("unstructured")
+    }
+    packed = pack_masks(masks)
     packed["model.layers.0.self_attn.q_proj.weight"] = packed["model.layers.0.self_attn.q_proj.weight"][:-1]
     with pytest.raises(ArtifactError, match=r"m\.safetensors has no mask of .*q_proj with 2304 weights\. Apply"):
-        unpack(prunable, packed, "m.safetensors")
+        unpack_masks(prunable, packed, "m.safetensors")
     assert projection.dense(prunable.problem(0.5, "unstructured")).keep[0] == 2304
