@@ -71,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage_fault(error: typer.TyperException) -> str:
     """What is wrong with the command line, as one sentence."""
     message = error.format_message().replace("Value error, ", "").rstrip(".")
-    unknown, context = re.match(r"No such option: (\S+)", message), getattr(error, "ctx", None)
+    message = message[:1].lower() + message[1:]
+    unknown, context = re.match(r"no such option: (\S+)", message), getattr(error, "ctx", None)
     if unknown and context:
         options = [option for parameter in context.command.params for option in parameter.opts]
-        return f"No such option {unknown[1]}: {did_you_mean(unknown[1], options)}"
+        return f"no such option {unknown[1]}: {did_you_mean(unknown[1], options)}"
     return message if message.endswith("?") else f"{message}."
 
 

@@ -1,4 +1,4 @@
-"""How a bad input has to be refused: exit 2 or 3, one line with the thing and the remedy, nothing written."""
+"""How a bad input has to be refused: exit code 2 or 3, one line with the cause and the remedy, nothing written."""
 
 from __future__ import annotations
 
@@ -65,22 +65,19 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def refused(case: Case, command: Sequence[str], folder: Path, patch: pytest.MonkeyPatch, capture: Any) -> str:
-    """Damage the folder, run `ffp` there in this process, and check how it refuses; the line it says."""
+    """Damage the folder, run `ffp` there in this process, check how it refuses, and return the line that it prints."""
     case.damage(folder)
     patch.chdir(folder)
     patch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
     before = tree(folder)
     capture.readouterr()
-    try:
-        code = main([*(case.command or command)])
-    except SystemExit as exit_:
-        code = int(str(exit_.code))
-    said = capture.readouterr()
-    assert code == case.code, f"exit {code}: {said.err}"
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
+    code = main([*(case.command or command)])
+    printed = capture.readouterr()
+    assert code == case.code, f"exit {code}: {printed.err}"
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
     assert lines[0].startswith("ffp") and len(lines[0]) < 500, lines[0]
     assert re.search(case.message, lines[0]), lines[0]
-    assert not said.out
+    assert not printed.out
     assert tree(folder) == before, "something was written"
     return lines[0]
