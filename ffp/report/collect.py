@@ -71,7 +71,7 @@ class Record:
 def collect(experiment: Experiment) -> list[Record]:
     """Returns every cell in the order of the grid; methods that do not serve a granularity are skipped cells."""
     layout, grid = Layout.from_grid(experiment.grid), experiment.grid
-    records = [_unserved(experiment, cell) for cell in unserved(experiment)]
+    records = list(_unserved(experiment))
     for cell in experiment.cells():
         record = read_cell(cell, layout.cell(cell), logs=read_logs(cell))
         record.notes += _stale(experiment, record)
@@ -86,14 +86,16 @@ def collect(experiment: Experiment) -> list[Record]:
     )  # fmt: skip
 
 
-def unserved(experiment: Experiment) -> Iterator[Cell]:
-    """Yields cells that the grid asks for by name, but whose method cannot serve the granularity."""
+def _unserved(experiment: Experiment) -> Iterator[Record]:
+    """Yields a skipped cell for each method and sparsity of a granularity that the method cannot serve."""
     grid = experiment.grid
     for model in grid.models:
         for granularity in grid.granularities:
-            for name in (name for name in grid.methods if experiment.refusal(name, granularity)):
-                for sparsity in grid.sparsities_of(granularity):
-                    yield Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
+            for name in grid.methods:
+                reason = experiment.refusal(name, granularity)
+                for sparsity in grid.sparsities_of(granularity) if reason else ():
+                    cell = Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
+                    yield Record(cell, {**cell.as_dict(), "status": "skipped", "reason": reason})
 
 
 def columns(records: Iterable[Record]) -> list[str]:
@@ -113,11 +115,6 @@ def columns(records: Iterable[Record]) -> list[str]:
 def task_metric(result: TaskScores) -> str:
     """Returns the metric that counts in the mean over tasks: acc_norm if the task has it, otherwise acc."""
     return next((name for name in METRICS if name in result.metrics), next(iter(result.metrics)))
-
-
-def _unserved(experiment: Experiment, cell: Cell) -> Record:
-    reason = experiment.refusal(cell.method, cell.granularity)
-    return Record(cell, {**cell.as_dict(), "status": "skipped", "reason": reason})
 
 
 def read_cell(cell: Cell, files: CellFiles, *, logs: Mapping[str, str] | None = None) -> Record:

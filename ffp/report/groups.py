@@ -68,7 +68,7 @@ def _row(records: list[Record]) -> dict[str, Any]:
     row["seeds"] = len(done)
     row["status"], row["reason"] = _state(records)
     for key in dict.fromkeys(key for record in done for key in record.row if key not in _IDENTITY):
-        values = [record.row.get(key) for record in done]
+        values: list[Any] = [record.row.get(key) for record in done]
         if all(isinstance(value, int | float) for value in values):
             row[key] = statistics.fmean(values) if len(set(values)) > 1 else values[0]
             if len(values) > 1 and not key.endswith("_stderr"):

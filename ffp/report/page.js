@@ -74,9 +74,9 @@ async function open() {
   const logs = Object.entries(cell.logs).map(([step, text]) => block(`log of ${step}`, element("pre", text)));
   dialog.replaceChildren(close, title, element("p", cell.reason ? `${cell.status}: ${cell.reason}` : cell.status),
     ...cell.notes.map(note => element("p", element("strong", note))),
-    ...(cell.commands.length ? [element("h3", "Run this cell again"), element("pre", cell.commands.join("\n"))] : []),
+    ...(cell.commands.length ? [element("h3", "Repeat this cell"), element("pre", cell.commands.join("\n"))] : []),
     ...evidence, ...logs,
-    ...(cell.inputs.length ? [block("where its inputs are missing, before", element("pre", cell.inputs.join("\n")))] : []));
+    ...(cell.inputs.length ? [block("run these first if its inputs are missing", element("pre", cell.inputs.join("\n")))] : []));
   for (const part of dialog.querySelectorAll("details"))
     part.open = /^(figures|search cost|provenance)/.test(part.firstChild.textContent);
   if (!dialog.open) dialog.showModal();

@@ -261,7 +261,7 @@ def write_figures(records: list[Record], groups: list[Group], files: ReportFiles
         ("comparison", columns(records), [record.row for record in records]),
         ("summary", by_method, [group.row for group in groups]),
     ):
-        chosen = [{key: row.get(key) for key in names} for row in rows]
+        chosen: list[Mapping[str, Any]] = [{key: row.get(key) for key in names} for row in rows]
         with whole(files.file(name, "csv")) as partial:
             pd.DataFrame(chosen, columns=names, dtype=object).to_csv(partial, index=False, lineterminator="\n")
         write_table(files.file(name, "parquet"), chosen, names)

@@ -37,7 +37,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 def draw(experiment: Experiment, groups: list[Group], files: ReportFiles) -> None:
     """Writes each figure as SVG, PDF and PNG; the same cells give the same bytes."""
     for name, make in FIGURES.items():
-        with style(**{"svg.fonttype": "path"}):
+        with style({"svg.fonttype": "path"}):
             figure = make(experiment, groups)
             for kind, options in OPTIONS.items():
                 buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def inline(experiment: Experiment, groups: list[Group], name: str, identifier: s
         name: A key of FIGURES.
         identifier: What all ids in it begin with, so that several figures fit in one page.
     """
-    with style(**{"svg.fonttype": "none"}):
+    with style({"svg.fonttype": "none"}):
         buffer = io.BytesIO()
         FIGURES[name](experiment, groups).savefig(buffer, format="svg", transparent=True, **OPTIONS["svg"])
     svg = buffer.getvalue().decode()

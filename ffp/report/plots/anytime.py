@@ -61,4 +61,4 @@ def _token_axis(axis: Axes, counts: list[int]) -> None:
     axis.xaxis.set_major_locator(FixedLocator(counts[::-2][::-1]))
     axis.xaxis.set_minor_locator(NullLocator())
     short_numbers(axis.xaxis)
-    axis.set_xlabel("tokens forwarded")
+    axis.set_xlabel("tokens of the search text forwarded")

@@ -77,7 +77,7 @@ def looks(experiment: Experiment) -> dict[str, Look]:
 
 
 @contextmanager
-def style(**extra: Any) -> Iterator[None]:
+def style(extra: Any) -> Iterator[None]:
     """Draws with STYLE, whatever the user's matplotlib is set to."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -164,5 +164,5 @@ def short_number(value: float) -> str:
     """Returns a number with a metric prefix: 250k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:g}{unit}"
+            return f"{value / size:.3g}{unit}"
     return f"{value:g}"
