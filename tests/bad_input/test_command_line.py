@@ -19,7 +19,7 @@ def case(name: str, *command: str, says: str, code: int = 2) -> Case:
 
 
 CASES = [
-    case("an unknown command", "alocate", says="ffp: no such command 'alocate'. Did you mean 'allocate'.*See ffp --help"),
+    case("an unknown command", "alocate", says="no such command 'alocate'. Did you mean 'allocate'.*See ffp --help"),
     case("no command", says="ffp: missing command. See ffp --help"),
     case("an option without a command", "--frobnicate", says="ffp: no such option --frobnicate"),
     case("an unknown option", *ALLOCATE, *CELL, "--out", "out", "--modeldir", "3",
@@ -40,7 +40,8 @@ CASES = [
          "--out", "out", says="grid.yaml has no model 'huge': known: tiny"),
     case("no fetched model", *ALLOCATE, *CELL, "--out", "out", says="asset.json is missing", code=ARTIFACT),
     case("no such grid", "report", "--config", "demo.yaml", "--out", "out", says="demo.yaml cannot be read"),
-    case("an unknown kind of asset", "asset", "modell", "--config", "x", "--out", "out", says="'modell' is not one of 'model', 'text', 'tasks'"),
+    case("an unknown kind of asset", "asset", "modell", "--config", "x", "--out", "out",
+         says="'modell' is not one of 'model', 'text', 'tasks'"),
     case("a model's file as a text's", "asset", "text", "--config", "config/models/tiny.yaml", "--out", "out",
          says="tiny.yaml: "),
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",

@@ -1,0 +1,95 @@
+"""Grids, what they name, and their cells."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ffp.config import Cell, Experiment
+from ffp.core.errors import ConfigError
+from tests.bad_input.refusal import edit
+from tests.helpers import tiny
+
+GRIDS = sorted((tiny.ROOT / "config/grids").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=[file.stem for file in GRIDS])
+def test_every_grid_of_the_repository_is_sound(file: Path) -> None:
+    experiment = Experiment(file)
+    paths = [cell.path for cell in experiment.cells()]
+    assert len(paths) == len(set(paths)) > 1
+    assert [Cell.parse(path).path for path in paths] == paths
+    assert all(experiment.init_cell(cell) is None or experiment.init_cell(cell) != cell for cell in experiment.cells())
+
+
+def test_a_cell_is_its_path_and_its_identity() -> None:
+    cell = Cell("tiny", "n-of-4", "0.50", "owl-m10", 3)
+    assert cell.path == "tiny/n-of-4/s0.50/owl-m10/seed3" and Cell.parse(cell.path) == cell
+    identity = {"model": "tiny", "granularity": "n-of-4", "sparsity": 0.5, "method": "owl-m10", "seed": 3}
+    assert cell.as_dict() == identity
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "path", ["", "a/b/s0.20/owl", "a/b/0.20/owl/seed0", "a/b/s0.20/owl/seed", "a/b/s0.20/owl/seed01"]
+)
+def test_what_is_no_cell_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no cell\. Name it MODEL/GRANULARITY/sSPARSITY/METHOD/seedN"):
+        Cell.parse(path)
+
+
+def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny.configure(tmp_path)
+    inner = tmp_path / "config/grids/grid.yaml"
+    inner.parent.mkdir()
+    shutil.copy(file, inner)
+    assert Experiment(file).root == Experiment(inner).root == tmp_path / "config"
+    monkeypatch.chdir(inner.parent)
+    assert list(Experiment(Path("grid.yaml")).cells()) == list(Experiment(file).cells())
+
+
+def test_a_search_has_every_seed_and_a_heuristic_one(tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    edit("config/grid.yaml", seeds=[4, 5], methods=["owl", "fastforward"])(tmp_path)
+    cells = [(cell.method, cell.seed) for cell in Experiment(file).cells()]
+    assert cells == [("dense", 0), ("owl", 4), ("fastforward", 4), ("fastforward", 5)]
+
+
+def test_settings_of_a_variant_come_before_those_of_the_grid(tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    variants = {
+        "owl": {"pruner": "magnitude", "params": {"max_deviation": 0.1}},
+        "fastforward": {"score": "wifv", "fitness": "kl", "compensate": "bias"},
+    }
+    granularities = ["structured", "unstructured"]
+    edit("config/grid.yaml", variants=variants, methods=["owl", "fastforward", "uniform"], granularities=granularities)(
+        tmp_path
+    )
+    experiment = Experiment(file)
+    names = ("owl", "fastforward", "uniform")
+    assert [experiment.pruner(name) for name in names] == ["magnitude", "wanda", "wanda"]
+    assert [experiment.score(name) for name in names] == ["wanda", "wifv", "wanda"]
+    assert [experiment.fitness(name) for name in names] == ["ppl", "kl", "ppl"]
+    assert [experiment.compensation(name) for name in names] == ["none", "bias", "none"]
+    assert experiment.create("owl").model_dump()["max_deviation"] == 0.1
+    assert experiment.refusal("owl", "structured") and experiment.refusal("fastforward", "unstructured")
+
+
+def test_the_checkpoints_of_a_search_ascend(tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    assert Experiment(file).grid.search.checkpoints[-1] == 1
+    for shares in ([0.5, 0.25], [0.5, 0.5], [0], [1.1], []):
+        edit("config/grid.yaml", search__checkpoints=shares)(tmp_path)
+        with pytest.raises(ConfigError, match=r"search.checkpoints"):
+            Experiment(file)
+
+
+def test_configuration_and_command_line_import_no_torch() -> None:
+    code = "import sys, ffp.cli; ffp.cli.main(['--help']); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True).returncode == 0
