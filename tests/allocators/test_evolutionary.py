@@ -22,10 +22,9 @@ from ffp.allocators.searches.evolutionary import (
     switch,
 )
 from ffp.allocators.tracker import Tracker
-from ffp.core import projection as projection
-from ffp.core.errors import ConfigError
+from ffp.core import projection
 from ffp.core.problem import Decision, PruningProblem
-from tests.helpers.synthetic import SyntheticReward, structured_problem, unstructured_problem
+from tests.helpers.synthetic import SyntheticReward, run_search, structured_problem, unstructured_problem
 
 PROBLEMS = [structured_problem(), structured_problem(0.5), structured_problem(0.05), unstructured_problem()]
 
@@ -93,20 +92,18 @@ def test_a_brood_is_distinct_and_without_its_parent(problem):
 
 def test_without_an_admissible_mutation_the_search_ends_with_uniform():
     problem = PruningProblem((Decision(name="only", n_units=10, params_per_unit=5),), 0.4)
-    result = Evolutionary().allocate(
-        problem, stats=None, reward=SyntheticReward(problem), budget=SearchBudget(50, 2), seed=0
-    )
-    assert result.allocation == uniform_allocation(problem)
-    assert result.trace == ()
+    allocation, tracker = run_search(Evolutionary(), problem, SyntheticReward(problem), SearchBudget(50, 2))
+    assert allocation == uniform_allocation(problem)
+    assert tracker.rows == []
 
 
 def test_few_possible_allocations_do_not_spin_for_ever():
-    problem = PruningProblem((Decision(name="a", n_units=3, params_per_unit=5), Decision(name="b", n_units=3, params_per_unit=5)), 0.5)
+    problem = PruningProblem(tuple(Decision(name=name, n_units=3, params_per_unit=5) for name in "ab"), 0.5)
     reward = SyntheticReward(problem, n_windows=2)
-    result = Evolutionary().allocate(problem, stats=None, reward=reward, budget=SearchBudget(200, 2), seed=0)
+    allocation, tracker = run_search(Evolutionary(), problem, reward, SearchBudget(200, 2))
     feasible = [(1, 2), (2, 1)]
-    assert result.allocation.keep in feasible
-    assert len(result.trace) <= 2 * len(feasible)
+    assert allocation.keep in feasible
+    assert len(tracker.rows) <= 2 * len(feasible)
 
 
 @pytest.mark.parametrize(("windows", "stages"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [1, 2, 4]), (32, [8, 16, 32])])
@@ -119,7 +116,7 @@ def test_stages_grow_to_the_full_windows(windows, stages):
 def test_a_generation_costs_what_is_planned(windows, offspring):
     problem = unstructured_problem()
     reward = SyntheticReward(problem, n_windows=1000)
-    tracker = Tracker(problem, reward, SearchBudget(10_000, windows), method="test")
+    tracker = Tracker(problem, reward, SearchBudget(10_000, windows), method="test", seed=0)
     rng = np.random.default_rng(0)
     parent = uniform_allocation(problem)
     select(tracker, parent, breed(problem, parent, offspring, 50, rng), rng)
@@ -131,7 +128,7 @@ def test_a_generation_costs_what_is_planned(windows, offspring):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_best_quarter_of_each_stage_goes_on_and_the_parent_joins_the_last(problem):
     reward = SyntheticReward(problem, n_windows=1000)
-    tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test")
+    tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test", seed=0)
     rng = np.random.default_rng(4)
     parent = uniform_allocation(problem)
     brood = breed(problem, parent, 20, default_step(problem), rng)
@@ -159,7 +156,7 @@ def test_ten_generations_fit(evaluations, windows):
 def test_the_parent_stays_unless_it_is_beaten_on_the_same_windows():
     problem = structured_problem()
     reward = SyntheticReward(problem)
-    tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test")
+    tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test", seed=0)
     rng = np.random.default_rng(5)
     parent = uniform_allocation(problem)
     everything = tuple(range(8))
@@ -175,30 +172,21 @@ def test_the_parent_stays_unless_it_is_beaten_on_the_same_windows():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_beats_uniform(problem, seed):
     reward = SyntheticReward(problem)
-    result = Evolutionary().allocate(problem, stats=None, reward=reward, budget=SearchBudget(96, 4), seed=seed)
-    assert reward.select(result.allocation) > reward.select(uniform_allocation(problem)) + 0.01
+    allocation, _ = run_search(Evolutionary(), problem, reward, SearchBudget(96, 4), seed=seed)
+    assert reward.select(allocation) > reward.select(uniform_allocation(problem)) + 0.01
 
 
 def test_the_budget_is_used():
     problem = structured_problem()
     reward = SyntheticReward(problem, n_windows=64)
-    Evolutionary().allocate(problem, stats=None, reward=reward, budget=SearchBudget(96, 4), seed=0)
+    run_search(Evolutionary(), problem, reward, SearchBudget(96, 4))
     assert 0.97 <= reward.spent_tokens / SearchBudget(96, 4).tokens(reward.window_tokens) <= 1
 
 
-def test_it_starts_where_it_is_told_to():
+def test_it_starts_from_the_allocation_that_it_is_given():
     problem = structured_problem()
     for start, first in (("uniform", uniform_allocation), ("ffn-only", ffn_only_allocation)):
+        too_small_for_a_generation = SearchBudget(1, 1)
         method = Evolutionary(start=start)
-        reward = SyntheticReward(problem)  # too small a budget for a generation
-        result = method.allocate(problem, stats=None, reward=reward, budget=SearchBudget(1, 1), seed=0)
-        assert result.allocation == first(problem)
-    with pytest.raises(ConfigError, match="start = 'dense' is none of uniform, ffn-only"):
-        Evolutionary(start="dense").allocate(problem, stats=None, reward=reward, budget=SearchBudget(1, 1), seed=0)
-
-
-def test_refusals():
-    with pytest.raises(ConfigError, match="method 'evolutionary': offspring = -1 is not a whole number from 0 to"):
-        Evolutionary(offspring=-1)
-    with pytest.raises(ConfigError, match=r"step = 1\.5 is not a whole number from 0 up"):
-        Evolutionary(step=1.5)
+        allocation, _ = run_search(method, problem, SyntheticReward(problem), too_small_for_a_generation)
+        assert allocation == first(problem)

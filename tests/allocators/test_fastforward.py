@@ -6,10 +6,9 @@ import torch
 
 from ffp.allocators.base import SearchBudget
 from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.ppo import ActorCritic, PpoAgent
 from ffp.allocators.searches.fastforward import FastForward, n_contenders
-from ffp.allocators.searches.ppo import ActorCritic, PpoAgent, PpoSettings
-from ffp.core.errors import ConfigError
-from tests.helpers.synthetic import SyntheticReward, structured_problem
+from tests.helpers.synthetic import SyntheticReward, run_search, structured_problem
 
 BUDGETS = [SearchBudget(e, w, f) for e in (1, 2, 8, 24, 96, 400, 3000) for w in (1, 4, 32) for f in (1, 4)]
 
@@ -72,19 +71,19 @@ def test_batches_shrink_with_the_budget():
 
 def test_the_trace_holds_the_curriculum_and_the_final_comparison():
     problem, budget = structured_problem(), SearchBudget(96, 4)
-    result = FastForward().allocate(problem, stats=None, reward=SyntheticReward(problem), budget=budget, seed=0)
-    stages = [row["stage"] for row in result.trace]
+    allocation, tracker = run_search(FastForward(), problem, SyntheticReward(problem), budget)
+    stages = [row["stage"] for row in tracker.rows]
     assert sorted(set(stages), key=stages.index) == ["curriculum", "policy", "contenders"]
     assert stages.count("contenders") <= n_contenders(budget)
-    assert {row["sparsity"] for row in result.trace if row["stage"] != "curriculum"} == {0.2}
-    for row in result.trace:
+    assert {row["sparsity"] for row in tracker.rows if row["stage"] != "curriculum"} == {0.2}
+    for row in tracker.rows:
         assert problem.sparsity_of(row["keep"]) == pytest.approx(row["sparsity"], abs=60 / problem.total_params)
-    contenders = [tuple(row["keep"]) for row in result.trace if row["stage"] == "contenders"]
-    assert result.allocation.keep in contenders
+    contenders = [tuple(row["keep"]) for row in tracker.rows if row["stage"] == "contenders"]
+    assert allocation.keep in contenders
 
 
 def test_the_first_mean_is_about_uniform_and_the_first_deviation_is_one():
-    agent = PpoAgent(40, PpoSettings(), seed=0)
+    agent = PpoAgent(40, FastForward(), seed=0)
     assert np.abs(agent.mean(0.2)).max() < 0.01
     samples = agent.sample(0.2, 4000)
     np.testing.assert_allclose(samples.std(axis=0), 1, atol=0.06)
@@ -100,7 +99,7 @@ def test_log_density_and_entropy_are_those_of_a_diagonal_gaussian():
 
 
 def test_an_update_moves_towards_rewarded_actions():
-    agent = PpoAgent(3, PpoSettings(), seed=0)
+    agent = PpoAgent(3, FastForward(), seed=0)
     actions = agent.sample(0.2, 15)
     before = agent.mean(0.2)
     agent.update(np.full(15, 0.2), actions, actions[:, 0])
@@ -108,14 +107,14 @@ def test_an_update_moves_towards_rewarded_actions():
 
 
 def test_equal_rewards_leave_the_mean_where_it_is():
-    agent = PpoAgent(3, PpoSettings(), seed=0)
+    agent = PpoAgent(3, FastForward(), seed=0)
     before = agent.mean(0.2)
     agent.update(np.full(15, 0.2), agent.sample(0.2, 15), np.full(15, 0.5))
     np.testing.assert_allclose(agent.mean(0.2), before, atol=1e-6)
 
 
 def test_it_learns_the_wanted_action_of_each_state():
-    agent = PpoAgent(2, PpoSettings(), seed=0)
+    agent = PpoAgent(2, FastForward(), seed=0)
     wanted = {0.1: np.array([1.0, -1.0]), 0.5: np.array([-1.0, 1.0])}
 
     def reward(state, actions):
@@ -134,8 +133,8 @@ def test_the_mean_reward_of_episodes_rises():
     problem = structured_problem()
     reward = SyntheticReward(problem, n_windows=4)
     method = FastForward(sparsity_curriculum=False, fidelity_curriculum=False)
-    result = method.allocate(problem, stats=None, reward=reward, budget=SearchBudget(600, 4), seed=0)
-    rewards = [row["reward"] for row in result.trace if row["stage"] == "policy"]
+    _, tracker = run_search(method, problem, reward, SearchBudget(600, 4))
+    rewards = [row["reward"] for row in tracker.rows if row["stage"] == "policy"]
     assert np.mean(rewards[-150:]) > np.mean(rewards[:150]) + 0.02
 
 
@@ -144,16 +143,15 @@ def test_the_mean_reward_of_episodes_rises():
 def test_it_beats_uniform(seed, target):
     problem = structured_problem(target)
     reward = SyntheticReward(problem)
-    result = FastForward().allocate(problem, stats=None, reward=reward, budget=SearchBudget(96, 4), seed=seed)
-    assert reward.select(result.allocation) > reward.select(uniform_allocation(problem)) + 0.01
+    allocation, _ = run_search(FastForward(), problem, reward, SearchBudget(96, 4), seed=seed)
+    assert reward.select(allocation) > reward.select(uniform_allocation(problem)) + 0.01
 
 
 def test_a_budget_of_one_evaluation_gives_the_mean_action():
     problem = structured_problem()
-    reward = SyntheticReward(problem)
-    result = FastForward().allocate(problem, stats=None, reward=reward, budget=SearchBudget(1, 4), seed=0)
-    assert len(result.trace) == 1
-    result.allocation.check(problem)
+    allocation, tracker = run_search(FastForward(), problem, SyntheticReward(problem), SearchBudget(1, 4))
+    assert len(tracker.rows) == 1
+    allocation.check(problem)
 
 
 def test_the_policy_is_returned_and_torchs_settings_are_left_alone():
@@ -164,23 +162,10 @@ def test_the_policy_is_returned_and_torchs_settings_are_left_alone():
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        result = FastForward().allocate(
-            problem, stats=None, reward=SyntheticReward(problem), budget=SearchBudget(24, 2), seed=0
-        )
+        _, tracker = run_search(FastForward(), problem, SyntheticReward(problem), SearchBudget(24, 2))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
     model = ActorCritic(len(problem.decisions), 1.0, torch.Generator())
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in result.policy.items()})
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in tracker.policy.items()})
     torch.testing.assert_close(torch.rand(3), expected)
-
-
-def test_refusals():
-    with pytest.raises(ConfigError, match="method 'fastforward': sparsity_curriculum = 'no' is neither true nor false"):
-        FastForward(sparsity_curriculum="no")
-    with pytest.raises(ConfigError, match="method 'fastforward': epochs = 0 is not a whole number from 1 to 10000"):
-        FastForward(epochs=0)
-    with pytest.raises(ConfigError, match=r"clip = 1\.2 is not a number from 0 to 1"):
-        FastForward(clip=1.2)
-    with pytest.raises(ConfigError, match="learning_rate = 0"):
-        FastForward(learning_rate=0)

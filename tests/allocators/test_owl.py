@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 
-from ffp.allocators.base import LinearStats, SearchBudget
+from ffp.allocators.base import LinearStats
+from ffp.allocators.blockwise import stretch
 from ffp.allocators.heuristics import owl
-from ffp.allocators.heuristics.owl import Owl, outlier_share, owl_keep_scores
-from ffp.core import projection as projection
-from ffp.core.errors import ArtifactError, ConfigError
+from ffp.allocators.heuristics.owl import Owl, outlier_share
+from ffp.core import projection
+from ffp.core.errors import ArtifactError
 from ffp.core.problem import Decision, PruningProblem
 from tests.helpers.synthetic import SyntheticStats, structured_problem, unstructured_problem
 
-BUDGET = SearchBudget(1, 1)
-
 
 def allocate(problem, stats, **parameters):
-    return Owl(**parameters).allocate(problem, stats=stats, reward=None, budget=BUDGET, seed=0).allocation
+    return Owl(**parameters).allocate(problem, stats)
 
 
 def slow_share(linears, multiple):
@@ -52,13 +51,20 @@ def test_dead_inputs_are_no_outliers():
     assert outlier_share([dead], 5) == 0
 
 
-def test_keep_scores_are_centred_by_parameters_and_span_twice_the_strength():
-    shares, params = np.array([0.01, 0.03, 0.02]), np.array([100.0, 300.0, 50.0])
-    scores = owl_keep_scores(shares, 0.08, params)
-    assert np.average(scores, weights=params) == pytest.approx(0, abs=1e-15)
-    assert np.ptp(scores) == pytest.approx(0.16)
-    assert list(np.argsort(scores)) == [0, 2, 1]
-    assert not owl_keep_scores(np.full(3, 0.5), 0.08, params).any()
+def test_scores_are_stretched_to_twice_the_largest_deviation():
+    assert stretch(np.array([0.01, 0.03, 0.02]), 0.08) == pytest.approx([0, 0.16, 0.08])
+    assert not stretch(np.full(3, 0.5), 0.08).any()
+
+
+def test_blocks_of_unequal_size_meet_the_budget_with_ratios_centred_by_parameters():
+    sizes = (400, 1200, 800, 2400)
+    decisions = [Decision(name=f"block{i:02d}.ffn", n_units=n, params_per_unit=1) for i, n in enumerate(sizes)]
+    problem = PruningProblem(tuple(decisions), 0.5, "unstructured")
+    stats = SyntheticStats(problem)
+    shares = np.array([outlier_share(list(stats.linears(block)), 2.0) for block in range(4)])
+    wanted = 0.5 + stretch(shares, 0.2) - np.average(stretch(shares, 0.2), weights=sizes)
+    keep = allocate(problem, stats, outlier_threshold=2.0, max_deviation=0.2).keep
+    np.testing.assert_allclose(np.array(keep) / sizes, wanted, atol=0.003)
 
 
 @pytest.mark.parametrize("problem", [structured_problem(0.3, blocks=12), unstructured_problem(0.5)])
@@ -74,18 +80,14 @@ def test_modules_of_a_block_keep_the_share_of_the_equations(problem):
         np.testing.assert_allclose(np.array(allocation.keep) / problem.n_units, np.repeat(wanted, 2), atol=0.002)
 
 
-def test_no_strength_is_uniform_and_too_much_of_it_still_meets_the_budget():
+def test_no_deviation_is_uniform_and_a_large_one_still_meets_the_budget():
     problem = unstructured_problem(0.9)
     stats = SyntheticStats(problem)
-    assert np.ptp(np.array(allocate(problem, stats, strength=0.0).keep) / problem.n_units) < 0.002
-    allocate(problem, stats, strength=0.5).check(problem)
+    assert np.ptp(np.array(allocate(problem, stats, max_deviation=0.0).keep) / problem.n_units) < 0.002
+    allocate(problem, stats, max_deviation=0.5).check(problem)
 
 
-def test_refusals():
-    with pytest.raises(ConfigError, match=r"method 'owl': strength = 0\.6 is not a number from 0 to 0\.5"):
-        Owl(strength=0.6)
-    with pytest.raises(ConfigError, match="method 'owl': outlier_threshold = '5' is not a number from 0 up"):
-        Owl(outlier_threshold="5")
+def test_statistics_that_lack_a_decision_are_refused():
     stats = SyntheticStats(structured_problem())
     other = PruningProblem((Decision(name="block77.ffn", n_units=10, params_per_unit=1),), 0.2)
     with pytest.raises(ArtifactError, match=r"no linear of block77\.ffn\. Calibrate this model again."):

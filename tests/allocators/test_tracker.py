@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ffp.allocators.base import Reward, SearchBudget
-from ffp.allocators.heuristics.uniform import Uniform, uniform_allocation
-from ffp.allocators.tracker import COLUMNS, Exhausted, Tracker, best_first, check_number, check_switch, needed
-from ffp.core import projection as projection
+from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.tracker import COLUMNS, Exhausted, Tracker, best_first
+from ffp.core import projection
 from ffp.core.errors import ConfigError, FfpError
 from ffp.core.problem import Allocation
 from tests.helpers.synthetic import SyntheticReward, structured_problem
@@ -18,7 +18,7 @@ from tests.helpers.synthetic import SyntheticReward, structured_problem
 def tracker(evaluations=4, windows=2, finalists=3, reward=None):
     problem = structured_problem()
     reward = reward or SyntheticReward(problem)
-    return Tracker(problem, reward, SearchBudget(evaluations, windows, finalists), method="test")
+    return Tracker(problem, reward, SearchBudget(evaluations, windows, finalists), method="test", seed=0)
 
 
 def candidates(problem, count, seed=0):
@@ -138,6 +138,22 @@ def test_ties_go_to_the_earlier_one_and_a_single_finalist_is_not_scored():
     assert t.reward.selections == 0
 
 
+def test_the_winner_is_the_last_answer():
+    t = tracker()
+    one, two = candidates(t.problem, 2)
+    t.answer(one)
+    t.answer(one)
+    winner = t.finish([two])
+    assert winner == two and t.answers == [(0, one.keep), (0, two.keep)]
+
+
+def test_a_search_can_ask_for_fewer_finalists():
+    t = tracker(finalists=3)
+    pool = candidates(t.problem, 3)
+    assert t.finish(pool, finalists=1) == pool[0]
+    assert t.reward.selections == 0
+
+
 def test_draws_are_distinct_ascending_and_seeded():
     t = tracker()
     draws = [t.draw(np.random.default_rng(seed), 5) for seed in range(20)]
@@ -155,19 +171,7 @@ def test_a_log_that_is_no_terminal_gets_some_lines(caplog):
     assert re.search(r"test: 60 evaluations, 1200/2000 tokens, best 0\.\d{4}, \d+ tokens/s, \d+ s left", lines[-1])
 
 
-def test_refusals_name_the_method_the_value_and_the_remedy():
-    with pytest.raises(ConfigError, match=r"method 'm' needs a reward, but got none\. Hand the folder"):
-        needed(None, "m", "a reward")
-    with pytest.raises(ConfigError, match=re.escape("method 'm': k = '3' is not a whole number from 0 to 9.")):
-        check_number("m", "k", "3", 0, 9, whole=True)
-    with pytest.raises(ConfigError, match=re.escape("method 'm': k = True is not a number from 0 up.")):
-        check_number("m", "k", True, 0, float("inf"))
-    with pytest.raises(ConfigError, match="method 'm': k = 1 is neither true nor false"):
-        check_switch("m", "k", 1)
-
-
 def test_uniform_keeps_the_same_share_of_all_channels():
-    problem = structured_problem(0.3)
-    keep = Uniform().allocate(problem, stats=None, reward=None, budget=SearchBudget(1, 1), seed=0).allocation.keep
+    keep = uniform_allocation(structured_problem(0.3)).keep
     assert np.ptp(keep[1::2]) <= 1
     assert set(keep[0::2]) == {2}

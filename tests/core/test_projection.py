@@ -14,18 +14,23 @@ from ffp.core.problem import Allocation, Decision, PruningProblem
 
 @st.composite
 def problems(draw, max_blocks=6):
-    """Blocks of attention and FFN with GQA-like coarse units, sometimes of unequal sizes and with biases."""
+    """Blocks of attention and FFN with expensive units like KV groups, of unequal sizes, with biases."""
     blocks = draw(st.integers(1, max_blocks))
     ffn_cost = draw(st.integers(1, 40))
-    units = []
+    decisions = []
     for block in range(blocks):
         groups, channels = draw(st.integers(1, 12)), draw(st.integers(2, 300))
-        units.append(
-            Decision(name=f"block{block:02d}.attention", n_units=groups, params_per_unit=draw(st.integers(20, 900)), fixed_params=draw(st.integers(0, 9)))
-        )
-        units.append(Decision(name=f"block{block:02d}.ffn", n_units=channels, params_per_unit=ffn_cost, fixed_params=draw(st.integers(0, 9))))
-    base = PruningProblem(tuple(units), 0.0)
+        cost = draw(st.integers(20, 900))
+        for module, units, size in (("attention", groups, cost), ("ffn", channels, ffn_cost)):
+            name, fixed = f"block{block:02d}.{module}", draw(st.integers(0, 9))
+            decisions.append(Decision(name=name, n_units=units, params_per_unit=size, fixed_params=fixed))
+    base = PruningProblem(tuple(decisions), 0.0)
     return base.at(draw(st.floats(0.0, 0.999)) * projection.max_sparsity(base))
+
+
+def two_decisions(target):
+    coarse = Decision(name="a", n_units=4, params_per_unit=10)
+    return PruningProblem((coarse, Decision(name="b", n_units=100, params_per_unit=1)), target)
 
 
 def logits_for(problem, seed, scale):
@@ -34,18 +39,18 @@ def logits_for(problem, seed, scale):
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 60))
-def test_budget_is_exact_and_bounds_hold(problem, seed, scale):
+def test_the_budget_is_exact_and_bounds_hold(problem, seed, scale):
     allocation = projection.project(problem, logits_for(problem, seed, scale))
     allocation.check(problem)
     room = projection.kept_budget(problem) - int(np.dot(allocation.keep, problem.params_per_unit))
-    addable = [u.params_per_unit for u, k in zip(problem.decisions, allocation.keep, strict=True) if k < u.n_units]
+    addable = [d.params_per_unit for d, k in allocation.items(problem) if k < d.n_units]
     assert room >= 0
     assert not addable or room < min(addable)
 
 
 @settings(max_examples=150, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8), st.booleans())
-def test_order_of_the_modules_does_not_matter(problem, seed, scale, tied):
+def test_the_order_of_the_decisions_does_not_matter(problem, seed, scale, tied):
     logits = np.zeros(len(problem.decisions)) if tied else logits_for(problem, seed, scale)
     order = np.random.default_rng(seed + 1).permutation(len(problem.decisions))
     shuffled = PruningProblem(tuple(problem.decisions[i] for i in order), problem.target)
@@ -55,7 +60,7 @@ def test_order_of_the_modules_does_not_matter(problem, seed, scale, tied):
 
 @settings(max_examples=150, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8))
-def test_nested_in_sparsity_before_rounding(problem, seed, scale):
+def test_a_higher_sparsity_keeps_no_more_of_any_decision_before_rounding(problem, seed, scale):
     logits = logits_for(problem, seed, scale)
     denser = problem.at(problem.target * 0.7)
     assert (projection.water_fill(denser, logits) >= projection.water_fill(problem, logits) - 1e-9).all()
@@ -77,7 +82,7 @@ def test_only_differences_of_logits_count(problem, seed):
 
 
 def test_infeasible_target_names_the_largest_feasible_one():
-    problem = PruningProblem((Decision(name="a", n_units=4, params_per_unit=10), Decision(name="b", n_units=100, params_per_unit=1)), 0.95)
+    problem = two_decisions(0.95)
     limit = projection.max_sparsity(problem)
     line = f"sparsity 0.95 cannot be met: with these min_keep at most {limit:.4f}"
     with pytest.raises(BudgetError, match=re.escape(line)):
@@ -86,20 +91,21 @@ def test_infeasible_target_names_the_largest_feasible_one():
 
 
 def test_zero_sparsity_keeps_everything():
-    problem = PruningProblem((Decision(name="a", n_units=4, params_per_unit=10), Decision(name="b", n_units=100, params_per_unit=1)), 0.0)
+    problem = two_decisions(0.0)
     assert projection.project(problem, np.array([-5.0, 5.0])) == projection.dense(problem)
 
 
 def test_coarse_units_are_rounded_each_by_itself_and_channels_absorb_the_rest():
     kinds = (("a", 3, 294912), ("f", 1536, 1728))
-    problem = PruningProblem(tuple(Decision(name=f"{k}{i}", n_units=n, params_per_unit=g) for i in range(30) for k, n, g in kinds), 0.2)
+    decisions = (Decision(name=f"{k}{i}", n_units=n, params_per_unit=p) for i in range(30) for k, n, p in kinds)
+    problem = PruningProblem(tuple(decisions), 0.2)
     keep = np.array(projection.project_shares(problem, np.full(60, 0.8)).keep)
     assert set(keep[0::2]) == {2}  # the nearest to 2.4
     assert np.ptp(keep[1::2]) <= 1
     assert keep[1] / 1536 == pytest.approx((0.8 * problem.total_params - 60 * 294912) / (30 * 1536 * 1728), abs=1e-3)
 
 
-def test_non_finite_logits_and_wrong_shapes_are_our_own_mistakes():
+def test_non_finite_logits_and_wrong_shapes_raise_value_errors():
     problem = PruningProblem((Decision(name="a", n_units=4, params_per_unit=10),), 0.2)
     with pytest.raises(ValueError, match="finite"):
         projection.project(problem, np.array([np.nan]))
@@ -107,8 +113,8 @@ def test_non_finite_logits_and_wrong_shapes_are_our_own_mistakes():
         projection.project(problem, np.zeros(3))
 
 
-def test_check_refuses_what_did_not_pass_the_budget():
-    problem = PruningProblem((Decision(name="a", n_units=4, params_per_unit=10), Decision(name="b", n_units=100, params_per_unit=1)), 0.5)
+def test_check_refuses_an_allocation_that_was_not_projected():
+    problem = two_decisions(0.5)
     with pytest.raises(BudgetError, match="less than the target"):
         Allocation(problem.problem_id, (4, 100)).check(problem)
     with pytest.raises(BudgetError, match=re.escape("outside 1..4")):
