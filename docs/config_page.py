@@ -31,8 +31,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def keys_page() -> str:
     """Returns a table for each file, and for each section in it."""
     parts = [
-        "# Every key\n\nWhich keys may a YAML file have, and what do they mean? An empty default means that the key has to be "
-        "there. The hyper-parameters of a method, which stand under `params`, are on [its page](methods/index.md)."
+        "# Every key\n\nWhich keys may a YAML file have, and what do they mean? An empty default means that the "
+        "key has to be there. The hyper-parameters of a method, which stand under `params`, are on [its page](methods/index.md)."
     ]
     shown: set[str] = set()
     for name, schema in schemas().items():
@@ -48,7 +48,7 @@ def _sections(schema: Schema, definitions: Schema, path: str, shown: set[str]) -
         if key in schema.get("required", ()):
             default = ""
         elif value is not None and not isinstance(value, Mapping):
-            default = f"`{value}`"
+            default = f"`{', '.join(f'{v}' for v in value)}`" if isinstance(value, list) and value else f"`{value}`"
         rows.append(f"| `{key}` | {_kind(field, definitions)} | {default} | {field.get('description', '')} |")
         inner += [(f"{path}{key}{suffix}", name) for suffix, name in _references(field, definitions)]
     yield "\n".join(rows)
