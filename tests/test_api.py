@@ -36,12 +36,12 @@ BUDGET = SearchBudget(evaluations=20, windows=2, finalists=2)
 @pytest.mark.parametrize("granularity", CUTS)
 @pytest.mark.parametrize("method", ["uniform", "owl", "evolutionary"])
 def test_the_chain_prunes_a_model_in_memory_without_touching_the_disk(granularity, method, monkeypatch):
-    prunable, cut = PrunableModel(tiny("llama")), CUTS[granularity]
+    prunable, cut, chosen = PrunableModel(tiny("llama")), CUTS[granularity], create(method, {})
     monkeypatch.setattr(builtins, "open", None)
     monkeypatch.setattr(Path, "open", None)
     calibration = api.calibrate(prunable, windows())
     found = api.allocate(
-        prunable, calibration, create(method, {}), sparsity=0.3, granularity=granularity, cut=cut, budget=BUDGET
+        prunable, calibration, chosen, sparsity=0.3, granularity=granularity, cut=cut, budget=BUDGET
     )
     masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
     summary = api.prune(prunable, found.problem, masks, cut)
