@@ -1,12 +1,11 @@
-"""Pages made from the code while the site is built: a page a registered method, and one of the whole API."""
+"""Pages made from the code while the site is built: one for each method, and one of the whole API."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import importlib
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from ffp.allocators.registry import METHODS, Method
+from ffp.allocators import METHODS, Heuristic, Method, accepted, is_search
 
-DOCS = Path(__file__).parent
-PACKAGE = DOCS.parent / "ffp"
-NEEDS = {"stats": "calibration statistics", "reward": "candidates' rewards (a search)"}
+PACKAGE = Path(__file__).parents[1] / "ffp"
+# From the bottom of the import order to the top; within a package, the files that others build on come first.
+ORDER = "core allocators config store assets models pruning measure report api pipeline cli"
+FIRST = ("errors.py", "problem.py", "base.py")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Equations become MathML, which browsers draw without a script; every method gets its place in the menu."""
+    """Turns equations into MathML, which browsers draw without a script, and puts every method into the menu."""
     fence = {"name": "math", "class": "math", "format": _mathml}
     config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
     methods = next(entry for entry in config.nav or [] if "Methods" in entry)
@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the generated pages; a method that is registered has one, whoever added it."""
+    """Adds the generated pages. Methods of installed packages have one, too."""
     pages = {"methods/index.md": methods_index(), "api.md": api_page()}
     pages |= {f"methods/{name}.md": method_page(method) for name, method in METHODS.items()}
     for path, text in pages.items():
@@ -46,15 +46,15 @@ def _mathml(source: str, *_: Any, **__: Any) -> str:
 
 
 def methods_index() -> str:
-    """All methods in a table; what they share."""
+    """Returns the page with the table of all methods."""
     rows = "\n".join(
-        f"| [`{name}`]({name}.md) | {method.summary} | {', '.join(sorted(method.granularities))} | "
-        f"{'search' if method.is_search else 'one pass' if method.needs else 'nothing'} | {_linked(method.citation)} |"
+        f"| [`{name}`]({name}.md) | {method.summary} | {_served(method)} | {_needs(method)} | "
+        f"{_linked(method.citation)} |"
         for name, method in METHODS.items()
     )
     return f"""# Methods
 
-A method answers one question: how many units of each decision stay, when the total is fixed. All answers go through one
+A method decides how many units of each decision stay when the total is fixed. All answers go through one
 [projection](../concepts.md#the-budget), and all searches may forward the same number of tokens.
 
 | name | idea | granularities | needs | source |
@@ -63,39 +63,48 @@ A method answers one question: how many units of each decision stay, when the to
 """
 
 
-def method_page(method: Method) -> str:
-    """One method: facts of the registry, equations where docs/equations has them, docstring, parameters."""
-    module_name, _, attribute = method.target.partition(":")
-    module = importlib.import_module(module_name)
-    factory = getattr(module, attribute)
-    needs = (
-        ", ".join(NEEDS.get(need, need) for need in sorted(method.needs)) or "nothing but the sizes of the decisions"
+def method_page(method: type[Method]) -> str:
+    """Returns the page of one method: what it declares, its equations, its module's docstring, its parameters."""
+    source = method.__module__
+    parts = [
+        f"# {method.name}\n\n{method.summary[0].upper()}{method.summary[1:]}.",
+        "| version | granularities | needs | source |\n|---|---|---|---|\n"
+        f"| {method.version} | {_served(method)} | {_needs(method)} | {_linked(method.citation)} |",
+    ]
+    if method.equation:
+        parts.append(f"## In equations\n\n```math\n{method.equation}\n```")
+    parts.append(
+        f"## What it takes from its source, and where it departs\n\n{prose(sys.modules[source].__doc__ or '')}"
     )
-    facts = f"| version | granularities | needs | source |\n|---|---|---|---|\n| {method.version} | "
-    facts += f"{', '.join(sorted(method.granularities))} | {needs} | {_linked(method.citation)} |\n"
-    equations = DOCS / "equations" / f"{method.name}.md"
-    parts = [f"# {method.name}\n\n{method.summary[0].upper()}{method.summary[1:]}.\n", facts]
-    if equations.exists():
-        parts.append(f"## In equations\n\n{equations.read_text(encoding='utf-8')}")
-    parts.append(f"## What it takes from its source, and where it departs\n\n{prose(inspect.getdoc(module) or '')}")
-    parts.append(f"## Parameters\n\n{_parameters(factory)}")
-    link = f"[`{module_name}`](../api.md#{module_name})"
-    parts.append(f"Set them in a [variant](../grid.md#variants) of the grid. Code: {link}.\n")
+    parts.append(f"## Parameters\n\n{_parameters(method)}")
+    link = f"[`{source}`](../api.md#{source})" if source.startswith("ffp.") else f"`{source}`"
+    parts.append(f"Set them under `params` in a [variant](../grid.md#variants) of the grid. Code: {link}.\n")
     return "\n\n".join(parts)
 
 
-def _parameters(factory: Any) -> str:
-    fields = [field for field in dataclasses.fields(factory) if field.init]
-    if not fields:
-        return "It has none."
-    rows = "\n".join(f"| `{f.name}` | `{f.type}` | `{f.default!r}` |" for f in fields)
-    return f"{prose(inspect.getdoc(factory) or '')}\n\n| name | type | default |\n|---|---|---|\n{rows}"
+def _served(method: type[Method]) -> str:
+    return ", ".join(sorted(method.granularities))
+
+
+def _needs(method: type[Method]) -> str:
+    if is_search(method):
+        return "rewards of candidates (a search)"
+    reads = issubclass(method, Heuristic) and method.reads_weights
+    return "calibration statistics" if reads else "the sizes of the decisions"
+
+
+def _parameters(method: type[Method]) -> str:
+    rows = "\n".join(
+        f"| `{key}` | {accepted(method, key)} | `{field.default!r}` | {field.description} |"
+        for key, field in method.model_fields.items()
+    )
+    return f"| name | accepts | default | meaning |\n|---|---|---|---|\n{rows}" if rows else "It has none."
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: indented blocks are code, arXiv numbers are links, nothing else is markup."""
+    """Returns a docstring as Markdown: indented blocks become code, arXiv numbers links, nothing else is markup."""
     blocks: list[tuple[bool, list[str]]] = []
-    for line in docstring.splitlines():
+    for line in inspect.cleandoc(docstring).splitlines():
         indented = line.startswith("    ")
         if not blocks or (line.strip() and blocks[-1][0] != indented):
             blocks.append((indented, []))
@@ -115,17 +124,20 @@ def _linked(text: str) -> str:
 
 
 def api_page() -> str:
-    """Every module of the package, read from its source without importing it."""
-    parts = ["# API\n\nThe modules from the bottom of the import order to the top. `torch` is needed from `models` on."]
-    for path in sorted(PACKAGE.rglob("*.py"), key=_height):
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        if path.name != "__init__.py" and ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
-            parts.append(f"::: {name}")
+    """Returns the page of all documented modules. The site reads them from their source, without importing them."""
+    parts = [
+        "# API\n\nThe modules in the order of imports: each uses only those above it. "
+        "`torch` is needed from `ffp.models` on."
+    ]
+    for path in sorted(PACKAGE.rglob("*.py"), key=_place):
+        if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
+            names = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            parts.append(f"::: {'.'.join(name for name in names if name != '__init__')}")
     return "\n\n".join(parts) + "\n"
 
 
-def _height(path: Path) -> tuple[int, str]:
-    order = "types registry config budget artifacts cost runlock texts assets search models pruning calibration reward"
-    places = {name: place for place, name in enumerate(f"{order} evaluation report verify steps cli".split())}
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return places.get(name, places["evaluation"]), str(path)
+def _place(path: Path) -> tuple[int, bool, bool, str]:
+    inside = path.relative_to(PACKAGE)
+    name = inside.parts[0].removesuffix(".py")
+    package = -1 if name == "__init__" else ORDER.split().index(name)
+    return package, path.name != "__init__.py", path.name not in FIRST, str(inside)
