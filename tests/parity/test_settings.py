@@ -326,7 +326,7 @@ def test_flap_keeps_the_units_of_the_slow_version(structure, metric, share, remo
         ({"prune_n": 5, "prune_m": 4}, r"5 of every 4 weights cannot go\. Give N and M, 0 < N <= M"),
         ({"prune_n": 2}, r"2 of every 0 weights cannot go"),
         ({"pruner": "obs"}, r"unknown pruner 'obs': known: magnitude, sparsegpt, wanda"),
-        ({"structure": "AM"}, r"unknown structure 'AM': did you mean AL-AM"),
+        ({"structure": "AM"}, r"unknown structure 'AM': did you mean AL-MM, AL-AM"),
         ({"damping": 0.0}, r"SparseGPT cannot prune 128 columns at a time with damping 0\.0"),
     ],
 )
