@@ -85,6 +85,9 @@ class Experiment:
                     f"{self.file}: {reasons[0]}, and granularities are {list(self.grid.granularities)}. "
                     "Remove it or add one of its granularities."
                 )
+        if any(variant.init for variant in self.grid.variants.values()):
+            for cell in self.cells(dense=False):
+                self.init_cell(cell)
 
     def at(self, *, results: Path | None) -> Experiment:
         """Returns the same experiment with its results in another folder; itself for None."""

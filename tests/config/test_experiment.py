@@ -81,6 +81,26 @@ def test_settings_of_a_variant_come_before_those_of_the_grid(tmp_path: Path) -> 
     assert experiment.refusal("owl", "structured") and experiment.refusal("fastforward", "unstructured")
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("name", "wanted"), [("fastforward", "s0.45"), ("owl", "s0.20")])
+def test_a_policy_that_no_cell_makes_is_refused(name: str, wanted: str, tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    edit("config/grid.yaml", sparsities=[0.2, 0.3], variants={name: {"init": {"from": wanted}}})(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"variants\.{name}\.init asks for the policy of .*which the grid does not make"
+    ):
+        Experiment(file)
+
+
+def test_a_search_starts_from_the_policy_of_another_cell(tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    variants = {"fastforward": {"init": {"from": "s0.20"}}}
+    edit("config/grid.yaml", sparsities=[0.2, 0.3], methods=["fastforward"], variants=variants)(tmp_path)
+    experiment = Experiment(file)
+    first, second = experiment.cells(dense=False)
+    assert experiment.init_cell(second) == first and experiment.init_cell(first) is None
+
+
 def test_the_checkpoints_of_a_search_ascend(tmp_path: Path) -> None:
     file = tiny.configure(tmp_path)
     assert Experiment(file).grid.search.checkpoints[-1] == 1
