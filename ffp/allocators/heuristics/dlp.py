@@ -43,11 +43,7 @@ class Dlp(Heuristic):
     )
 
     max_deviation: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="alpha: half the width of the range of the blocks' sparsities. 0 takes the published value for the "
-        "target.",
+        0.0, ge=0, le=0.5, description="alpha: half the range of the blocks' sparsities; 0 for the published value."
     )
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:

@@ -47,9 +47,7 @@ class Flap(Heuristic):
 
     metric: Metric = Field("WIFV", description="Score of a column, see above.")
     structure: Structure = Field("AL-AM", description="What is ranked together, see above.")
-    remove_heads: int = Field(
-        0, ge=0, le=1_000_000, description="KV groups that the whole model loses, for the structures AL-MM and UL-MM."
-    )
+    remove_heads: int = Field(0, ge=0, le=1_000_000, description="KV groups that the model loses, for AL-MM and UL-MM.")
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Ranks units by their scores, as the structure says."""

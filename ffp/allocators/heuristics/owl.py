@@ -45,14 +45,8 @@ class Owl(Heuristic):
     )
 
     outlier_threshold: float = Field(5.0, ge=0, description="M: an outlier exceeds M times the mean of its block.")
-    max_deviation: float = Field(
-        0.08, ge=0, le=0.5, description="lambda: half the width of the range of the blocks' sparsities."
-    )
-    parity: bool = Field(
-        False,
-        description="Whether to use the ratios of the authors' code, see published_sparsities; the projection corrects "
-        "any budget error.",
-    )
+    max_deviation: float = Field(0.08, ge=0, le=0.5, description="lambda: half the range of the blocks' sparsities.")
+    parity: bool = Field(False, description="Whether to use the ratios of the authors' code, see published_sparsities.")
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Turns the share of outliers of each block into its kept share."""

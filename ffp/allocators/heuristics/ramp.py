@@ -32,13 +32,7 @@ class Ramp(Heuristic):
     equation: ClassVar[str] = r"s_l = s + \beta\left(l - \frac{L + 1}{2}\right), \qquad l = 1, \dots, L"
     reads_weights: ClassVar[bool] = False
 
-    slope: float = Field(
-        0.2,
-        ge=-2,
-        le=2,
-        description="beta * (L - 1): sparsity of the last block minus that of the first. A negative slope prunes early "
-        "blocks more.",
-    )
+    slope: float = Field(0.2, ge=-2, le=2, description="beta * (L - 1): sparsity of the last block minus the first's.")
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Spaces the blocks' sparsities evenly around the target."""

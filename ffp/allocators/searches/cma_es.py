@@ -33,7 +33,7 @@ class CmaEs(Search):
 
     sigma: float = Field(0.3, ge=1e-6, description="sigma: initial standard deviation of the logits.")
     population: int = Field(
-        0, ge=0, le=10_000, description="lambda: candidates a generation; 0 for the package's 4 + 3 ln(n_decisions)."
+        0, ge=0, le=10_000, description="lambda: candidates a generation; 0 for 4 + 3 ln(n_decisions)."
     )
     start: Start = Field("uniform", description="The allocation whose logits are the first mean.")
 

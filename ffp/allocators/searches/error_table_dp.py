@@ -49,18 +49,12 @@ class ErrorTableDp(Search):
         r"\frac{X}{1 - X} = r\,\frac{s}{1 - s}, \qquad r = \mathrm{reach}"
     )
 
-    levels: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description=f"Levels measured of each decision; 0 for what the budget allows, {MAX_LEVELS} at most.",
-    )
+    levels: int = Field(0, ge=0, le=100, description="Levels measured of each decision; 0 for what the budget allows.")
     reach: float = Field(
         3.0,
         ge=1,
         le=1000,
-        description="r: odds, removed to kept, of the largest share of a decision that is measured and may be removed, "
-        "relative to the odds of the target.",
+        description="r: odds, removed to kept, of the largest share measured, over the target's odds.",
     )
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:

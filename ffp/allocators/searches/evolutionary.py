@@ -53,14 +53,9 @@ class Evolutionary(Search):
         r"k_i \leftarrow k_i - \delta/p_i, \quad k_j \leftarrow k_j + \delta/p_j"
     )
 
-    offspring: int = Field(
-        0, ge=0, le=10_000, description="lambda: offspring a generation; 0 for a number that suits the budget."
-    )
+    offspring: int = Field(0, ge=0, le=10_000, description="lambda: offspring a generation; 0 to suit the budget.")
     step: int = Field(
-        0,
-        ge=0,
-        description="delta: parameters that a switch moves. 0 for one unit of the coarsest decision, e.g. a KV group, "
-        "or 6 % of the smallest decision where units are single weights.",
+        0, ge=0, description="delta: parameters that a switch moves; 0 for a KV group, or 6 % of the smallest decision."
     )
     start: Start = Field("uniform", description="The first parent; uniform as published.")
 

@@ -94,9 +94,7 @@ class FastForward(Search):
         "water-filling", description='How actions become allocations; "sequential" is the published way.'
     )
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
-    zero_shot: bool = Field(
-        False, description="Whether to answer with the mean action of the policy to start from, without a search."
-    )
+    zero_shot: bool = Field(False, description="Whether to answer with the initial policy's mean, without a search.")
     epochs: int = Field(10, ge=1, le=10_000, description="Gradient steps a batch.")
     clip: float = Field(0.2, ge=0, le=1, description="epsilon: limit of the probability ratio's change.")
     learning_rate: float = Field(5e-4, ge=1e-12, description="Of Adam.")

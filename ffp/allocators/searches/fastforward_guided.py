@@ -61,32 +61,19 @@ class FastForwardGuided(Search):
     learns_policy: ClassVar[bool] = True
 
     prior: float = Field(
-        0.5,
-        ge=1e-6,
-        le=100,
-        description="sqrt(P) at first: standard deviation of the best logits around the start's, of fine decisions "
-        "(channels).",
+        0.5, ge=1e-6, le=100, description="sqrt(P) at first: deviation of channels' best logits from the start's."
     )
     drift: float = Field(0.05, ge=0, le=100, description="q: what a step adds to that standard deviation.")
     memory: float = Field(
-        0.5,
-        ge=0,
-        le=0.999,
-        description="Weight of earlier steps in the averaged worths of coarse decisions (KV groups).",
+        0.5, ge=0, le=0.999, description="Weight of earlier steps in the averaged worths of KV groups."
     )
     step_windows: int = Field(2, ge=1, description="Windows of the search text behind a gradient step.")
     spread: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        description="Standard deviation of a sampled action, relative to the policy's. The gradient is taken at the "
-        "sample, or at the mean for 0.",
+        0.0, ge=0, le=100, description="Deviation of a sampled action, relative to the policy's; 0 for none."
     )
     curvature: bool = Field(True, description="f > 0: whether the second-order term counts.")
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
-    zero_shot: bool = Field(
-        False, description="Whether to answer with the mean of the policy to start from, without a search."
-    )
+    zero_shot: bool = Field(False, description="Whether to answer with the initial policy's mean, without a search.")
     start: Start = Field("ffn-only", description="The allocation to start from, where no policy is given.")
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
