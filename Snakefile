@@ -21,6 +21,8 @@ rule all:
         REPORT.all,
         CELL_FILES,
     localrule: True
+    message:
+        "whole grid {EXPERIMENT.file}"
 
 
 # Only what has to be fetched, e.g. on a node that has a network.
@@ -45,4 +47,6 @@ onsuccess:
 onerror:
     print("\nThese jobs failed:", *failures(log), sep="\n")
     print("Finished cells are kept: run the command again to go on.")
-    print(f"So far: ffp status --config {EXPERIMENT.file}, ffp report --config {EXPERIMENT.file} --out {REPORT.folder}")
+    print(
+        f"So far: ffp status --config {EXPERIMENT.file}, ffp report --config {EXPERIMENT.file} --out {REPORT.folder}"
+    )

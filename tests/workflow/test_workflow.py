@@ -95,7 +95,7 @@ def _part(name: str, **changes: object) -> Callable[[Site], None]:
 
 CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
     "a parameter of a search": (
-        _grid(variants={"fastforward": {"params": {"episodes": 7}}}),
+        _grid(variants={"fastforward": {"params": {"epochs": 7}}}),
         {"allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
     ),
     "a parameter of a heuristic": (

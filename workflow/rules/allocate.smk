@@ -20,7 +20,7 @@ rule allocate_search:
     resources:
         **RESOURCES,
     params:
-        **CELL_PARAMS,
+        **CALIBRATED_CELL_PARAMS,
         init=folder_option("--init", "init"),
         settings=settings("allocate"),
     message:

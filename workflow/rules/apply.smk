@@ -20,7 +20,7 @@ rule apply:
     resources:
         **RESOURCES,
     params:
-        **CELL_PARAMS,
+        **CALIBRATED_CELL_PARAMS,
         settings=settings("apply"),
     message:
         "apply {params.cell}"

@@ -16,7 +16,7 @@ rule asset_model:
     params:
         kind="model",
         config=f"{EXPERIMENT.root}/models/{{model}}.yaml",
-        out=str(MODEL.folder),
+        out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.models[wildcards.model])),
     message:
         "fetch {params.out}"
@@ -36,7 +36,7 @@ use rule asset_model as asset_text with:
     params:
         kind="text",
         config=f"{EXPERIMENT.root}/texts/{{text}}.yaml",
-        out=str(TEXT.folder),
+        out=subpath(output[0], parent=True),
         settings=as_json(asset_settings(EXPERIMENT.text)),
 
 
@@ -52,5 +52,5 @@ use rule asset_model as asset_tasks with:
     params:
         kind="tasks",
         config=f"{EXPERIMENT.root}/tasks/{{tasks}}.yaml",
-        out=str(TASKS.folder),
+        out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.tasks)),

@@ -21,6 +21,8 @@ rule calibrate:
         **RESOURCES,
     params:
         **MODEL_PARAMS,
+        text_dir=subpath(input.text, parent=True),
+        out=subpath(output[0], parent=True),
         settings=settings("calibrate"),
     message:
         "calibrate {wildcards.model}"
@@ -31,7 +33,7 @@ rule calibrate:
             --model {wildcards.model:q} \
             --model-dir {params.model_dir:q} \
             --text-dir {params.text_dir:q} \
-            --out {params.calibration:q} \
+            --out {params.out:q} \
             >{log:q} 2>&1
         """
 

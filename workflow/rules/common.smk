@@ -38,13 +38,13 @@ TASKS_DIR = LAYOUT.tasks(GRID.tasks) if GRID.tasks else None
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
 
 # Params that several rules have.
-MODEL_PARAMS = {
-    "grid": str(EXPERIMENT.file),
-    "model_dir": str(MODEL.folder),
-    "text_dir": str(TEXT_DIR.folder),
-    "calibration": str(CALIBRATION.folder),
+MODEL_PARAMS = {"grid": str(EXPERIMENT.file), "model_dir": subpath(input.model, parent=True)}
+CELL_PARAMS = {**MODEL_PARAMS, "cell": WILDCARD_CELL.path}
+CALIBRATED_CELL_PARAMS = {
+    **CELL_PARAMS,
+    "calibration": subpath(input.stats, parent=True),
+    "out": subpath(output[0], parent=True),
 }
-CELL_PARAMS = {**MODEL_PARAMS, "cell": WILDCARD_CELL.path, "out": str(CELL.folder)}
 
 SEARCHES = [name for name in GRID.methods if is_search(EXPERIMENT.method(name))]
 HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
@@ -119,6 +119,14 @@ def init_allocation(wildcards):
     """The allocation of the cell whose policy this cell's search starts from, if the grid names one."""
     origin = EXPERIMENT.init_cell(cell_of(wildcards))
     return [LAYOUT.cell(origin).allocation] if origin else []
+
+
+def shown(file):
+    """A file of the report; the page, tables of figures and plots also appear in the output of snakemake --report."""
+    category = {".html": "Results", ".csv": "Results", ".svg": "Plots"}.get(file.suffix)
+    if category is None:
+        return str(file)
+    return report(str(file), caption=f"../report/{file.stem}.rst", category=category)
 
 
 def folder_option(option, key):

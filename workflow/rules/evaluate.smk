@@ -21,6 +21,7 @@ rule evaluate:
         **RESOURCES,
     params:
         **CELL_PARAMS,
+        text_dir=subpath(input.text, parent=True),
         tasks_dir=folder_option("--tasks-dir", "tasks"),
         cut=folder_option("--cut", "cut"),
         settings=settings("evaluate"),
