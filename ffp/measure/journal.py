@@ -14,14 +14,7 @@ class Journal(Protocol):
         ...
 
     def add(self, key: str, values: Sequence[float], seconds: float, *, tokens: int) -> None:
-        """Records a measurement at once.
-
-        Args:
-            key: What was measured; the part before the colon names the text.
-            values: The result.
-            seconds: Time that it took.
-            tokens: Tokens that it forwarded; a backward counts as two forwards.
-        """
+        """Records a measurement at once; see ffp.store.journal.FileJournal.add."""
         ...
 
 
@@ -36,7 +29,6 @@ class MemoryJournal:
     """
 
     def __init__(self, known: Iterable[Mapping[str, Any]] = ()):
-        """Starts with the entries of an earlier attempt."""
         self._known = {str(entry["key"]): entry for entry in known}
         self.entries: list[Mapping[str, Any]] = []
 

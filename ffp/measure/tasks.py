@@ -30,14 +30,7 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 
 def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> list[int]:
-    """Returns indices of the documents to score, ascending: all of them, or a sample by seed and task alone.
-
-    Args:
-        task: The task's name.
-        n_total: Documents that there are.
-        documents: Size of the sample, 0 for all.
-        seed: Of the sample.
-    """
+    """Returns ascending indices of `documents` of a task's documents, by seed and task alone; all for 0."""
     if not 0 < documents < n_total:
         return list(range(n_total))
     generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
@@ -127,10 +120,7 @@ def _load(tasks: TasksConfig, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def stock_files(stock: Mapping[str, str]) -> dict[str, Path]:
-    """Returns the installed lm-eval's YAML of each stock task.
-
-    Args:
-        stock: Name of the stock task by our task's name.
+    """Returns the YAML of each stock task in the installed lm-eval, by our task's name.
 
     Raises:
         ConfigError: lm-eval has no task of that name.
@@ -157,12 +147,6 @@ def _stock_index() -> dict[str, Path]:
 
 def local_task(name: str, stock: Path, data: Path, *, cache: Path) -> dict[str, Any]:
     """Returns the YAML of a stock task on a local JSONL file, which replaces the split that the stock task scores.
-
-    Args:
-        name: Our name of the task.
-        stock: The stock task's YAML.
-        data: The documents.
-        cache: Folder for the loader's own files.
 
     Raises:
         ConfigError: The stock task is not zero-shot and scored by likelihoods: only those can be compared here.
@@ -212,15 +196,7 @@ def _language_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
 
 
 def groups_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, list[int]]]:
-    """Groups requests by batch size.
-
-    Args:
-        lengths: Tokens of each request.
-        batch_tokens: Tokens that a batch may hold.
-
-    Returns:
-        (batch size, indices of requests); sizes are powers of two with size * length <= batch_tokens, or 1.
-    """
+    """Groups indices of requests by batch size: a power of two with size * length <= batch_tokens, or 1."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
         groups[1 << (max(1, batch_tokens // max(1, length)).bit_length() - 1)].append(index)

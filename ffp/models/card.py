@@ -38,8 +38,8 @@ def model_card(
 
     Args:
         model: The parent.
-        cell: The cell that was exported.
-        method: The method behind the cell's allocation.
+        cell: The exported cell.
+        method: The method behind its allocation.
         selection: What decided which units go: the unit score, or the pruner of single weights.
         compensation: "none", "bias", "ridge" or "ridge-dense".
         calibration: The calibration text in words.
@@ -49,14 +49,6 @@ def model_card(
         version: Version of ffp.
         dense_shape: Whether the checkpoint has the parent's shapes.
     """
-    head: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "license": model.license or "other",
-        "tags": ["ffp", "pruned", *([] if dense_shape else ["custom_code"])],
-    }
-    if isinstance(model.source, HubSource):
-        head["base_model"] = model.source.repo
     what = f"single weights ({cell.granularity}), pruned by `{selection}`"
     if cell.granularity == "structured":
         aligned = f" in multiples of {model.align}" if model.align > 1 else ""
@@ -70,7 +62,7 @@ def model_card(
 - Calibration: {calibration}.
 - Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
     sections = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_metadata(model, dense_shape), sort_keys=False)}---",
         f"# {model.title}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
         ZEROS if dense_shape else SMALLER,
         "## What was done",
@@ -86,16 +78,7 @@ def model_card(
 def remake_commands(
     *, grid_file: str, cell_path: str, scores_file: str, dense_shape: bool, commit: str | None, dirty: bool
 ) -> list[str]:
-    """Returns the lines of shell that make an exported checkpoint again.
-
-    Args:
-        grid_file: The grid's YAML.
-        cell_path: The cell, e.g. "smollm2-135m/structured/s0.30/owl/seed0".
-        scores_file: The last file that the workflow makes for the cell.
-        dense_shape: Whether the export has the parent's shapes.
-        commit: Commit of the code, None where it is unknown.
-        dirty: Whether the code had uncommitted changes.
-    """
+    """Returns lines of shell that make a checkpoint again: the code's commit, the cell's last file, the export."""
     export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
     lines = [
         shlex.join(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
@@ -104,6 +87,19 @@ def remake_commands(
     if commit:
         lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
     return lines
+
+
+def _metadata(model: ModelConfig, dense_shape: bool) -> dict[str, Any]:
+    """What the hub reads of a card."""
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": model.license or "other",
+        "tags": ["ffp", "pruned", *([] if dense_shape else ["custom_code"])],
+    }
+    if isinstance(model.source, HubSource):
+        head["base_model"] = model.source.repo
+    return head
 
 
 def _source(source: Any) -> str:

@@ -163,10 +163,6 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     It lies on one device; on several where the config asks for more than one GPU (accelerate's device map); or, where
     it is offloaded, with all but the blocks on the device. Offloaded blocks keep the file's own precision on the host.
 
-    Args:
-        folder: The model's files.
-        config: Says the device, the dtype, the number of GPUs and whether to offload.
-
     Raises:
         ArtifactError: The folder holds no model or a damaged one.
     """

@@ -34,14 +34,7 @@ class Segment:
     width: int
 
     def indices(self, units: torch.Tensor) -> torch.Tensor:
-        """Returns the rows or columns of KV groups or channels.
-
-        Args:
-            units: (n,) int64, in any order.
-
-        Returns:
-            (n * width,) int64, in that order.
-        """
+        """Returns the rows or columns of KV groups or channels, (n,) int64, in their order: (n * width,) int64."""
         within = torch.arange(self.width, device=units.device)
         return (self.start + units[:, None] * self.width + within).reshape(-1)
 

@@ -39,13 +39,13 @@ class Cut(Protocol):
 
         Args:
             problem: What the allocation answers.
-            allocation: Units kept of each decision.
-            stats: Of the dense model.
+            allocation: How many units each decision keeps.
+            stats: Statistics of the dense model.
             windows: Calibration tokens, (n, context) int64.
             batch_tokens: Tokens that pass a block at once.
 
         Returns:
-            (masks, updates): what stays, and new values of kept parameters by name; the latter empty if none changes.
+            (masks, updates): what stays, and new values of kept parameters by name; empty if none changes.
         """
         ...
 
@@ -58,8 +58,8 @@ class Cut(Protocol):
         Args:
             prunable: The dense model.
             problem: What the masks answer.
-            masks: From make.
-            updates: From make.
+            masks: What make chose.
+            updates: What make computed.
             source: What the masks were read from, for errors.
             dense_shape: Write zeros, also where weights could be removed physically.
 
@@ -86,12 +86,7 @@ def make_cut(granularity: str, *, score: str, compensation: str, pruner: str) ->
 
 @dataclass(frozen=True)
 class StructuredCut:
-    """Removes heads and channels.
-
-    Attributes:
-        score: Which go first.
-        compensation: What makes up for them.
-    """
+    """Removes heads and channels, the lowest scores first, and compensates for them."""
 
     score: str
     compensation: str
@@ -129,12 +124,7 @@ class StructuredCut:
 
 @dataclass(frozen=True)
 class WeightCut:
-    """Removes single weights, or N of every M.
-
-    Attributes:
-        granularity: "unstructured", "n-of-4" or "n-of-8".
-        pruner: Which go, and what happens to the others.
-    """
+    """Removes single weights, or N of every M, as the pruner chooses."""
 
     granularity: str
     pruner: str

@@ -35,10 +35,5 @@ SCORES: Mapping[str, ColumnScore] = {"wanda": wanda, "wifv": wifv, "ifv": ifv}
 
 
 def unit_order(column_scores: torch.Tensor, width: int) -> torch.Tensor:
-    """Returns units from best to worst, (n,) int64; ties keep the lower index first.
-
-    Args:
-        column_scores: (n * width,).
-        width: Columns of a unit; its score is their sum.
-    """
+    """Returns units from best to worst by the sum over their `width` columns; ties keep the lower index first."""
     return torch.argsort(column_scores.view(-1, width).sum(1), descending=True, stable=True)

@@ -90,11 +90,7 @@ class ModelStatistics:
         return self._influence
 
     def unit_orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
-        """Returns each module's KV groups or channels from best to worst, by the name of its decision.
-
-        Args:
-            score: One of ffp.pruning.scores.SCORES.
-        """
+        """Returns each decision's KV groups or channels from best to worst by one of the SCORES."""
         orders = {}
         for module in self.prunable.modules:
             moments = self.moments[module.output]
@@ -118,14 +114,7 @@ class ModelStatistics:
         cls, prunable: PrunableModel, arrays: Mapping[str, npt.NDArray[Any]], n_tokens: int, *,
         source: object, granularity: str = "structured",
     ) -> ModelStatistics:  # fmt: skip
-        """Returns the statistics behind `to_arrays`.
-
-        Args:
-            prunable: The model they are of.
-            arrays: What to_arrays gave.
-            n_tokens: Calibration tokens behind them.
-            source: What the arrays were read from, for errors.
-            granularity: Which decisions the linears belong to.
+        """Returns the statistics that `to_arrays` gave; `source` names what the arrays were read from in errors.
 
         Raises:
             ArtifactError: They are of another model.

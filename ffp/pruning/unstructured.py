@@ -25,13 +25,7 @@ SQUARE_ROWS = 64  # see InputSums
 
 
 def removals(prunable: PrunableModel, granularity: str, keep: Sequence[int]) -> dict[str, int]:
-    """Returns how many weights each linear loses, by path.
-
-    Args:
-        prunable: The model.
-        granularity: "unstructured", "n-of-4" or "n-of-8".
-        keep: Units kept of each decision of that granularity, in the problem's order.
-    """
+    """Returns how many weights each linear loses, by path; keep: units of each decision, in the problem's order."""
     names, m = prunable.decision_names(granularity), group_size(granularity)
     kept = dict(zip(dict.fromkeys(names.values()), keep, strict=True))
     sizes = {path: prunable.linear(path).weight.numel() for path in names}
@@ -119,19 +113,7 @@ def prune_stream(
 def apply_sparsegpt(
     linear: nn.Linear, gram: torch.Tensor, quota: Quota, m: int, path: str, **settings: float
 ) -> torch.Tensor:
-    """Replaces a linear's weight by SparseGPT's, in place.
-
-    Args:
-        linear: The linear.
-        gram: Gram matrix of its inputs, (in, in).
-        quota: See sparsegpt.
-        m: M of "n-of-M", 0 otherwise.
-        path: Its name in errors.
-        settings: sparsegpt's `block` and `damping`.
-
-    Returns:
-        The mask of the weights that stay.
-    """
+    """Replaces a linear's weight by SparseGPT's and returns the mask of the weights that stay; see sparsegpt."""
     weight = linear.weight.data
     new, gone = sparsegpt(weight.to(gram.device), gram, quota, m, name=path, **settings)  # type: ignore[arg-type]
     weight.copy_(new)
@@ -166,12 +148,7 @@ def pack_masks(masks: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.ui
 def unpack_masks(
     prunable: PrunableModel, packed: Mapping[str, npt.NDArray[np.uint8]], source: object
 ) -> dict[str, torch.Tensor]:
-    """Returns the keep masks of every block linear by path.
-
-    Args:
-        prunable: The model.
-        packed: From pack_masks.
-        source: What they were read from, for errors.
+    """Returns the keep masks of every block linear by path; `source` names what they were read from in errors.
 
     Raises:
         ArtifactError: They belong to another model.
