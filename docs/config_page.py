@@ -32,7 +32,7 @@ def keys_page() -> str:
     """Returns a table for each file, and for each section in it."""
     parts = [
         "# Every key\n\nWhich keys may a YAML file have, and what do they mean? An empty default means that the "
-        "key has to be there. A method's hyper-parameters, which stand under `params`, are on [its page](methods/index.md)."
+        "key has to be there. Hyper-parameters, which stand under `params`, are on the [methods' pages](methods/index.md)."
     ]
     shown: set[str] = set()
     for name, schema in schemas().items():
