@@ -40,7 +40,7 @@ def test_one_window_has_no_error_and_half_precision_keeps_float32_losses(model):
     assert abs(half["loss_by_window"][0] * 32 - round(half["loss_by_window"][0] * 32)) > 1e-6
 
 
-def test_overflow_is_an_error_with_the_remedy(model):
+def test_an_overflow_is_an_error_that_names_the_remedy(model):
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(FfpError, match=r"mean loss on 2 windows is nan .* overflow in float32\. Use dtype"):
         perplexity(model, torch.zeros((2, 8), dtype=torch.int64), batch_tokens=8)
@@ -62,6 +62,6 @@ def test_windows_are_consecutive_cuts_of_the_joined_documents(tokenizer):
         (50, 0, r"the test text has 13 tokens, 0 windows of 50: fewer than one window\. Lower"),
     ],
 )
-def test_a_short_text_names_what_there_is(tokenizer, context, windows, message):
+def test_an_error_on_a_short_text_names_its_size(tokenizer, context, windows, message):
     with pytest.raises(ConfigError, match=message):
         token_windows(tokenizer, ["abc def", "ghij"], context=context, windows=windows, name="test text")

@@ -55,7 +55,7 @@ def test_reward_is_the_ratio_of_perplexities_of_the_masked_model():
     assert reward(allocation, windows=windows) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_memo_forwards_a_window_once_and_counts_only_that():
+def test_a_window_is_forwarded_and_counted_once():
     reward = make()
     first, second, _ = candidates(reward)
     together = reward(first, windows=[0, 1])
@@ -165,7 +165,7 @@ def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
             assert utility[position, side] == pytest.approx(expected, rel=2e-3), each.decision.name
 
 
-def test_the_gated_forward_pays_for_the_reward_too():
+def test_marginal_utility_makes_the_reward_of_the_same_windows_free():
     reward, plain = make(), make()
     allocation = candidates(reward)[1]
     reward.marginal_utility(allocation, windows=[1, 3])

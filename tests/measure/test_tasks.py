@@ -92,7 +92,7 @@ def test_tasks_equal_a_loop_over_documents_and_choices(model, tokenizer, folder)
     json.dumps(found, allow_nan=False)
 
 
-def test_tasks_take_a_sample_and_their_hash_tells_documents_apart(model, tokenizer, folder):
+def test_a_sample_of_documents_has_its_own_hash(model, tokenizer, folder):
     cfg = tasks_config(("piqa", "piqa"))
 
     def score(**options):
@@ -122,7 +122,7 @@ def test_a_model_with_blocks_of_different_sizes_is_scored(model, tokenizer, fold
     assert 0 <= found["piqa"]["metrics"]["acc_norm"]["value"] <= 1
 
 
-def test_faults_of_tasks_are_named(model, tokenizer, folder, tmp_path):
+def test_errors_name_the_task_and_the_remedy(model, tokenizer, folder, tmp_path):
     def score(name, stock, where=folder):
         tasks.score_tasks(model, tokenizer, tasks_config((name, stock)), where, documents=0, seed=0, batch_tokens=64)
 
@@ -137,6 +137,6 @@ def test_faults_of_tasks_are_named(model, tokenizer, folder, tmp_path):
         score("piqa", "piqa", tmp_path)
 
 
-def test_importing_evaluation_does_not_import_lm_eval():
+def test_importing_the_tasks_module_does_not_import_lm_eval():
     code = "import sys, ffp.measure.tasks; sys.exit('lm_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

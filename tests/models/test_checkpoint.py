@@ -62,7 +62,7 @@ def test_without_trust_transformers_says_what_to_pass_instead_of_listing_sizes(c
         AutoModelForCausalLM.from_pretrained(checkpoint)
 
 
-def test_what_is_no_pruned_checkpoint_is_refused(checkpoint, tmp_path):
+def test_a_folder_without_a_pruned_checkpoint_is_refused(checkpoint, tmp_path):
     with pytest.raises(ArtifactError, match=r"has no readable config\.json\. Give a folder that `ffp export` wrote"):
         ffp.load_pruned(tmp_path)
     tiny("llama").save_pretrained(tmp_path / "dense")
@@ -89,7 +89,7 @@ def _deeper(checkpoint):
     return pruned | {"linears": longer}
 
 
-def test_generation_defaults_that_contradict_themselves_are_mended(tmp_path):
+def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
     model = tiny("llama")
     model.generation_config.temperature = 0.5
     with pytest.raises(ValueError, match="do_sample"):
@@ -98,12 +98,12 @@ def test_generation_defaults_that_contradict_themselves_are_mended(tmp_path):
     assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
 
 
-def test_half_precision_on_request(checkpoint):
+def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):
     assert ffp.load_pruned(checkpoint, device="cpu").dtype == torch.float64
     assert ffp.load_pruned(checkpoint, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_a_bias_without_a_place_is_refused():
+def test_a_compensated_bias_is_refused_where_the_family_has_none():
     prunable = PrunableModel(tiny("mistral"))
     name = "model.layers.1.mlp.down_proj.bias"
     with pytest.raises(

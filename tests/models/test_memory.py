@@ -86,7 +86,7 @@ def test_one_dense_copy_and_one_and_a_half_blocks_suffice(folders, offload):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_the_limit_is_felt(folders):
+def test_a_lower_limit_is_exceeded(folders):
     dense = (folders / "larger/model.safetensors").stat().st_size
     done = run(folders, True, dense + 0.5 * BLOCK_BYTES)
     assert done.returncode != 0

@@ -33,14 +33,14 @@ def slow_smallest(score, remove):
 
 @pytest.mark.parametrize("remove", [0, 1, 5, 11, 12, 20, 24])
 @pytest.mark.parametrize("shape", [(6, 4), (1, 24), (24, 1)])
-def test_the_smallest_go_in_rounds(shape, remove):
+def test_groups_lose_their_smallest_weights_in_rounds(shape, remove):
     score = torch.from_numpy(np.random.default_rng(0).integers(0, 9, size=shape)).float()
     gone = smallest(score, remove)
     assert int(gone.sum()) == remove
     assert (gone.numpy() == slow_smallest(score.numpy(), remove)).all()
 
 
-def test_masks_are_nested_and_ranks_tell_a_groups_order():
+def test_masks_are_nested_and_ranks_give_the_order_of_removal():
     score = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
     masks = [smallest(score, remove) for remove in range(0, 1500, 7)]
     assert all(bool((small <= large).all()) for small, large in itertools.pairwise(masks))
@@ -50,7 +50,7 @@ def test_masks_are_nested_and_ranks_tell_a_groups_order():
     assert removal_rank(score[:, :8]).dtype == torch.uint8
 
 
-def test_groups_of_the_pruners():
+def test_each_pruner_compares_weights_within_its_groups():
     score = saliency(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([4.0, 9.0], dtype=torch.float64))
     assert score.tolist() == [[2.0, 6.0], [6.0, 12.0]]
     assert grouped(score, "magnitude", 0).shape == (1, 4)
@@ -121,7 +121,7 @@ def test_dead_inputs_lose_their_weights_first_and_a_bad_hessian_is_named():
 @pytest.mark.parametrize("pruner", weights.PRUNERS)
 @pytest.mark.parametrize("granularity", ["unstructured", "n-of-4"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
-def test_realised_zeros_are_the_allocations(family, granularity, pruner):
+def test_pruners_zero_exactly_what_the_allocation_removes(family, granularity, pruner):
     prunable = PrunableModel(tiny(family))
     problem = prunable.problem(0.6, granularity)
     allocation = uniform_allocation(problem)
