@@ -31,8 +31,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def keys_page() -> str:
     """Returns a table for each file, and for each section in it."""
     parts = [
-        "# Every key\n\nWhich keys may a YAML file have, and what do they mean? An empty default means that the "
-        "key has to be there. Hyper-parameters, which stand under `params`, are on the [methods' pages](methods/index.md)."
+        "# Every key\n\nWhich keys may a YAML file have, and what do they mean? An empty default means that the key "
+        "has to be there. Hyper-parameters, which stand under `params`, are on the [method's page](methods/index.md)."
     ]
     shown: set[str] = set()
     for name, schema in schemas().items():
