@@ -137,8 +137,7 @@ class ModelReward:
         windows = list(dict.fromkeys(windows))
         key, tokens = f"gates:{digest([allocation.keep, windows])}", 3 * len(windows) * self.window_tokens
         values = self._known(key, tokens, lambda: self._gate_gradients(allocation, windows))
-        memo = self._memo.setdefault((self.search.name, allocation.keep), {})
-        memo.update(zip(windows, values[: len(windows)], strict=True))
+        self._remember(self.search, allocation, windows, values[: len(windows)])
         self.evaluations += 1
         self.spent_tokens += tokens
         return np.array(values[len(windows) :]).reshape(-1, 2, 3)
@@ -150,8 +149,12 @@ class ModelReward:
         if fresh:
             key, tokens = f"{text.name}:{digest([allocation.keep, fresh])}", len(fresh) * text.context
             values = self._known(key, tokens, lambda: self._measure(text, allocation, fresh))
-            memo.update(zip(fresh, values, strict=True))
+            self._remember(text, allocation, fresh, values)
         return [memo[w] for w in windows], len(fresh)
+
+    def _remember(self, text: Text, allocation: Allocation, windows: Sequence[int], losses: Sequence[float]) -> None:
+        """Keeps losses: the one place that every measured loss passes, whether it is new or from the journal."""
+        self._memo.setdefault((text.name, allocation.keep), {}).update(zip(windows, losses, strict=True))
 
     def _known(self, key: str, tokens: int, measure: Callable[[], list[float]]) -> list[float]:
         """Values from the journal, or measured now and put there."""
@@ -164,7 +167,7 @@ class ModelReward:
         return values
 
     def _measure(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> list[float]:
-        """Mean loss of each window: the one place where a candidate's losses are measured."""
+        """Mean loss of each window by a forward of the candidate."""
         self.candidates.set_allocation(allocation)
         chosen = list(windows)
         teacher = self._teacher[text.name][chosen] if self._teacher else None
