@@ -115,10 +115,15 @@ def _time_rivals(
         )
         for module, keep in zip(prunable.modules, candidate.keep, strict=True)
     ]
+
+    def switch_and_score() -> None:
+        sliced.set_allocation(candidate)
+        token_losses(sliced.model, ids)
+
     times: dict[str, list[float]] = {"ours": [], "masking": [], "reloading": []}
     for _ in range(rounds):
         sliced.set_allocation(dense)
-        times["ours"].append(seconds(lambda: (sliced.set_allocation(candidate), token_losses(sliced.model, ids))))
+        times["ours"].append(seconds(switch_and_score))
         sliced.set_allocation(dense)
         hooks = [
             linear.register_forward_pre_hook(lambda module, inputs, mask=mask: (inputs[0] * mask,))

@@ -31,8 +31,8 @@ import numpy as np
 from benchmarks.common import make_parser, open_model, write_marks
 from experiments.drawing import pyplot, save
 from experiments.reading import add_redraw
-from ffp.allocators import create
 from ffp.allocators.base import Search
+from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.config import Experiment
 from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
@@ -153,22 +153,21 @@ def _run(experiment: Experiment, options: argparse.Namespace, tied: int, seed: i
     texts = [Text(name, getattr(calibration.windows, name), loss) for name, loss in calibration.dense_loss.items()]
     reward = ModelReward(candidates, *texts, batch_tokens=experiment.models[cell.model].batch_tokens)
     problem = Tied(prunable.problem(float(cell.sparsity), cell.granularity), tied, reward)
-    run = {"decisions": len(problem.problem.decisions), "tied": tied, "seed": seed}
-    run["curve"] = _search(problem, experiment, calibration.statistics, seed)
+    curve, count = _search(problem, experiment, seed), len(problem.problem.decisions)
+    run = {"decisions": count, "tied": tied, "seed": seed, "curve": curve}
     write_json(file, SCHEMA, run)
-    losses = [round(point["selection_excess"], 3) for point in run["curve"]]
-    print(f"{run['decisions']} decisions, seed {seed}: {losses}", flush=True)
+    losses = [round(point["selection_excess"], 3) for point in curve]
+    print(f"{count} decisions, seed {seed}: {losses}", flush=True)
     return run
 
 
-def _search(tied: Tied, experiment: Experiment, statistics: Any, seed: int) -> list[dict[str, Any]]:
-    """Runs the search on a tied problem; its curve."""
+def _search(tied: Tied, experiment: Experiment, seed: int) -> list[dict[str, Any]]:
+    """Runs the search on a tied problem and returns its curve."""
     method, budget = experiment.create(METHOD), experiment.grid.search.budget()
     assert isinstance(method, Search)
     tracker = Tracker(tied.problem, tied, budget, method=METHOD, seed=seed)
     method.run(tracker, np.random.default_rng(seed))
-    start = create("ffn-only", {}).allocate(tied.problem, statistics)
-    keeps = {0: start.keep, **dict(tracker.answers)}
+    keeps = {0: ffn_only_allocation(tied.problem).keep, **dict(tracker.answers)}
     total = budget.tokens(tied.window_tokens)
     curve = []
     for share in CHECKPOINTS:
