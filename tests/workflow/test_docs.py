@@ -26,6 +26,7 @@ def checkout(finished, tmp_path_factory) -> Path:
     """What a clone would hold, with the tiny grid under the demo's name, its results and data there."""
     folder = tmp_path_factory.mktemp("docs") / "ffp"
     shutil.copytree(finished, folder)
+    (folder / "config/grids").mkdir()
     (folder / "config/grid.yaml").rename(folder / "config/grids/demo.yaml")
     for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
