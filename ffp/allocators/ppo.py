@@ -1,6 +1,9 @@
 """The policy of FastForward and its PPO update (Schulman et al., arXiv:1707.06347).
 
 The only module of the methods that uses torch, for a small MLP; FastForward imports it when it runs.
+
+Everything is float64. Adam divides a gradient by its own magnitude, but by no less than 1e-8. In float32 the rounding
+errors of a gradient are as large as that: they became steps of their own, other ones on every kind of processor.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.distributions import Normal
 
 from ffp.allocators.tracker import check_shapes
 from ffp.core.problem import FloatArray
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 HIDDEN = (256, 256, 128)
 FIRST_MEAN_SCALE = 0.01
+DTYPE = torch.float64
+DIGITS = 6  # of an advantage: equal rewards have none, whatever the last bits of the critic's value
 
 
 class ActorCritic(nn.Module):
@@ -32,28 +38,26 @@ class ActorCritic(nn.Module):
     The state is the sparsity, (batch, 1). The mean is linear in the last layer, the log standard deviation a
     parameter of its own, the same in every state. The mean's last layer starts FIRST_MEAN_SCALE times as large as
     torch's default, so that the first mean is about 0: the uniform allocation (our choice; the sources do not say).
-
-    Density and entropy are written out, since torch.distributions.Normal rounds them to other last digits.
     """
 
     def __init__(self, n_actions: int, initial_std: float, generator: torch.Generator):
         super().__init__()
         self.actor = _mlp(n_actions, generator)
         self.critic = _mlp(1, generator)
-        self.log_std = nn.Parameter(torch.full((n_actions,), math.log(initial_std)))
+        self.log_std = nn.Parameter(torch.full((n_actions,), math.log(initial_std), dtype=DTYPE))
         with torch.no_grad():
             for parameter in self.actor[-1].parameters():
                 parameter.mul_(FIRST_MEAN_SCALE)
 
     def log_density(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Returns the log density of whole actions, summed over their independent parts, (batch,)."""
-        z = (actions - self.actor(states)) / self.log_std.exp()
-        density: torch.Tensor = (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=1)
+        density: torch.Tensor = Normal(self.actor(states), self.log_std.exp()).log_prob(actions).sum(dim=1)
         return density
 
     def entropy(self) -> torch.Tensor:
         """Returns the differential entropy of the diagonal Gaussian, in nats."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        entropy: torch.Tensor = Normal(torch.zeros_like(self.log_std), self.log_std.exp()).entropy().sum()
+        return entropy
 
 
 def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
@@ -61,7 +65,7 @@ def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
     sizes = (1, *HIDDEN, n_out)
     for n_in, n_next in itertools.pairwise(sizes):
-        linear = nn.utils.skip_init(nn.Linear, n_in, n_next, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        linear = nn.utils.skip_init(nn.Linear, n_in, n_next, dtype=DTYPE)  # type: ignore[no-untyped-call]
         for parameter in linear.parameters():
             nn.init.uniform_(parameter, -(n_in**-0.5), n_in**-0.5, generator=generator)
         layers += [linear, nn.ReLU()]
@@ -69,7 +73,7 @@ def _mlp(n_out: int, generator: torch.Generator) -> nn.Sequential:
 
 
 class PpoAgent:
-    """An actor-critic with its optimiser, for arrays. It always runs on the CPU, in float32, on one thread."""
+    """An actor-critic with its optimiser, for arrays. It always runs on the CPU, on one thread."""
 
     def __init__(self, n_actions: int, settings: FastForward, seed: int):
         self.settings = settings
@@ -80,15 +84,15 @@ class PpoAgent:
     def mean(self, sparsity: float) -> FloatArray:
         """Returns the mean action at a sparsity, (n_actions,)."""
         with _one_thread(), torch.no_grad():
-            action: FloatArray = self.model.actor(torch.tensor([[sparsity]]))[0].numpy().astype(np.float64)
+            action: FloatArray = self.model.actor(torch.tensor([[sparsity]], dtype=DTYPE))[0].numpy()
         return action
 
     def sample(self, sparsity: float, episodes: int) -> FloatArray:
         """Draws actions at a sparsity, (episodes, n_actions)."""
         with _one_thread(), torch.no_grad():
-            mean = self.model.actor(torch.tensor([[sparsity]]))
-            noise = torch.randn((episodes, mean.shape[1]), generator=self._generator)
-            actions: FloatArray = (mean + noise * self.model.log_std.exp()).numpy().astype(np.float64)
+            mean = self.model.actor(torch.tensor([[sparsity]], dtype=DTYPE))
+            noise = torch.randn((episodes, mean.shape[1]), generator=self._generator, dtype=DTYPE)
+            actions: FloatArray = (mean + noise * self.model.log_std.exp()).numpy()
         return actions
 
     def update(self, sparsities: FloatArray, actions: FloatArray, rewards: FloatArray) -> None:
@@ -104,13 +108,14 @@ class PpoAgent:
             rewards: (episodes,).
         """
         with _one_thread():
-            states = torch.tensor(sparsities, dtype=torch.float32)[:, None]
-            taken = torch.tensor(actions, dtype=torch.float32)
-            returns = torch.tensor(rewards, dtype=torch.float32)
+            states = torch.tensor(sparsities, dtype=DTYPE)[:, None]
+            taken = torch.tensor(actions, dtype=DTYPE)
+            returns = torch.tensor(rewards, dtype=DTYPE)
             with torch.no_grad():
                 before = self.model.log_density(states, taken)
                 advantages = returns - self.model.critic(states)[:, 0]
                 advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+                advantages = advantages.round(decimals=DIGITS)
             for _ in range(self.settings.epochs):
                 self._descend(self._loss(states, taken, returns, before, advantages))
 
@@ -145,7 +150,7 @@ class PpoAgent:
         check_shapes(arrays, self.arrays())
         self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
-    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+    def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
         """Returns the weights by torch's names ("actor.0.weight", "log_std", ...)."""
         return {name: tensor.detach().numpy().copy() for name, tensor in self.model.state_dict().items()}
 

@@ -198,6 +198,19 @@ def best_first(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))
 
 
+def rounded(values: Sequence[float] | FloatArray, step: float) -> FloatArray:
+    """Rounds to multiples of `step`, for searches that compute with what they measure.
+
+    Another processor adds the terms of a sum in another order. On SmolLM2-135M in float32 the loss of a pruned model
+    then differs by about 4e-7 nats per token, at times by 1e-5. A search that only compares candidates hardly ever
+    notices. One that computes with the numbers carries the difference into all that follows. With a step far above the
+    difference, and well below the sampling noise of what is measured, the difference vanishes, except for the rare
+    number that lies beside the border between two multiples.
+    """
+    multiples: FloatArray = np.round(np.asarray(values, dtype=np.float64) / step) * step
+    return multiples
+
+
 def check_shapes(policy: Arrays, own: Arrays) -> None:
     """Checks that a policy to start from has the arrays of the search's own, in names and shapes.
 
