@@ -22,7 +22,7 @@ _HOMES = {
     "make_masks": "ffp.api",
     "prune": "ffp.api",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

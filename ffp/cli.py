@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -283,9 +284,11 @@ def schema(out: OutDir) -> None:
     Example:
       ffp schema --out config/schemas
     """
-    from ffp.config.schema import write_schemas
+    from ffp.config.schema import schemas
+    from ffp.store.files import write_text
 
-    write_schemas(out)
+    for name, body in schemas().items():
+        write_text(out / f"{name}.json", json.dumps(body, indent=1) + "\n")
 
 
 @app.command(rich_help_panel=RESULTS)

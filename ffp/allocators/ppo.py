@@ -51,12 +51,14 @@ class ActorCritic(nn.Module):
 
     def log_density(self, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Returns the log density of whole actions, summed over their independent parts, (batch,)."""
-        density: torch.Tensor = Normal(self.actor(states), self.log_std.exp()).log_prob(actions).sum(dim=1)
+        gaussian = Normal(self.actor(states), self.log_std.exp())
+        density: torch.Tensor = gaussian.log_prob(actions).sum(dim=1)  # type: ignore[no-untyped-call]
         return density
 
     def entropy(self) -> torch.Tensor:
         """Returns the differential entropy of the diagonal Gaussian, in nats."""
-        entropy: torch.Tensor = Normal(torch.zeros_like(self.log_std), self.log_std.exp()).entropy().sum()
+        gaussian = Normal(torch.zeros_like(self.log_std), self.log_std.exp())
+        entropy: torch.Tensor = gaussian.entropy().sum()  # type: ignore[no-untyped-call]
         return entropy
 
 

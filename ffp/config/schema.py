@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ffp.allocators import METHODS
@@ -12,7 +10,6 @@ from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
 from ffp.config.grid import GridConfig
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import Strict
-from ffp.store.files import whole
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PARTS: Mapping[str, type[Strict]] = {
@@ -31,15 +28,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     return found
 
 
-def write_schemas(folder: Path) -> None:
-    """Writes grid.json, model.json, text.json, tasks.json and published.json into a folder."""
-    for name, schema in schemas().items():
-        with whole(Path(folder) / f"{name}.json") as partial:
-            partial.write_text(json.dumps(schema, indent=1) + "\n")
-
-
 def _describe_methods(grid: dict[str, Any]) -> None:
-    """Say which hyper-parameters stand under `params` of a variant, by its `use` or else by its own name."""
+    """Says which hyper-parameters stand under `params` of a variant, by its `use` or else by its own name."""
     definitions, variants = grid["$defs"], grid["properties"]["variants"]
     variant = definitions["MethodConfig"]
     variant["allOf"], variants["properties"] = [], {}

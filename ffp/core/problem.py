@@ -128,7 +128,7 @@ class Allocation:
         if self.problem_id != problem.problem_id or len(self.keep) != len(problem.decisions):
             raise BudgetError(
                 f"allocation for problem {self.problem_id} ({len(self.keep)} decisions) does not answer problem "
-                f"{problem.problem_id} ({len(problem.decisions)} decisions). Allocate again for this model and sparsity."
+                f"{problem.problem_id} ({len(problem.decisions)}). Allocate again for this model and sparsity."
             )
         for decision, keep in zip(problem.decisions, self.keep, strict=True):
             if not decision.min_keep <= keep <= decision.n_units:

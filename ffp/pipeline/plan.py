@@ -98,7 +98,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
 
 def _limits(experiment: Experiment, name: str, prunable: PrunableModel) -> dict[str, float]:
     """Returns the largest sparsity of each granularity; BudgetError if the grid asks for more."""
-    limits = {}
+    limits: dict[str, float] = {}
     for granularity in experiment.grid.granularities:
         limits[granularity] = projection.max_sparsity(prunable.problem(0.0, granularity))
         for sparsity in experiment.grid.sparsities_of(granularity):
@@ -159,7 +159,7 @@ def _logits(prunable: PrunableModel, tokens: int) -> int:
 
 def forward_flops(prunable: PrunableModel) -> float:
     """Returns multiplications and additions in products with weights, for one token; attention's are left out."""
-    head = prunable.config.vocab_size * prunable.config.hidden_size
+    head = int(prunable.config.vocab_size * prunable.config.hidden_size)
     return 2.0 * (prunable.problem(0.0).total_params + head)
 
 
@@ -273,5 +273,5 @@ def _hours(flops: float, tflops: float) -> float:
 
 def _table(rows: Mapping[str, tuple[object, ...]], columns: tuple[str, ...]) -> str:
     """Rows by model, the models to the left."""
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+    frame = pd.DataFrame.from_dict(dict(rows), orient="index", columns=list(columns))
     return indent(frame.rename_axis(columns="model").to_string(), "  ")

@@ -51,7 +51,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
         calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
     settings = step_settings(experiment, "calibrate", Cell(model_name, "structured", "0.00", "dense", 0))
-    origin = provenance(device=str(prunable.model.device), settings=settings, **inputs)
+    origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
     arrays: dict[str, Any] = {name: ids.numpy().astype(np.int32) for name, ids in windows.items()}
     arrays |= {f"{name}{schemas.DENSE_LOSS}": loss for name, loss in calibration.dense_loss.items()}
     schemas.TOKENS.write(files.tokens, arrays, schemas.Origin(provenance=origin))
@@ -93,7 +93,7 @@ def allocate(
         checkpoints=search.checkpoints, batch_tokens=config.batch_tokens, journal=journal, initial_policy=policy,
     )  # fmt: skip
     device = str(prunable.model.device) if isinstance(method, Search) else "cpu"
-    origin = provenance(seed=cell.seed, device=device, **inputs)
+    origin = provenance(inputs, seed=cell.seed, device=device)
     _write_allocation(files, cell, result, settings, origin)
     journal.remove()
 
@@ -107,7 +107,7 @@ def apply(
     prunable = load_prunable(experiment, cell.model, model_dir)
     found = read_allocation(allocation_file, prunable)
     settings = step_settings(experiment, "apply", cell)
-    origin = provenance(allocation=sha256(allocation_file), settings=settings, **inputs)
+    origin = provenance({**inputs, "allocation": sha256(allocation_file)}, settings=settings)
     calibration = read_calibration(prunable, calibration_dir)
     masks = api.make_masks(
         prunable, calibration, found.pruning_problem, found.allocation, cut, batch_tokens=config.batch_tokens
@@ -138,7 +138,7 @@ def evaluate(
         out: scores.json.
     """
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
-    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
+    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **_cut_digests(cut_dir)}
     inputs["tasks"] = asset_digest(tasks_dir) if tasks_dir else None
     prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
     removed = prune_by_files(prunable, experiment, cell, cut_dir)
@@ -160,7 +160,7 @@ def evaluate(
         tasks=tasks,
         cost=cost.as_dict(),
         settings=step_settings(experiment, "evaluate", cell),
-        provenance=provenance(device=str(prunable.model.device), **inputs, **_cut_digests(cut_dir)),
+        provenance=provenance(inputs, device=str(prunable.model.device)),
     ).write(out)
 
 
@@ -185,10 +185,12 @@ def export(
     prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
     with whole_folder(out) as folder:
         removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=dense_shape)
-        save = save_dense_shape if dense_shape else save_pruned
-        save(prunable.model if dense_shape else prunable, folder)
+        if dense_shape:
+            save_dense_shape(prunable.model, folder)
+        else:
+            save_pruned(prunable, folder)
         load_tokenizer(model_dir).save_pretrained(folder)
-        origin = provenance(model=asset_digest(model_dir), **_cut_digests(cut_dir))
+        origin = provenance({"model": asset_digest(model_dir), **_cut_digests(cut_dir)})
         card = _card(experiment, cell, CellFiles(cut_dir), removed, origin, dense_shape=dense_shape)
         (folder / "README.md").write_text(card)
         schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin).write(folder / "ffp.json")

@@ -132,12 +132,16 @@ def _compare(path: Path, expected: str | None, found: str, sealed: bool) -> None
         )
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, tag: str, body: Mapping[str, Any]) -> None:
     """Writes `body` with its schema tag and checksum as indented JSON, keys in the order given, floats exact."""
     content = {"schema": tag, **body}
-    text = json.dumps({**content, CHECKSUM: checksum(content)}, indent=1, allow_nan=False) + "\n"
-    with whole(path) as partial:
-        partial.write_text(text)
+    write_text(path, json.dumps({**content, CHECKSUM: checksum(content)}, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, tags: Sequence[str], *, sealed: bool = False) -> tuple[str, dict[str, Any]]:
@@ -245,9 +249,3 @@ def _guarded(path: Path, load: Callable[[], T]) -> T:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path} cannot be read: {reason}. Delete it and run the rule again.") from error
-
-
-
-
-
-

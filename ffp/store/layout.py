@@ -1,11 +1,11 @@
 """Where every file of a grid lies. The workflow's rules read their paths here too, with wildcards for names.
 
-    data/models/MODEL/, data/text/TEXT/, data/tasks/TASKS/       fetched and verified, asset.json is written last
-    data/downloads/                                              wheels and hub files, shared by all assets
-    data/calibration/MODEL/                                      token windows and statistics of the dense model
-    results/cells/MODEL/GRANULARITY/sX.XX/METHOD/seedN/          what each step of a cell wrote
-    results/report/                                              tables, plots and the page
-    logs/STEP/...                                                one log a job
+- data/models/MODEL/, data/text/TEXT/, data/tasks/TASKS/: fetched and verified; asset.json is written last
+- data/downloads/: wheels and hub files, shared by all assets
+- data/calibration/MODEL/: token windows and statistics of the dense model
+- results/cells/MODEL/GRANULARITY/sX.XX/METHOD/seedN/: what each step of a cell wrote
+- results/report/: tables, plots and the page
+- logs/STEP/...: one log a job
 """
 
 from __future__ import annotations

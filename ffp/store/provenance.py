@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,24 @@ def _commit() -> tuple[str, bool]:
 
 
 def provenance(
-    *, seed: int | None = None, device: str = "cpu", settings: Any = None, **inputs: str | None
+    inputs: Mapping[str, str | None] | None = None,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
+    settings: Any = None,
 ) -> Provenance:
     """Returns what stands behind a file: code, versions and kind of machine.
 
     It holds no time and no host name, so that the same inputs give the same bytes.
 
     Args:
+        inputs: Digests of the files that were read, by what they are.
         seed: Seed of the method's random numbers; None where nothing is drawn.
         device: Device that computed.
         settings: Plain data that the numbers depend on, where the file has no other place for it.
-        inputs: Digests of the files that were read, by what they are.
     """
     commit, dirty = _commit()
+    further = {**({} if settings is None else {"settings": settings}), **(inputs or {})}
     return Provenance(
         ffp=ffp.__version__,
         commit=commit,
@@ -54,8 +60,7 @@ def provenance(
         machine=platform.machine(),
         device=device,
         seed=seed,
-        **({} if settings is None else {"settings": settings}),
-        **inputs,
+        **further,
     )
 
 

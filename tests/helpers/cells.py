@@ -56,7 +56,7 @@ def write_cell(experiment, path, losses, *, tokens=0, acc=0.5, scores=True, task
     the loss over dense on the selection text; by default falling from 0.4, for cells with tokens.
     """
     files, cell = files_of(experiment, path), experiment.cell(path)
-    origin = provenance(seed=cell.seed, model="cafe")
+    origin = provenance({"model": "cafe"}, seed=cell.seed)
     if cell.method != "dense":
         write_allocation(experiment, cell)
         cost = schemas.Cost(evaluations=tokens // 100, n_tokens=tokens, wall_s=1.5, peak_mem_bytes=1000)
@@ -83,7 +83,7 @@ def write_allocation(experiment: Experiment, cell: Cell, *, decisions=None, keep
     problem = schemas.Problem(granularity=cell.granularity, target=float(cell.sparsity), decisions=decisions)
     schemas.AllocationFile(
         cell=cell.as_dict(), problem=problem, problem_id="p", keep=keep, block_sparsity=0.2,
-        settings=step_settings(experiment, "allocate", cell), provenance=provenance(seed=cell.seed, model="cafe"),
+        settings=step_settings(experiment, "allocate", cell), provenance=provenance({"model": "cafe"}, seed=cell.seed),
     ).write(Layout.from_grid(experiment.grid).cell(cell).allocation)  # fmt: skip
 
 

@@ -65,7 +65,8 @@ class TestJsonFiles:
     def test_a_missing_and_an_unknown_key_are_named(self, cls, tmp_path):
         tag, body = self.content(cls, tmp_path)
         required = next(name for name, field in cls.model_fields.items() if field.is_required())
-        for changed, name in (({k: v for k, v in body.items() if k != required}, required), ({**body, "odd": 1}, "odd")):
+        lacking = {name: value for name, value in body.items() if name != required}
+        for changed, name in ((lacking, required), ({**body, "odd": 1}, "odd")):
             write_json(tmp_path / "file.json", tag, changed)
             with pytest.raises(ArtifactError, match=f"file.json lacks what its schema promises: {name}"):
                 cls.read(tmp_path / "file.json")
@@ -86,7 +87,7 @@ class TestJsonFiles:
 @pytest.mark.parametrize("name", TENSORS)
 def test_arrays_and_their_origin_are_read_back_as_written(name, tmp_path):
     file, arrays = TENSORS[name], {"a": np.arange(3, dtype=np.int32)}
-    origin = file.origin(provenance=provenance(model="digest"), **EXTRA.get(file.origin, {}))
+    origin = file.origin(provenance=provenance({"model": "digest"}), **EXTRA.get(file.origin, {}))
     file.write(tmp_path / "file.safetensors", arrays, origin)
     found, meta = file.read(tmp_path / "file.safetensors", sealed=True)
     assert found["a"].tolist() == [0, 1, 2] and meta == origin
