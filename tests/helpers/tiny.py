@@ -101,12 +101,19 @@ def _model(folder: Path, family: str, sizes: dict[str, Any]) -> None:
 
 
 def run(
-    folder: Path, *words: str, start_only: bool = False, stdout: int | IO[str] = subprocess.PIPE
+    folder: Path,
+    *words: str,
+    start_only: bool = False,
+    stdout: int | IO[str] = subprocess.PIPE,
+    path: Path = ROOT,
 ) -> subprocess.Popen[str]:
-    """Start a command of this environment in `folder`; wait for its end unless `start_only`."""
+    """Start a command of this environment in `folder`; wait for its end unless `start_only`.
+
+    path: another folder with packages to import.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
-        env=_environment(), start_new_session=True,
+        env=_environment(path), start_new_session=True,
     )  # fmt: skip
     if not start_only:
         process.output = process.communicate()[0]  # type: ignore[attr-defined]
@@ -121,9 +128,9 @@ def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def _environment() -> dict[str, str]:
+def _environment(packages: Path = ROOT) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "OMP_NUM_THREADS": "1"}
 
 
 def snakemake(folder: Path, *words: str, **options: Any) -> subprocess.Popen[str]:

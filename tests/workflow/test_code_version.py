@@ -1,4 +1,4 @@
-"""The code behind a step: all of it, nothing else, and unmoved by comments."""
+"""The digest of the code behind a step covers all of it and nothing else, and ignores comments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ffp.allocators.registry import METHODS
+from ffp.allocators import METHODS, create, is_search
+from ffp.allocators.base import SearchBudget
 from ffp.store import code_version
-from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats
+from tests.helpers.synthetic import PROBLEMS, answer
 
+TARGETS = {name: f"{method.__module__}:{method.__qualname__}" for name, method in METHODS.items()}
+SEARCHES = {name for name, method in METHODS.items() if is_search(method)}
 STEPS = ["asset", "calibrate", "apply", "evaluate", "report"]
 
 
@@ -40,7 +43,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def digests() -> dict[str, str]:
     forget()
-    methods = {name: code_version.digest("allocate", method.target) for name, method in METHODS.items()}
+    methods = {name: code_version.digest("allocate", target) for name, target in TARGETS.items()}
     return {**{step: code_version.digest(step) for step in STEPS}, **methods}
 
 
@@ -56,16 +59,21 @@ def changed(before: dict[str, str]) -> set[str]:
 
 
 EDITS = {
-    "one method's constant": ("search/owl.py", "\nimport", "\n_NEW = 1\nimport", set()),
-    "a docstring": ("search/owl.py", '"""', '"""Another beginning. ', set()),
-    "a comment": ("search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 3  # so many", set()),
-    "a number of one method": ("search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 4", {"evolutionary"}),
+    "a new constant that nothing names": (
+        "allocators/heuristics/owl.py", "\nCHUNK", "\n_NEW = 1\nCHUNK", set()
+    ),
+    "a docstring": ("allocators/heuristics/owl.py", '"""', '"""Another beginning. ', set()),
+    "a comment": (
+        "allocators/searches/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 3  # so many", set()
+    ),
+    "a number of one method": (
+        "allocators/searches/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 4", {"evolutionary"}
+    ),
     "what the searches share": (
-        "search/base.py", "LOG_LINES = 20", "LOG_LINES = 21",
-        {name for name, method in METHODS.items() if method.is_search},
+        "allocators/tracker.py", "LOG_LINES = 20", "LOG_LINES = 21", SEARCHES
     ),
     "how texts are cut into windows": (
-        "texts.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
+        "measure/windows.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
     ),
     "the page": ("report/template.html", "<html", "<html ", {"report"}),
     "how texts are shared out": ("assets/splits.py", "SHINGLE = 13", "SHINGLE = 12", {"asset"}),
@@ -82,8 +90,8 @@ def test_an_edit_is_noticed_by_exactly_the_steps_that_it_can_touch(package: Path
 
 def test_an_edit_of_the_evaluator_reaches_every_search(package: Path) -> None:
     before = digests()
-    edit(package / "reward.py", "REWARD_FLOOR = 1e-6", "REWARD_FLOOR = 1e-7")
-    assert {name for name, method in METHODS.items() if method.is_search} <= changed(before) <= set(METHODS)
+    edit(package / "measure/reward.py", "REWARD_FLOOR = 1e-6", "REWARD_FLOOR = 1e-7")
+    assert SEARCHES <= changed(before) <= set(METHODS)
 
 
 def called(run: Any) -> set[tuple[str, str]]:
@@ -115,20 +123,13 @@ def _at(module: str, line: int) -> str | None:
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "structured" in method.granularities])
 def test_nothing_that_runs_in_a_method_is_missing(name: str) -> None:
     """The closure, found in the source, against the functions that a run really enters."""
-    from ffp.allocators.base import SearchBudget
-    from ffp.allocators.registry import create
-
     problem = PROBLEMS["structured"]()
     parameters = {"import": {"values": list(np.linspace(0.2, 0.8, len(problem.decisions) // 2))}}
-    allocator = create(name, parameters.get(name, {}))
-
-    def run() -> None:
-        needs = {"stats": SyntheticStats(problem), "reward": SyntheticReward(problem)}
-        allocator.allocate(problem, budget=SearchBudget(30, 2, 2), seed=0, **needs)
-
-    entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
+    method = create(name, parameters.get(name, {}))
+    entered = {item for item in called(lambda: answer(method, problem, SearchBudget(30, 2, 2)))}
+    entered = {item for item in entered if not item[0].startswith(code_version.OUTSIDE)}
     assert len(entered) > 2
-    assert entered <= code_version.closure("allocate", METHODS[name].target)
+    assert entered <= code_version.closure("allocate", TARGETS[name])
 
 
 def test_nothing_that_runs_in_a_step_is_missing(
@@ -138,14 +139,14 @@ def test_nothing_that_runs_in_a_step_is_missing(
     from ffp.pipeline import steps
 
     monkeypatch.chdir(tiny_grid)
-    project = Experiment(Path("config/grid.yaml"))
+    experiment = Experiment(Path("config/grid.yaml"))
     model, text, calibration = Path("data/models/tiny"), Path("data/text/docs"), Path("data/calibration/tiny")
-    cell = project.cell("tiny/structured/s0.30/owl/seed0")
+    cell = experiment.cell("tiny/structured/s0.30/owl/seed0")
     folder = Path("results/cells") / cell.path
     runs = {
-        "calibrate": lambda: steps.calibrate(project, "tiny", model, text, tmp_path),
-        "apply": lambda: steps.apply(project, cell, model, calibration, folder / "allocation.json", tmp_path),
-        "evaluate": lambda: steps.evaluate(project, cell, model, text, None, folder, tmp_path / "scores.json"),
+        "calibrate": lambda: steps.calibrate(experiment, "tiny", model, text, tmp_path),
+        "apply": lambda: steps.apply(experiment, cell, model, calibration, folder / "allocation.json", tmp_path),
+        "evaluate": lambda: steps.evaluate(experiment, cell, model, text, None, folder, tmp_path / "scores.json"),
     }
     for step, run in runs.items():
         entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
@@ -154,7 +155,7 @@ def test_nothing_that_runs_in_a_step_is_missing(
 
 
 def test_an_accepted_edit_keeps_results_and_a_raised_version_does_not(package: Path) -> None:
-    target = METHODS["evolutionary"].target
+    target = TARGETS["evolutionary"]
 
     def key(version: str) -> str:
         forget()
@@ -163,12 +164,12 @@ def test_an_accepted_edit_keeps_results_and_a_raised_version_does_not(package: P
     first = key("1")
     code_version.accept([("allocate", "1", target)])
     assert key("1") == first
-    edit(package / "search/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 1 + 2")
+    edit(package / "allocators/searches/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 1 + 2")
     assert key("1") != first, "an edit that nobody accepted counts as another method"
     forget()
     code_version.accept([("allocate", "1", target)])
     assert key("1") == first, "an accepted edit keeps what the version has given so far"
-    edit(package / "search/evolutionary.py", "MAX_SWITCHES = 1 + 2", "MAX_SWITCHES = 4")
+    edit(package / "allocators/searches/evolutionary.py", "MAX_SWITCHES = 1 + 2", "MAX_SWITCHES = 4")
     raised = key("2")
     forget()
     code_version.accept([("allocate", "2", target)])
