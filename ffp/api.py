@@ -32,7 +32,7 @@ from ffp.measure.loss import window_losses
 from ffp.measure.perplexity import perplexity
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
-from ffp.pruning.cuts import Arrays, Cut
+from ffp.pruning.cuts import Arrays, Candidates, Cut
 from ffp.pruning.statistics import ModelStatistics
 
 log = logging.getLogger("ffp")
@@ -179,10 +179,8 @@ def allocate(
 ) -> AllocationResult:
     """Runs a method: how many units of each decision stay.
 
-    A search switches units of the model on and off and leaves it as it was.
-
     Args:
-        prunable: The dense model; for a heuristic that reads no weights its skeleton is enough.
+        prunable: The dense model, which stays as it is; its skeleton is enough for a heuristic that reads no weights.
         calibration: Of the same model.
         method: From ffp.allocators.create.
         sparsity: Share of the decisions' parameters to remove, in [0, 1).
@@ -202,33 +200,55 @@ def allocate(
     """
     problem = prunable.problem(sparsity, granularity)
     statistics = calibration.statistics.for_granularity(granularity)
-    if isinstance(method, Heuristic):
-        with CostMeter() as cost:
-            allocation = method.allocate(problem, statistics)
-        allocation.check(problem)
-        return AllocationResult(problem, allocation, cost)
-    assert isinstance(method, Search), f"{type(method).__name__} is neither a Heuristic nor a Search"
-    candidates = cut.candidates(statistics)
-    texts = [Text(name, getattr(calibration.windows, name), calibration.dense_loss[name]) for name in _SCORED]
-    reward = ModelReward(candidates, *texts, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
-    tracker = Tracker(
-        problem, reward, budget or SearchBudget(1000, 4), method=method.name, seed=seed,
-        initial_policy=initial_policy or {},
-    )  # fmt: skip
+    if isinstance(method, Search):
+        reward = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
+        tracker = Tracker(
+            problem, reward.of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+            initial_policy=initial_policy,
+        )  # fmt: skip
+        return _search(method, tracker, reward, checkpoints)
+    assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
-        allocation = method.run(tracker, np.random.default_rng(seed))
+        allocation = method.allocate(problem, statistics)
+    allocation.check(problem)
+    return AllocationResult(problem, allocation, cost)
+
+
+@dataclass(frozen=True)
+class _Rewards:
+    """What candidates can be scored by: the texts of a calibration."""
+
+    candidates: Candidates
+    calibration: Calibration
+    batch_tokens: int
+    journal: Journal | None
+
+    def of(self, fitness: str, selection: str = "selection") -> ModelReward:
+        """Returns the reward for a fitness; selection: name of the selection text in the journal."""
+        windows, losses = self.calibration.windows, self.calibration.dense_loss
+        texts = (
+            Text("search", windows.search, losses["search"]),
+            Text(selection, windows.selection, losses["selection"]),
+        )
+        return ModelReward(
+            self.candidates, *texts, batch_tokens=self.batch_tokens, journal=self.journal, fitness=fitness
+        )
+
+
+def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Sequence[float]) -> AllocationResult:
+    """Runs a search, scores its answers, and leaves the model as it was."""
+    reward = tracker.reward
+    assert isinstance(reward, ModelReward)
+    with CostMeter() as cost:
+        allocation = method.run(tracker, np.random.default_rng(tracker.seed))
         cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
         cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
-    allocation.check(problem)
-    if fitness != "ppl":  # answers are compared by loss, whatever the search was rewarded for
-        selection = Text("selection:ppl", texts[1].windows, texts[1].dense_loss)
-        reward = ModelReward(candidates, texts[0], selection, batch_tokens=batch_tokens, journal=journal)
-    answers = _score_answers(tracker, reward, checkpoints)
-    candidates.restore()
-    return AllocationResult(problem, allocation, cost, tracker.rows, tracker.policy, answers)
-
-
-_SCORED = ("search", "selection")
+    allocation.check(tracker.problem)
+    # answers are compared by loss, whatever the search was rewarded for
+    scorer = reward if reward.fitness == "ppl" else rewards.of("ppl", "selection:ppl")
+    answers = _score_answers(tracker, scorer, checkpoints)
+    rewards.candidates.restore()
+    return AllocationResult(tracker.problem, allocation, cost, tracker.rows, tracker.policy, answers)
 
 
 def _score_answers(tracker: Tracker, reward: ModelReward, checkpoints: Sequence[float]) -> list[Answer]:

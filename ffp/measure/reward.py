@@ -77,6 +77,7 @@ class ModelReward:
         self.candidates, self.search, self.selection = candidates, search, selection
         self.batch_tokens = batch_tokens
         self._teacher: dict[str, torch.Tensor] = {}
+        self.fitness = fitness
         if fitness == "kl":
             self._teacher = {text.name: self._dense_states(text) for text in (search, selection)}
             self.search, self.selection = (Text(t.name, t.windows, 0 * t.dense_loss) for t in (search, selection))
