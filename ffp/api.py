@@ -162,21 +162,11 @@ def calibrate(prunable: PrunableModel, windows: Windows, *, batch_tokens: int = 
 
 
 def allocate(
-    prunable: PrunableModel,
-    calibration: Calibration,
-    method: Method,
-    *,
-    sparsity: float,
-    cut: Cut,
-    granularity: str = "structured",
-    budget: SearchBudget | None = None,
-    seed: int = 0,
-    fitness: str = "ppl",
-    checkpoints: Sequence[float] = (),
-    batch_tokens: int = BATCH_TOKENS,
-    journal: Journal | None = None,
+    prunable: PrunableModel, calibration: Calibration, method: Method, *, sparsity: float, cut: Cut,
+    granularity: str = "structured", budget: SearchBudget | None = None, seed: int = 0, fitness: str = "ppl",
+    checkpoints: Sequence[float] = (), batch_tokens: int = BATCH_TOKENS, journal: Journal | None = None,
     initial_policy: Policy | None = None,
-) -> AllocationResult:
+) -> AllocationResult:  # fmt: skip
     """Runs a method: how many units of each decision stay.
 
     Args:
