@@ -24,6 +24,7 @@ from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import build_skeleton, load_skeleton
 from ffp.models.prunable import PrunableModel
+from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
 STEPS = ("calibrate", "allocate", "apply", "evaluate")
@@ -192,7 +193,7 @@ def _streams(experiment: Experiment, method: str, granularity: str) -> bool:
     """Whether applying a cell pushes the calibration text through the model."""
     if granularity == "structured":
         return experiment.compensation(method) != "none"
-    return experiment.pruner(method) in ("wanda", "sparsegpt")
+    return find_pruner(experiment.pruner(method)).reads == "stream"
 
 
 def _task_tokens(experiment: Experiment) -> int:

@@ -23,6 +23,7 @@ from ffp.assets.splits import normalised, shingles
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, FfpError
 from ffp.core.projection import kept_budget
+from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept
 from ffp.store import schemas
 from ffp.store.files import digest, sha256
@@ -226,8 +227,8 @@ class Verifier:
             yield from self._settings(where, origin.get("settings"), "apply", cell)
             yield from self._calibrated(where, origin, cell)
         compensated = self.experiment.compensation(cell.method) != "none"
-        solved = self.experiment.pruner(cell.method) == "sparsegpt"
-        expected = compensated if cell.granularity == "structured" else solved
+        changed = find_pruner(self.experiment.pruner(cell.method)).changes_kept
+        expected = compensated if cell.granularity == "structured" else changed
         yield from _equal(f"{files.updates}: holds updates", bool(updates), expected)
 
     def _removed(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:

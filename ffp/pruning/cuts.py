@@ -16,6 +16,7 @@ from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
 from ffp.pruning.masked import MaskedModel
+from ffp.pruning.pruners import find_pruner
 from ffp.pruning.statistics import ModelStatistics
 from ffp.pruning.structured import count_kept, kept_units
 from ffp.pruning.unstructured import pack_masks, prune_weights, removals, unpack_masks
@@ -79,7 +80,10 @@ def make_cut(granularity: str, *, score: str, compensation: str, pruner: str) ->
         granularity: One of ffp.core.problem.GRANULARITIES.
         score: For "structured": one of ffp.pruning.scores.SCORES.
         compensation: For "structured": "none", "bias", "ridge" or "ridge-dense".
-        pruner: For the others: one of ffp.pruning.weights.PRUNERS.
+        pruner: For the others: one of ffp.pruning.pruners.PRUNERS.
+
+    Raises:
+        ConfigError: There is no such pruner.
     """
     return StructuredCut(score, compensation) if granularity == "structured" else WeightCut(granularity, pruner)
 
@@ -129,6 +133,9 @@ class WeightCut:
     granularity: str
     pruner: str
 
+    def __post_init__(self) -> None:
+        find_pruner(self.pruner)
+
     def candidates(self, stats: ModelStatistics) -> MaskedModel:
         """Ranks the model's weights."""
         return MaskedModel(stats.prunable, granularity=self.granularity, pruner=self.pruner, sq_means=stats.sq_means)
@@ -146,7 +153,7 @@ class WeightCut:
             prunable, removals(prunable, self.granularity, allocation.keep), pruner=self.pruner,
             m=group_size(self.granularity), windows=windows, batch_tokens=batch_tokens, sq_means=stats.sq_means,
         )  # fmt: skip
-        if self.pruner != "sparsegpt":
+        if not find_pruner(self.pruner).changes_kept:
             return pack_masks(masks), {}
         kept = {path: prunable.linear(path).weight.data[keep] for path, keep in masks.items()}
         return pack_masks(masks), {f"{path}.weight": values.float().cpu().numpy() for path, values in kept.items()}

@@ -15,8 +15,9 @@ import torch
 
 from ffp.core.problem import Allocation
 from ffp.models.prunable import PrunableModel, group_size
+from ffp.pruning.pruners import find_pruner
 from ffp.pruning.unstructured import removals
-from ffp.pruning.weights import grouped, removal_rank, saliency
+from ffp.pruning.weights import removal_rank
 
 
 class MaskedModel:
@@ -35,11 +36,11 @@ class MaskedModel:
         Args:
             prunable: The dense model.
             granularity: "unstructured", "n-of-4" or "n-of-8".
-            pruner: "magnitude" ranks by it; all others rank by Wanda's score, also in place of sparsegpt's.
+            pruner: One of ffp.pruning.pruners.PRUNERS; its `score` ranks the weights.
             sq_means: Mean square of each input feature, (in,), by the linear's path.
         """
         self.prunable, self.model, self.granularity = prunable, prunable.model, granularity
-        self._score = "magnitude" if pruner == "magnitude" else "wanda"
+        self._pruner = find_pruner(pruner)
         self._full: dict[str, torch.Tensor] = {}
         self._rank: dict[str, torch.Tensor] = {}
         self._norms: dict[str, torch.Tensor | None] = {}
@@ -47,9 +48,11 @@ class MaskedModel:
         for path in self._removed:
             linear = prunable.linear(path)
             self._full[path] = linear.weight.data
-            known = None if self._score == "magnitude" else torch.from_numpy(sq_means[path]).to(linear.weight.device)
+            known = None
+            if self._pruner.reads != "nothing":
+                known = torch.from_numpy(sq_means[path]).to(linear.weight.device)
             self._norms[path] = known
-            self._rank[path] = removal_rank(self._groups(saliency(linear.weight.data, known)))
+            self._rank[path] = removal_rank(self._scores(path))
             linear.weight.data = linear.weight.data.clone()
 
     def set_allocation(self, allocation: Allocation) -> None:
@@ -70,8 +73,8 @@ class MaskedModel:
         for path, weight in self._full.items():
             self.prunable.linear(path).weight.data = weight
 
-    def _groups(self, score: torch.Tensor) -> torch.Tensor:
-        return grouped(score, self._score, group_size(self.granularity))
+    def _scores(self, path: str) -> torch.Tensor:
+        return self._pruner.grouped_scores(self._full[path], self._norms[path], group_size(self.granularity))
 
     def _below(self, path: str, remove: int) -> torch.Tensor:
         """Gives the mask of ffp.pruning.weights.smallest, (groups, size), from the ranks."""
@@ -80,7 +83,6 @@ class MaskedModel:
         gone = rank < quota
         if extra:
             column = (rank == quota).int().argmax(1, keepdim=True)
-            score = self._groups(saliency(self._full[path], self._norms[path]))
-            rows = score.gather(1, column).flatten().argsort(stable=True)[:extra]
+            rows = self._scores(path).gather(1, column).flatten().argsort(stable=True)[:extra]
             gone[rows, column.flatten()[rows]] = True
         return gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from ffp.core.errors import FfpError
 from ffp.pruning.weights import smallest
@@ -17,6 +18,16 @@ Quota = Callable[[int, int], int]  # entries that columns start..stop lose
 def exactly(remove: int, columns: int) -> Quota:
     """Returns quotas of blocks of columns that add up to `remove`."""
     return lambda start, stop: remove * stop // columns - remove * start // columns
+
+
+def apply_sparsegpt(
+    linear: nn.Linear, gram: torch.Tensor, quota: Quota, m: int, path: str, **settings: float
+) -> torch.Tensor:
+    """Replaces a linear's weight by SparseGPT's and returns the mask of the weights that stay; see sparsegpt."""
+    weight = linear.weight.data
+    new, gone = sparsegpt(weight.to(gram.device), gram, quota, m, name=path, **settings)  # type: ignore[arg-type]
+    weight.copy_(new)
+    return ~gone.to(weight.device)
 
 
 def sparsegpt(

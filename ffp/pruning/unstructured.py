@@ -17,8 +17,8 @@ from ffp.models.placement import forward_as
 from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.stream import BlockStream
 from ffp.pruning.moments import InputSums, watch_block
-from ffp.pruning.sparsegpt import Quota, exactly, sparsegpt
-from ffp.pruning.weights import grouped, saliency, smallest
+from ffp.pruning.pruners import Pruner, find_pruner
+from ffp.pruning.weights import smallest
 
 log = logging.getLogger("ffp")
 SQUARE_ROWS = 64  # see InputSums
@@ -40,15 +40,15 @@ def prune_weights(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Zeroes so many weights of each linear, in place.
 
-    Memory of "wanda" and "sparsegpt": hidden states of the windows, one block, and for sparsegpt one Gram matrix for
-    each distinct input of a block.
+    Memory of a pruner that reads the stream: hidden states of the windows, one block, and, if it changes kept weights,
+    one Gram matrix for each distinct input of a block.
 
     Args:
         prunable: The dense model.
         remove: Weights to remove, by the linear's path.
-        pruner: "magnitude"; "wanda-dense", on the dense model's `sq_means`; or "wanda" and "sparsegpt", which push
-            the windows through the model: a block's statistics are taken with its own weights still whole on the
-            stream of the pruned blocks before it, as in the references.
+        pruner: One of ffp.pruning.pruners.PRUNERS. One that reads "dense" needs `sq_means`. One that reads "stream"
+            pushes the windows through the model: a block's statistics are taken with its own weights still whole on
+            the stream of the pruned blocks before it, as in the references.
         m: M of "n-of-M", 0 otherwise.
         windows: Calibration tokens, (n, context) int64.
         batch_tokens: Tokens that pass a block at once.
@@ -56,22 +56,25 @@ def prune_weights(
 
     Returns:
         Keep masks, boolean (out, in), by path.
+
+    Raises:
+        ConfigError: There is no such pruner.
     """
-    if pruner in ("magnitude", "wanda-dense"):
-        masks = {}
-        for path, count in remove.items():
-            known = None if pruner == "magnitude" or sq_means is None else torch.from_numpy(sq_means[path])
-            masks[path] = _zero(prunable.linear(path), known, count, pruner, m)
-        return masks
-    assert windows is not None
+    rule = find_pruner(pruner)
+    if rule.reads == "nothing":
+        return {path: _zero(prunable.linear(path), None, count, rule, m) for path, count in remove.items()}
+    if rule.reads == "dense":
+        assert sq_means is not None, f"{pruner} needs the dense model's statistics"
+        known = {path: torch.from_numpy(sq_means[path]) for path in remove}
+        return {path: _zero(prunable.linear(path), known[path], count, rule, m) for path, count in remove.items()}
+    assert windows is not None, f"{pruner} needs calibration tokens"
 
     def cut(path: str, sums: InputSums) -> torch.Tensor:
-        linear = prunable.linear(path)
-        if pruner != "sparsegpt":
-            return _zero(linear, sums.sq_mean, remove[path], pruner, m)
-        return apply_sparsegpt(linear, sums.gram, exactly(remove[path], linear.in_features), m, path)
+        if rule.solve is None:
+            return _zero(prunable.linear(path), sums.sq_mean, remove[path], rule, m)
+        return rule.solve(prunable.linear(path), sums.gram, remove[path], m, path)
 
-    return prune_stream(prunable, windows, cut, full=pruner == "sparsegpt", batch_tokens=batch_tokens)
+    return prune_stream(prunable, windows, cut, full=rule.changes_kept, batch_tokens=batch_tokens)
 
 
 @torch.no_grad()
@@ -110,20 +113,10 @@ def prune_stream(
     return masks
 
 
-def apply_sparsegpt(
-    linear: nn.Linear, gram: torch.Tensor, quota: Quota, m: int, path: str, **settings: float
-) -> torch.Tensor:
-    """Replaces a linear's weight by SparseGPT's and returns the mask of the weights that stay; see sparsegpt."""
+def _zero(linear: nn.Linear, sq_mean: torch.Tensor | None, remove: int, rule: Pruner, m: int) -> torch.Tensor:
+    """Zeroes the `remove` weights with the lowest scores; returns the mask of those that stay."""
     weight = linear.weight.data
-    new, gone = sparsegpt(weight.to(gram.device), gram, quota, m, name=path, **settings)  # type: ignore[arg-type]
-    weight.copy_(new)
-    return ~gone.to(weight.device)
-
-
-def _zero(linear: nn.Linear, sq_mean: torch.Tensor | None, remove: int, pruner: str, m: int) -> torch.Tensor:
-    """Zeroes the `remove` least salient weights; returns the mask of those that stay."""
-    weight = linear.weight.data
-    score = grouped(saliency(weight, None if sq_mean is None else sq_mean.to(weight.device)), pruner, m)
+    score = rule.grouped_scores(weight, None if sq_mean is None else sq_mean.to(weight.device), m)
     gone = smallest(score, remove).view(weight.shape)
     weight.masked_fill_(gone, 0)
     return ~gone

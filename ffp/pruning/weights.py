@@ -1,42 +1,13 @@
-"""Single weights: what a pruner compares and which weights it removes.
+"""Single weights: which of a matrix's scored weights go; see pruners.py for their groups.
 
-A pruner compares weights within groups and removes equally many from each. For `magnitude` the group is the whole
-matrix, for `wanda` an output row; with n-of-M it is M adjacent weights of a row, whatever the pruner. A matrix loses
-exactly the requested number of weights: the remainder of the division is taken one weight each from the groups whose
-next one scores least. Masks of one score are therefore nested in the number of removed weights.
+A matrix loses exactly the requested number of weights, equally many from each group. The remainder of the division is
+taken one weight each from the groups whose next one scores least. Masks of one score are therefore nested in the number
+of removed weights.
 """
 
 from __future__ import annotations
 
 import torch
-
-PRUNERS = ("wanda", "wanda-dense", "magnitude", "sparsegpt")
-
-
-def saliency(weight: torch.Tensor, sq_mean: torch.Tensor | None) -> torch.Tensor:
-    """Returns |W_ij| * ||X_j||_2 up to a common factor, (out, in) float32; |W_ij| without `sq_mean`.
-
-    Source: Sun et al., arXiv:2306.11695, equation 1.
-
-    Args:
-        weight: (out, in).
-        sq_mean: Mean over tokens of x_j^2, (in,).
-    """
-    score = weight.abs().float()
-    return score if sq_mean is None else score * sq_mean.sqrt().to(score)
-
-
-def grouped(score: torch.Tensor, pruner: str, m: int) -> torch.Tensor:
-    """Returns a view of (out, in) scores as (groups, size), the groups being what is compared.
-
-    Args:
-        score: (out, in).
-        pruner: One of PRUNERS.
-        m: M of "n-of-M", 0 otherwise.
-    """
-    if m:
-        return score.reshape(-1, m)
-    return score.reshape(1, -1) if pruner == "magnitude" else score
 
 
 def smallest(score: torch.Tensor, remove: int) -> torch.Tensor:

@@ -25,9 +25,10 @@ from ffp.core.problem import FloatArray
 from ffp.measure.calibration import collect
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.moments import InputSums
-from ffp.pruning.sparsegpt import Quota
-from ffp.pruning.unstructured import apply_sparsegpt, prune_stream
-from ffp.pruning.weights import saliency, smallest
+from ffp.pruning.pruners import saliency
+from ffp.pruning.sparsegpt import Quota, apply_sparsegpt
+from ffp.pruning.unstructured import prune_stream
+from ffp.pruning.weights import smallest
 from tests.parity.settings import Settings
 
 Masks = dict[str, torch.Tensor]

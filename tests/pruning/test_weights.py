@@ -1,19 +1,22 @@
 """Single weights: masks against loops, SparseGPT against elimination with explicit inverses, the stream of a model."""
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.config.grid import Pruner as PrunerName
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.models.prunable import PrunableModel
-from ffp.pruning import weights
+from ffp.pruning.cuts import make_cut
+from ffp.pruning.pruners import PRUNERS, Pruner, find_pruner, saliency
 from ffp.pruning.sparsegpt import exactly, sparsegpt
 from ffp.pruning.unstructured import pack_masks, prune_weights, removals, unpack_masks
-from ffp.pruning.weights import grouped, removal_rank, saliency, smallest
+from ffp.pruning.weights import removal_rank, smallest
 from tests.helpers.families import CONFIGS, tiny, tokens
 
 
@@ -51,11 +54,34 @@ def test_masks_are_nested_and_ranks_give_the_order_of_removal():
 
 
 def test_each_pruner_compares_weights_within_its_groups():
-    score = saliency(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([4.0, 9.0], dtype=torch.float64))
-    assert score.tolist() == [[2.0, 6.0], [6.0, 12.0]]
-    assert grouped(score, "magnitude", 0).shape == (1, 4)
-    assert grouped(score, "wanda", 0).shape == (2, 2)
-    assert grouped(torch.ones(3, 8), "wanda", 4).shape == (6, 4)
+    weight, sq_mean = torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([4.0, 9.0], dtype=torch.float64)
+    assert find_pruner("wanda").grouped_scores(weight, sq_mean, 0).tolist() == [[2.0, 6.0], [6.0, 12.0]]
+    assert find_pruner("magnitude").grouped_scores(weight, None, 0).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert find_pruner("wanda").grouped_scores(torch.ones(3, 8), torch.ones(8), 4).shape == (6, 4)
+
+
+def test_the_configuration_and_the_table_know_the_same_pruners():
+    assert set(get_args(PrunerName)) == set(PRUNERS)
+
+
+def test_an_unknown_pruner_is_refused():
+    message = r"unknown pruner 'wnada': did you mean wanda"
+    with pytest.raises(ConfigError, match=message):
+        make_cut("unstructured", score="wanda", compensation="none", pruner="wnada")
+    with pytest.raises(ConfigError, match=message):
+        prune_weights(PrunableModel(tiny("llama")), {}, pruner="wnada")
+
+
+def test_a_pruner_is_an_entry_of_the_table(monkeypatch):
+    """One by the largest weights: its own score prunes and ranks, on what it says that it reads."""
+    score = lambda weight, sq_mean: -weight.abs().float()  # noqa: E731
+    monkeypatch.setitem(PRUNERS, "largest", Pruner(reads="nothing", score=score))
+    prunable = PrunableModel(tiny("llama"))
+    path = next(iter(prunable.decision_names("unstructured")))
+    weight = prunable.linear(path).weight.data.clone()
+    masks = prune_weights(prunable, {path: len(weight)}, pruner="largest")
+    assert (~masks[path]).sum(1).tolist() == [1] * len(weight)
+    assert bool((weight.abs().argmax(1) == (~masks[path]).int().argmax(1)).all())
 
 
 def slow_sparsegpt(weight, gram, quota, m=0, *, block=128, damping=0.01):
@@ -118,7 +144,7 @@ def test_dead_inputs_lose_their_weights_first_and_a_bad_hessian_is_named():
         sparsegpt(torch.ones(4, 8), -torch.eye(8), exactly(4, 8), name="q_proj")
 
 
-@pytest.mark.parametrize("pruner", weights.PRUNERS)
+@pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize("granularity", ["unstructured", "n-of-4"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
 def test_pruners_zero_exactly_what_the_allocation_removes(family, granularity, pruner):
