@@ -76,7 +76,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search would have answered after so many tokens.
+    """The search's answer if it had stopped after `tokens` tokens.
 
     Attributes:
         tokens: Tokens forwarded by then.
@@ -99,9 +99,9 @@ class AllocationResult:
         problem: What was asked.
         allocation: The answer.
         cost: Work and seconds of the search.
-        trace: A row for each evaluation of a search; see tracker.COLUMNS.
+        trace: A row for each evaluation of a search; see tracker.TRACE_COLUMNS.
         policy: Arrays of a learned policy; empty where none is learned.
-        answers: The search's answers on its way; empty for heuristics.
+        answers: The search's answers at the checkpoints; empty for heuristics.
     """
 
     problem: PruningProblem
@@ -117,7 +117,8 @@ class Masks:
     """What stays of a model.
 
     Attributes:
-        kept: Indices of kept units by decision, int32; or packed keep bits by parameter name, uint8.
+        kept: structured: for each decision, indices of the kept units, int32. Single weights: for each weight matrix by
+            parameter name, one bit per entry, 1 = kept, packed as uint8.
         updates: New values of kept weights and added biases by parameter name, float32; empty where nothing changed.
     """
 
@@ -132,7 +133,7 @@ class PruningSummary:
     Attributes:
         block_sparsity: Removed share of the decisions' parameters.
         dense_params: Parameters of the model before.
-        kept_params: Parameters after, biases that a compensation added included; removed single weights not.
+        kept_params: Parameters left. Biases added by compensation count; zeroed single weights do not.
     """
 
     block_sparsity: float

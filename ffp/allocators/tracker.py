@@ -25,21 +25,20 @@ log = logging.getLogger("ffp")
 Windows = tuple[int, ...]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
+TRACE_COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
 GRADIENT_FORWARDS = 3  # one forward, and a backward counted as two
 LOG_LINES = 20
 
 
 class Exhausted(Exception):
-    """A candidate costs more than is left of the budget, so it was not scored. Never leaves a search."""
+    """A candidate costs more than is left of the budget, so it was not scored. Every search catches it."""
 
 
 class Tracker:
     """Wraps the reward of one search: keeps to the budget, remembers scores, writes the trace, reports progress.
 
-    Only tokens that the reward forwards after the tracker was made are counted. A candidate that was scored before on
-    the same windows is free and gets no row; a loop that waits for the budget to run out may therefore never end, so
-    bound it by `max_rounds`.
+    Only tokens that the reward forwards after the tracker was made are counted. Scoring a candidate again on the same
+    windows is free and adds no row. So a loop may never use up the budget: limit it by `max_rounds`.
 
     Attributes:
         problem: What the search answers.
@@ -48,8 +47,9 @@ class Tracker:
         seed: For libraries that take a number.
         initial_policy: Arrays of another search's policy to start from; empty for none.
         policy: Arrays of the policy that the search learned, set by it; empty for none.
-        rows: The trace, one row per evaluation with the keys COLUMNS, plain values only. `best` is the highest reward
-            so far of a candidate at the full target, on at least the budget's number of windows.
+        rows: The trace, one row per evaluation with the keys TRACE_COLUMNS, plain values only. `best` is the highest
+            reward so far among candidates at the problem's sparsity that were scored on at least `budget.windows`
+            windows.
         answers: (tokens spent, kept units) whenever the allocation that the search would have given changed.
         max_rounds: Upper limit for a search's main loop.
     """
@@ -161,7 +161,7 @@ class Tracker:
             self._best = value if math.isnan(self._best) else max(self._best, value)
         if self.spent > before:
             row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, list(candidate.keep))
-            self.rows.append(dict(zip(COLUMNS, row, strict=True)))
+            self.rows.append(dict(zip(TRACE_COLUMNS, row, strict=True)))
             self._progress.step(len(self.rows), self.spent, self._best)
         return value
 
@@ -177,7 +177,8 @@ class Tracker:
         search's budget. A single one is not scored.
 
         Args:
-            contenders: Candidates at the full target, the best first by a comparison on common windows.
+            contenders: Candidates at the problem's sparsity, sorted best first; they must have been compared on the
+                same windows.
             finalists: By default the budget's.
 
         Returns:
@@ -203,9 +204,9 @@ def rounded(values: Sequence[float] | FloatArray, step: float) -> FloatArray:
 
     Another processor adds the terms of a sum in another order. On SmolLM2-135M in float32 the loss of a pruned model
     then differs by about 4e-7 nats per token, at times by 1e-5. A search that only compares candidates hardly ever
-    notices. One that computes with the numbers carries the difference into all that follows. With a step far above the
-    difference, and well below the sampling noise of what is measured, the difference vanishes, except for the rare
-    number that lies beside the border between two multiples.
+    notices. One that computes with the numbers carries the difference into all that follows. Choose a step much larger
+    than the difference and much smaller than the sampling noise. Rounding then hides the difference, except for rare
+    values near a rounding border.
     """
     multiples: FloatArray = np.round(np.asarray(values, dtype=np.float64) / step) * step
     return multiples

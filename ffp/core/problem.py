@@ -35,7 +35,7 @@ class Decision:
         fixed_params: Parameters of the same linears that no unit takes along (output biases). They count in the
             denominator of the sparsity.
         min_keep: Units that have to stay.
-        bundle: Channels or KV groups in one unit; above 1 where kept sizes are aligned.
+        bundle: How many FFN channels make one unit; 1 unless the model sets `align`.
     """
 
     name: str

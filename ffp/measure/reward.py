@@ -106,7 +106,7 @@ class ModelReward:
         return _reward(self.search, windows, losses)
 
     def select(self, allocation: Allocation) -> float:
-        """Returns the same over the whole selection text; its tokens are counted apart."""
+        """Returns exp(dense loss - pruned loss) over the whole selection text; its tokens are counted apart."""
         everything = range(len(self.selection.windows))
         losses, fresh = self._losses(self.selection, allocation, everything)
         self.selection_tokens += fresh * self.selection.context

@@ -30,7 +30,7 @@ this checkpoint, which is neither smaller nor faster."""
 
 
 def model_card(
-    model: ModelConfig, cell: Cell, *, method: type[Method], selection: str, compensation: str, calibration: str,
+    model: ModelConfig, cell: Cell, *, method: type[Method], ranking: str, compensation: str, calibration: str,
     removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None], commands: Sequence[str], version: str,
     dense_shape: bool,
 ) -> str:  # fmt: skip
@@ -40,7 +40,7 @@ def model_card(
         model: The parent.
         cell: The exported cell.
         method: The method behind its allocation.
-        selection: What decided which units go: the unit score, or the pruner of single weights.
+        ranking: What decided which units go: the unit score, or the pruner of single weights.
         compensation: "none", "bias", "ridge" or "ridge-dense".
         calibration: The calibration text in words.
         removed: block_sparsity, model_sparsity, params {dense, kept}.
@@ -49,10 +49,10 @@ def model_card(
         version: Version of ffp.
         dense_shape: Whether the checkpoint has the parent's shapes.
     """
-    what = f"single weights ({cell.granularity}), pruned by `{selection}`"
+    what = f"single weights ({cell.granularity}), pruned by `{ranking}`"
     if cell.granularity == "structured":
         aligned = f" in multiples of {model.align}" if model.align > 1 else ""
-        what = f"KV groups, and FFN channels{aligned}, ranked by `{selection}`"
+        what = f"KV groups, and FFN channels{aligned}, ranked by `{ranking}`"
     params = removed["params"]
     done = f"""- Parent: {_source(model.source)}.
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \

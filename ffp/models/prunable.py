@@ -64,7 +64,7 @@ class PrunableModule:
 
     @property
     def n_indices(self) -> int:
-        """KV groups or channels; more than the decision's units where these are bundles."""
+        """KV groups or channels; more channels than the decision has units where these are bundles."""
         return self.decision.n_units * self.decision.bundle
 
     def output_columns(self, units: torch.Tensor) -> torch.Tensor:

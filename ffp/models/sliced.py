@@ -74,8 +74,8 @@ class SlicedModel:
 
         Args:
             keep: Units that are on (gate 1), by decision.
-            band: Share of a decision's units beyond the threshold that are let in with gate 0, in (0, 1]; at least
-                one where one is left.
+            band: Width of a band, as a share of the decision's units, in (0, 1]: that many removed units are let in
+                with gate 0 (at least one, if any was removed).
 
         Yields:
             The gates, in the order of `prunable.modules`.
@@ -108,10 +108,10 @@ class SlicedModel:
 class Gate:
     """The gates of one decision: a forward pre-hook of its output linear, which lets through the units that are on.
 
-    Units next to the threshold form two bands, those just inside and those just outside. With g_t the derivative of
-    the loss with respect to a gate that a whole band shares at token t (the sum over the band's columns of input times
-    gradient), a backward pass adds sum_t g_t and sum_t g_t^2 to `sums`. The second is the band's diagonal of the
-    empirical Fisher information, with tokens taken as independent: its curvature.
+    Units next to the threshold form two bands, those just inside and those just outside. All units of a band share one
+    gate. g_t is the derivative of the loss in that gate at token t: the sum over the band's columns of input times
+    gradient. A backward pass adds sum_t g_t (slope) and sum_t g_t^2 (curvature, by the empirical Fisher information,
+    with tokens taken as independent) to `sums`.
 
     Attributes:
         reach: Units that are let in, those with gate 0 included.
@@ -141,7 +141,10 @@ class Gate:
 
 
 class _Gated(torch.autograd.Function):
-    """x * on, whose backward reports to the gate. `on` needs no gradient; that it asks for one starts the backward."""
+    """x * on, whose backward reports to the gate.
+
+    `on` is not trained; it has requires_grad only so that autograd runs the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:

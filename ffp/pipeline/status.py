@@ -1,7 +1,5 @@
 """Shows how far a grid is, from its files alone: from another shell, or after a crash."""
 
-from __future__ import annotations
-
 import re
 import statistics
 import time
@@ -16,30 +14,20 @@ from ffp.store.journal import measurements
 from ffp.store.layout import Layout
 
 FRESH_S = 60.0  # a search that measured nothing for so long, and for ten of its evaluations, has stopped
-ORDER = ("done", "searching", "stopped", "failed", "skipped", "missing")
+ORDER = ("searching", "stopped", "failed", "skipped", "missing")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A search that has a journal and no allocation yet.
+    """A search that has a journal and no allocation yet."""
 
-    Attributes:
-        evaluations: Measurements on the search text.
-        tokens: Tokens of the search text that they forwarded.
-        total: Tokens that the search may forward.
-        rate: Tokens a second, of the measurements alone.
-        age_s: Seconds since the last measurement.
-        running: Whether the search is at work.
-        best: The best reward that its log names; empty without one.
-    """
-
-    evaluations: int
-    tokens: int
-    total: int
-    rate: float
-    age_s: float
+    evaluations: int  # on the search text
+    tokens: int  # of the search text, forwarded so far
+    total: int  # tokens that the search may forward
+    rate: float  # tokens a second, of the measurements alone
+    age_s: float  # since the last measurement
     running: bool
-    best: str
+    best: str  # the best reward that its log names; empty without one
 
     def __str__(self) -> str:
         share, left = self.tokens / self.total, max(0, self.total - self.tokens) / max(self.rate, 1e-9)
@@ -63,7 +51,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
         if search or state in ("failed", "skipped"):
             details.append(f"{state:9}  {record.cell.path}  {search or record.row['reason']}")
         states[state] += 1
-    others = [f"{states[s]} {'not begun' if s == 'missing' else s}" for s in ORDER if states[s] and s != "done"]
+    others = [f"{states[state]} {'not begun' if state == 'missing' else state}" for state in ORDER if states[state]]
     holder = locks.holder()
     run = f"a run is at work here (process {holder})" if holder else "no run of the workflow is at work here"
     done = f"{states['done']} of {len(records)} cells done ({states['done'] / len(records):.0%})"
@@ -77,33 +65,26 @@ def read_progress(experiment: Experiment, record: Record) -> Progress | None:
     journal, grid = Layout.from_grid(experiment.grid).cell(record.cell).journal, experiment.grid
     if not journal.is_file():
         return None
-    age = max(0.0, time.time() - journal.stat().st_mtime)
+    age_s = max(0.0, time.time() - journal.stat().st_mtime)
     # The selection text is no part of the budget. A journal of an older version does not say its tokens.
     found = [line for line in measurements(journal) if not line["key"].startswith("selection:")]
     tokens, seconds = sum(line.get("tokens", 0) for line in found), [line["s"] for line in found]
+    total, rate = grid.search.budget().tokens(grid.search.context), tokens / max(sum(seconds), 1e-9)
+    running = age_s <= max(FRESH_S, 10 * max(seconds, default=0.0))
     best = re.findall(r"\bbest (\d\S*?),", record.logs.get("allocate", ""))
-    return Progress(
-        evaluations=len(found),
-        tokens=tokens,
-        total=grid.search.budget().tokens(grid.search.context),
-        rate=tokens / max(sum(seconds), 1e-9),
-        age_s=age,
-        running=age <= max(FRESH_S, 10 * max(seconds, default=0.0)),
-        best=best[-1] if best else "",
-    )
+    return Progress(len(found), tokens, total, rate, age_s, running, best[-1] if best else "")
 
 
 def _work_left(records: list[Record]) -> Iterator[str]:
     """Yields the seconds that finished cells of the same method took, times the cells that are missing."""
-    took: dict[str, list[float]] = defaultdict(list)
+    took = defaultdict[str, list[float]](list)
     for record in records:
         if record.done:
             took[record.cell.method].append(record.row.get("search_s", 0.0) + record.row["evaluation_s"])
-    waiting = [record.cell for record in records if record.row["status"] == "missing"]
-    known = [cell for cell in waiting if took[cell.method]]
+    waiting = [record.cell.method for record in records if record.row["status"] == "missing"]
+    known = [statistics.fmean(took[method]) for method in waiting if method in took]
     if known:
-        left = sum(statistics.fmean(took[cell.method]) for cell in known)
-        text = f"left: about {duration(left)} of work for {len(known)} cells, without model loading"
+        text = f"left: about {duration(sum(known))} of work for {len(known)} cells, without model loading"
         others = len(waiting) - len(known)
         yield f"{text}; {others} more use methods without a finished cell." if others else f"{text}."
 

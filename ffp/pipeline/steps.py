@@ -242,7 +242,9 @@ def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFi
     found = schemas.AllocationFile.read(path)
     problem = found.pruning_problem
     if problem.decisions != prunable.problem(problem.target, problem.granularity).decisions:
-        raise ArtifactError(f"{path} is of another model or min_keep than the one given. Allocate for this model.")
+        raise ArtifactError(
+            f"{path} was made for another model, or with another min_keep or align. Allocate for this model."
+        )
     found.allocation.check(problem)
     return found
 
@@ -362,7 +364,7 @@ def _card(
         experiment.models[cell.model],
         cell,
         method=experiment.method(cell.method),
-        selection=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
+        ranking=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
         compensation=experiment.compensation(cell.method),
         calibration=f"{calibration.windows} windows of {calibration.context} tokens; text: {experiment.text.title}",
         removed=removed,

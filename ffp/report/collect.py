@@ -1,11 +1,11 @@
 """Reads a record for each cell of a grid from the files of the cell: finished, skipped, failed or missing."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,34 +23,23 @@ TRAILING = (
     "mean_acc", "mean_acc_stderr", "ppl_windows", "ppl_context", "params_kept", "params_dense",
     "search_selection_tokens", "evaluation_s", "evaluation_peak_mem_bytes", "reason",
 )  # fmt: skip
-METRICS = ("acc_norm", "acc")
 STEPS = ("allocate", "apply", "evaluate")
 LOG_CHARACTERS = 4000
+Block = tuple[str, str, str]  # model, granularity and sparsity: what is of the same block may be compared
 
 
 @dataclass
 class Record:
-    """A cell and what its folder holds.
-
-    Attributes:
-        cell: The cell.
-        row: Figures by column of the tables; a figure that is not known is absent.
-        allocation: Content of allocation.json, if it is there; the next three likewise.
-        answers: What the search would have answered on its way.
-        cost: What the search cost.
-        scores: Perplexity and task scores.
-        notes: Warnings for a reader of the page.
-        logs: The end of each step's log, by step.
-    """
+    """A cell and what its folder holds; a file that is not there is None."""
 
     cell: Cell
-    row: dict[str, Any]
+    row: dict[str, Any]  # figures by column of the tables; a figure that is not known is absent
     allocation: AllocationFile | None = None
     answers: AnswersFile | None = None
     cost: CostFile | None = None
     scores: ScoresFile | None = None
-    notes: list[str] = field(default_factory=list)
-    logs: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # warnings for a reader of the page
+    logs: dict[str, str] = field(default_factory=dict)  # the end of each step's log, by step
 
     @property
     def done(self) -> bool:
@@ -63,8 +52,8 @@ class Record:
         return self.scores.tasks if self.scores else {}
 
     @property
-    def block(self) -> tuple[str, str, str]:
-        """Model, granularity and sparsity: records of the same block may be compared."""
+    def block(self) -> Block:
+        """Model, granularity and sparsity."""
         return self.cell.model, self.cell.granularity, self.cell.sparsity
 
 
@@ -75,9 +64,8 @@ def collect(experiment: Experiment) -> list[Record]:
     for cell in experiment.cells():
         record = read_cell(cell, layout.cell(cell), logs=read_logs(cell))
         record.notes += _stale(experiment, record)
-        records.append(record)
-    for record in records:
         add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
+        records.append(record)
     models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", *grid.methods)))
     return sorted(
         records,
@@ -87,74 +75,89 @@ def collect(experiment: Experiment) -> list[Record]:
 
 
 def _unserved(experiment: Experiment) -> Iterator[Record]:
-    """Yields a skipped cell for each method and sparsity of a granularity that the method cannot serve."""
     grid = experiment.grid
-    for model in grid.models:
-        for granularity in grid.granularities:
-            for name in grid.methods:
-                reason = experiment.refusal(name, granularity)
-                for sparsity in grid.sparsities_of(granularity) if reason else ():
-                    cell = Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
-                    yield Record(cell, {**cell.as_dict(), "status": "skipped", "reason": reason})
+    for model, granularity, name in itertools.product(grid.models, grid.granularities, grid.methods):
+        if reason := experiment.refusal(name, granularity):
+            for sparsity in grid.sparsities_of(granularity):
+                cell = Cell(model, granularity, f"{sparsity:.2f}", name, grid.seeds[0])
+                yield Record(cell, {**cell.as_dict(), "status": "skipped", "reason": reason})
 
 
 def columns(records: Iterable[Record]) -> list[str]:
     """Returns the columns of comparison.csv: the leading ones are a contract, then peak memory, tasks and the rest."""
-    tasks: dict[str, dict[str, None]] = {}
-    for record in records:
-        for task, result in record.tasks.items():
-            tasks.setdefault(task, {}).update(dict.fromkeys(result.metrics))
     middle = ["search_peak_mem_bytes"]
-    for task, metrics in tasks.items():
-        for metric in metrics:
+    for task, results in by_task(records).items():
+        for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
             middle += [f"{task}_{metric}", f"{task}_{metric}_stderr"]
         middle.append(f"{task}_n")
     return [*LEADING, *middle, *TRAILING]
 
 
+def by_task(records: Iterable[Record]) -> dict[str, list[TaskScores]]:
+    """Returns the scores of each task that was scored, in the order of the records."""
+    found = defaultdict[str, list[TaskScores]](list)
+    for record in records:
+        for task, result in record.tasks.items():
+            found[task].append(result)
+    return found
+
+
 def task_metric(result: TaskScores) -> str:
     """Returns the metric that counts in the mean over tasks: acc_norm if the task has it, otherwise acc."""
-    return next((name for name in METRICS if name in result.metrics), next(iter(result.metrics)))
+    return next(name for name in ("acc_norm", "acc", *result.metrics) if name in result.metrics)
 
 
-def read_cell(cell: Cell, files: CellFiles, *, logs: Mapping[str, str] | None = None) -> Record:
+def read_cell(cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = None) -> Record:
     """Reads the record of a cell.
 
-    A damaged file makes the cell failed and an absent one makes it missing; neither stops the report.
-
-    Args:
-        cell: The cell.
-        files: Its files.
-        logs: The ends of its steps' logs, which tell a failed cell from one that has not run yet.
+    A damaged file makes the cell failed and an absent one makes it missing; neither stops the report. The ends of the
+    logs tell a failed cell from one that has not run yet.
     """
-    record = Record(cell, {**cell.as_dict(), "status": "missing", "reason": None}, logs=dict(logs or {}))
+    record = Record(cell, {**cell.as_dict(), "status": "missing", "reason": None}, logs=logs or {})
     try:
         if cell.method != "dense":
             record.allocation = AllocationFile.read_if_there(files.allocation)
             record.answers = AnswersFile.read_if_there(files.answers)
             record.cost = CostFile.read_if_there(files.search_cost)
         record.scores = ScoresFile.read_if_there(files.scores)
-        _check_keep(record.allocation, files)
+        if record.allocation:
+            _check_keep(record.allocation, files)
     except ArtifactError as error:
         record.row.update(status="failed", reason=str(error))
         return record
-    if record.allocation:
-        record.row["block_sparsity"] = record.allocation.block_sparsity
-    record.row.update(_cost_figures(record.cost), **_score_figures(record.scores))
+    _add_figures(record)
     record.row["status"], record.row["reason"] = _status(record)
     return record
 
 
-def _check_keep(allocation: AllocationFile | None, files: CellFiles) -> None:
-    """Raises ArtifactError unless the kept units lie within those of their decisions."""
-    if allocation:
-        decisions, keep = allocation.problem.decisions, allocation.keep
-        faults = [f"{d.name} keeps {k} of {d.n_units} units" for d, k in zip(decisions, keep, strict=False)
-                  if not 0 <= k <= d.n_units]  # fmt: skip
-        if len(keep) != len(decisions):
-            faults.append(f"keep has {len(keep)} entries for {len(decisions)} decisions")
-        if faults:
-            raise ArtifactError(f"{files.allocation}: {faults[0]}. Delete it and run the rule again.")
+def _check_keep(allocation: AllocationFile, files: CellFiles) -> None:
+    decisions, keep = allocation.problem.decisions, allocation.keep
+    pairs = zip(decisions, keep, strict=False)
+    faults = [f"{d.name} keeps {k} of {d.n_units} units" for d, k in pairs if not 0 <= k <= d.n_units]
+    if len(keep) != len(decisions):
+        faults.append(f"keep has {len(keep)} entries for {len(decisions)} decisions")
+    if faults:
+        raise ArtifactError(f"{files.allocation}: {faults[0]}. Delete it and run the rule again.")
+
+
+def _add_figures(record: Record) -> None:
+    row, cost, scores = record.row, record.cost, record.scores
+    if record.allocation:
+        row["block_sparsity"] = record.allocation.block_sparsity
+    if cost:
+        row.update(search_evaluations=cost.evaluations, search_tokens=cost.n_tokens)
+        row.update(search_selection_tokens=cost.selection_tokens, search_s=cost.wall_s)
+        row["search_peak_mem_bytes"] = cost.peak_mem_bytes
+    if scores and scores.status == "done":
+        row.update(block_sparsity=scores.block_sparsity, model_sparsity=scores.model_sparsity)
+        row.update(ppl=scores.ppl.value, ppl_stderr=scores.ppl.stderr)
+        row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context)
+        row.update(params_kept=scores.params.kept, params_dense=scores.params.dense)
+        row.update(evaluation_s=scores.cost.wall_s, evaluation_peak_mem_bytes=scores.cost.peak_mem_bytes)
+        for task, result in scores.tasks.items():
+            for metric, figure in result.metrics.items():
+                row |= {f"{task}_{metric}": figure.value, f"{task}_{metric}_stderr": figure.stderr}
+            row[f"{task}_n"] = result.n
 
 
 def _status(record: Record) -> tuple[str, str | None]:
@@ -182,52 +185,18 @@ def read_logs(cell: Cell) -> dict[str, str]:
 
 
 def _fault(log: str) -> str | None:
-    """The error that a log ends with: ffp's own line or the last line of a traceback; None if there is none."""
+    """The error that a log ends with: ffp's own line or the last line of a traceback."""
     last = log.rpartition("\n")[2]
     if re.match(r"ffp \w+: ", last) and "interrupted" not in last:
         return last
     return last if "Traceback (most recent call last)" in log and re.match(r"[\w.]+(Error|Exception)\b", last) else None
 
 
-def _cost_figures(cost: CostFile | None) -> dict[str, Any]:
-    if not cost:
-        return {}
-    return {
-        "search_evaluations": cost.evaluations,
-        "search_tokens": cost.n_tokens,
-        "search_selection_tokens": cost.selection_tokens,
-        "search_s": cost.wall_s,
-        "search_peak_mem_bytes": cost.peak_mem_bytes,
-    }
-
-
-def _score_figures(scores: ScoresFile | None) -> dict[str, Any]:
-    if not scores or scores.status != "done":
-        return {}
-    figures = {
-        "block_sparsity": scores.block_sparsity,
-        "model_sparsity": scores.model_sparsity,
-        "ppl": scores.ppl.value,
-        "ppl_stderr": scores.ppl.stderr,
-        "ppl_windows": scores.ppl.n_windows,
-        "ppl_context": scores.ppl.context,
-        "params_kept": scores.params.kept,
-        "params_dense": scores.params.dense,
-        "evaluation_s": scores.cost.wall_s,
-        "evaluation_peak_mem_bytes": scores.cost.peak_mem_bytes,
-    }
-    for task, result in scores.tasks.items():
-        for metric, figure in result.metrics.items():
-            figures |= {f"{task}_{metric}": figure.value, f"{task}_{metric}_stderr": figure.stderr}
-        figures[f"{task}_n"] = result.n
-    return figures
-
-
 def add_mean_accuracy(record: Record, tasks: list[str]) -> None:
     """Adds the mean accuracy over `tasks` to a record if all of them were scored; errors add in quadrature."""
-    results = [record.tasks[name] for name in tasks if name in record.tasks]
-    if not record.done or not tasks or len(results) < len(tasks):
+    if not record.done or not tasks or not set(tasks) <= set(record.tasks):
         return
+    results = [record.tasks[name] for name in tasks]
     chosen = [result.metrics[task_metric(result)] for result in results]
     record.row["mean_acc"] = sum(figure.value for figure in chosen) / len(chosen)
     errors = [figure.stderr for figure in chosen if figure.stderr is not None]

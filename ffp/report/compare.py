@@ -1,10 +1,8 @@
 """Compares two sets of results: which cells changed, by how much against the noise, and what differs behind them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from ffp.report.groups import TIE_STDERRS, difference_stderr, group
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CompareFile
 
+Figure = tuple[float | None, float | None, float | None]  # A, B, standard error of the difference
 FIGURES = ("ppl", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations")
 RESULTS = ("masks", "updates", "allocation")  # digests of what a step made: they follow from the rest
 # From the best verdict to the worst.
@@ -25,34 +24,21 @@ LOST, NEW = "only in A", "only in B"
 
 @dataclass(frozen=True)
 class Difference:
-    """What became of one cell.
+    """What became of one cell."""
 
-    Attributes:
-        cell: Path of the cell.
-        verdict: One of VERDICTS, LOST or NEW.
-        figures: By name (A, B, standard error of the difference or None), where A and B differ.
-        allocation: Whether the allocations differ.
-        status: The state in A and in B.
-    """
-
-    cell: str
-    verdict: str
-    figures: Mapping[str, tuple[float | None, float | None, float | None]]
-    allocation: bool = False
-    status: tuple[str, str] = ("done", "done")
+    cell: str  # its path
+    verdict: str  # one of VERDICTS, LOST or NEW
+    figures: Mapping[str, Figure]  # by name, where A and B differ
+    allocation: bool = False  # whether the allocations differ
+    status: tuple[str, str] = ("done", "done")  # in A and in B
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of two sets of results.
+    """All cells of two sets of results."""
 
-    Attributes:
-        cells: A difference for each cell, identical cells included.
-        provenance: By setting, version or digest: how many cells went from one value to another, as {"A -> B": cells}.
-    """
-
-    cells: list[Difference]
-    provenance: Mapping[str, Mapping[str, int]]
+    cells: list[Difference]  # identical cells included
+    provenance: Mapping[str, Mapping[str, int]]  # by setting, version or digest: the number of cells by "A -> B"
 
     @property
     def changed(self) -> bool:
@@ -63,16 +49,9 @@ class Comparison:
 def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison:
     """Compares the cells below two folders.
 
-    A difference is within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of
-    the same windows that is the error of the paired losses. Figures without an error (tokens, sparsity) have no noise.
-
-    Args:
-        before: Results folder A.
-        after: Results folder B.
-        tolerance: Relative difference of a figure that counts as rounding; another machine sums in another order.
-
-    Raises:
-        ConfigError: A folder holds no cells.
+    A relative difference of a figure up to `tolerance` is rounding: another machine sums in another order. One is
+    within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of the same windows
+    that is the error of the paired losses. Figures without an error (tokens, sparsity) have no noise.
     """
     ours, theirs = read(before), read(after)
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
@@ -88,7 +67,7 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """Returns the cells below a results folder (or its folder `cells`) by path, in alphabetical order."""
+    """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none."""
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
     for place in sorted(root.glob("*/*/s*/*/seed*")):
@@ -103,21 +82,16 @@ def read(folder: Path) -> dict[str, Record]:
 def _difference(a: Record, b: Record, tolerance: float) -> Difference:
     states = (str(a.row["status"]), str(b.row["status"]))
     keep = [record.allocation and record.allocation.keep for record in (a, b)]
-    figures: dict[str, tuple[float | None, float | None, float | None]] = {}
+    figures: dict[str, Figure] = {}
     verdicts = [IDENTICAL if states[0] == states[1] else CHANGED]
     for key in FIGURES:
         x, y = a.row.get(key), b.row.get(key)
         if x != y:
-            error = _error(a, b, key) if a.done and b.done and None not in (x, y) else None
+            known = key in ("ppl", "mean_acc") and a.done and b.done and None not in (x, y)
+            error = difference_stderr(group([a])[0], group([b])[0], key) if known else None
             figures[key] = (x, y, error)
             verdicts.append(_verdict(x, y, error, tolerance))
     return Difference(a.cell.path, max(verdicts, key=VERDICTS.index), figures, keep[0] != keep[1], states)
-
-
-def _error(a: Record, b: Record, key: str) -> float | None:
-    if key not in ("ppl", "mean_acc"):
-        return None
-    return difference_stderr(group([a])[0], group([b])[0], key)
 
 
 def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float) -> str:
@@ -132,14 +106,14 @@ def _provenance(a: Record, b: Record) -> Iterator[tuple[str, str]]:
     """Yields ("evaluation commit", "A -> B") for each setting and each part of the provenance that differs."""
     for step, ours, theirs in (("search", a.allocation, b.allocation), ("evaluation", a.scores, b.scores)):
         if ours and theirs:
-            sides = [
+            before, after = (
                 dict(flat({**body.provenance.model_dump(mode="json"), "settings": body.settings}))
                 for body in (ours, theirs)
-            ]
-            for key in dict.fromkeys([*sides[0], *sides[1]]):
-                values = [side.get(key, "absent") for side in sides]
-                if values[0] != values[1] and key not in RESULTS:
-                    yield f"{step} {key}", " -> ".join(value[:40] for value in values)
+            )
+            for key in {**before, **after}:
+                old, new = before.get(key, "absent"), after.get(key, "absent")
+                if old != new and key not in RESULTS:
+                    yield f"{step} {key}", f"{old[:40]} -> {new[:40]}"
 
 
 def lines(found: Comparison, before: Path, after: Path) -> Iterator[str]:
@@ -153,7 +127,7 @@ def lines(found: Comparison, before: Path, after: Path) -> Iterator[str]:
         yield f"differs: {key}: " + "; ".join(f"{change} ({count} cells)" for change, count in changes.items())
 
 
-def _parts(difference: Difference) -> Iterable[str]:
+def _parts(difference: Difference) -> Iterator[str]:
     if difference.status[0] != difference.status[1]:
         yield f"status {difference.status[0]} -> {difference.status[1]}"
     for key, (x, y, error) in difference.figures.items():
@@ -170,10 +144,7 @@ def write(found: Comparison, path: Path) -> None:
     """Writes the comparison as JSON; an unknown (infinite) standard error becomes null."""
     cells = [asdict(difference) for difference in found.cells]
     for cell in cells:
-        cell["figures"] = {name: list(map(_finite, figure)) for name, figure in cell["figures"].items()}
+        for name, values in cell["figures"].items():
+            cell["figures"][name] = [value if value is None or math.isfinite(value) else None for value in values]
     provenance = {key: dict(changes) for key, changes in found.provenance.items()}
     CompareFile(changed=found.changed, cells=cells, provenance=provenance).write(path)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -1,9 +1,8 @@
 """Collects what stands behind one cell: figures, settings, digests, versions, logs, and the commands to repeat it."""
 
-from __future__ import annotations
-
 import json
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from ffp.config import Experiment
@@ -56,42 +55,42 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
     """Returns the command lines that repeat this cell alone, to be run in the folder of the repository."""
     grid, cell = experiment.grid, record.cell
     layout = Layout.from_grid(grid)
-    files, calibration = layout.cell(cell), {"calibration": layout.calibration(cell.model).folder}
+    files = layout.cell(cell)
     common = {"config": experiment.file, "cell": cell.path, "model-dir": layout.model(cell.model).folder}
-    evaluate: dict[str, Any] = {**common, "text-dir": layout.text(grid.text).folder}
+    evaluate = {**common, "text-dir": layout.text(grid.text).folder}
     if grid.tasks:
         evaluate["tasks-dir"] = layout.tasks(grid.tasks).folder
-    lines = []
-    if cell.method != "dense":
-        origin = experiment.init_cell(cell)
-        init = {"init": layout.cell(origin).folder} if origin else {}
-        lines.append(command("allocate", **common, **calibration, **init, out=files.folder))
-        lines.append(command("apply", **common, **calibration, allocation=files.allocation, out=files.folder))
-        evaluate["cut"] = files.folder
-    return [*lines, command("evaluate", **evaluate, out=files.scores)]
+    if cell.method == "dense":
+        return [command("evaluate", **evaluate, out=files.scores)]
+    common["calibration"] = layout.calibration(cell.model).folder
+    origin = experiment.init_cell(cell)
+    init = {"init": layout.cell(origin).folder} if origin else {}
+    return [
+        command("allocate", **common, **init, out=files.folder),
+        command("apply", **common, allocation=files.allocation, out=files.folder),
+        command("evaluate", **evaluate, cut=files.folder, out=files.scores),
+    ]
 
 
 def inputs(experiment: Experiment, model: str) -> list[str]:
     """Returns the command lines that fetch and calibrate what all cells of a model share."""
     grid, layout = experiment.grid, Layout.from_grid(experiment.grid)
-    parts = [("model", "models", model, layout.model(model)), ("text", "texts", grid.text, layout.text(grid.text))]
-    if grid.tasks:
-        parts.append(("tasks", "tasks", grid.tasks, layout.tasks(grid.tasks)))
-    lines = [
-        command(f"asset {kind}", config=experiment.root / place / f"{name}.yaml", out=asset.folder)
-        for kind, place, name, asset in parts
-    ]
-    shared = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.text).folder}
+    folders = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.text).folder}
     out = layout.calibration(model).folder
-    return [*lines, command("calibrate", config=experiment.file, model=model, **shared, out=out)]
+    assets = [("model", f"models/{model}", folders["model-dir"]), ("text", f"texts/{grid.text}", folders["text-dir"])]
+    if grid.tasks:
+        assets.append(("tasks", f"tasks/{grid.tasks}", layout.tasks(grid.tasks).folder))
+    lines = [command(f"asset {kind}", config=experiment.root / f"{name}.yaml", out=to) for kind, name, to in assets]
+    return [*lines, command("calibrate", config=experiment.file, model=model, **folders, out=out)]
 
 
-def calibration_cost(experiment: Experiment, model: str) -> CostFile | None:
-    """Returns the cost of a model's calibration; None if its file is absent or damaged, since no table needs it."""
-    try:
-        return CostFile.read(Layout.from_grid(experiment.grid).calibration(model).cost)
-    except ArtifactError:
-        return None
+def shared(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Returns what all cells of a model share: the commands that fetch and calibrate, and the cost of calibration."""
+    cost = {}
+    with suppress(ArtifactError):  # absent or damaged: no table needs it
+        file = CostFile.read(Layout.from_grid(experiment.grid).calibration(model).cost)
+        cost = file.model_dump(include={"wall_s", "n_tokens", "peak_mem_bytes"})
+    return {"title": experiment.models[model].title, "commands": inputs(experiment, model), "cost": cost}
 
 
 def command(step: str, **options: Any) -> str:

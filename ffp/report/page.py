@@ -1,7 +1,5 @@
 """Builds the report. Its page is one HTML file that opens offline and asks nothing of a server."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json
@@ -11,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from ffp.config import Experiment
 from ffp.report import captions, plots, tables
 from ffp.report.collect import Record, collect
-from ffp.report.details import calibration_cost, command, details, inputs
+from ffp.report.details import command, details, shared
 from ffp.report.groups import Group, by_block, group
 from ffp.store.files import whole
 from ffp.store.layout import Layout, ReportFiles
@@ -31,29 +28,21 @@ TITLES = {
 CELL_COLUMNS = (
     "model", "granularity", "sparsity (%)", "method", "seed", "status", "PPL", "search tokens", "search (s)",
 )  # fmt: skip
+METRICS = ("ppl", "mean_acc", "model_sparsity", "search_tokens")
 CELL_FIGURES = ("ppl", "search_tokens", "search_s")
 
 
 def build(experiment: Experiment, out: Path) -> Path:
-    """Writes the report of a grid, finished or not: see store.layout.ReportFiles.
+    """Writes the report of a grid, finished or not, into the folder `out` and returns the path of its page.
 
-    The same artifacts and configuration give the same bytes. A damaged artifact becomes a failed row.
-
-    Args:
-        experiment: The grid.
-        out: Folder to fill.
-
-    Returns:
-        The path of the page.
+    Its files are store.layout.ReportFiles. The same artifacts and configuration give the same bytes. A damaged
+    artifact becomes a failed row.
     """
     files = ReportFiles(Path(out))
     records = collect(experiment)
     groups = group(records)
-    texts = {
-        "comparison": tables.comparison(experiment, groups),
-        "tasks": tables.tasks(experiment, groups),
-        "ablation": tables.ablation(experiment, groups),
-    }
+    makers = (tables.comparison, tables.tasks, tables.ablation)
+    texts = {make.__name__: make(experiment, groups) for make in makers}
     tables.write_figures(records, groups, files)
     tables.write_texts(texts, captions.tables(experiment, records), files)
     plots.draw(experiment, groups, files)
@@ -67,39 +56,32 @@ def build(experiment: Experiment, out: Path) -> Path:
 def metrics(records: list[Record]) -> dict[str, float]:
     """Returns the figures of finished cells as "<cell>/ppl" and so on, and the number of cells, for `dvc metrics`."""
     found: dict[str, float] = {"cells_done": sum(record.done for record in records), "cells": len(records)}
-    for record in records:
-        for name in ("ppl", "mean_acc", "model_sparsity", "search_tokens"):
-            if record.done and record.row.get(name) is not None:
-                found[f"{record.cell.path}/{name}"] = record.row[name]
+    for record in (record for record in records if record.done):
+        known = [name for name in METRICS if record.row.get(name) is not None]
+        found |= {f"{record.cell.path}/{name}": record.row[name] for name in known}
     return found
 
 
 def render(experiment: Experiment, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
     """Returns the page. The template engine escapes every label; a cell's data are shown as text by page.js."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     here, datatables = resources.files("ffp.report"), resources.files("itables").joinpath("html")
-    template = environment.from_string(here.joinpath("template.html").read_text(encoding="utf-8"))
-    grid = experiment.grid
-    return template.render(
-        title=grid.title,
+    style = datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
+    return captions.template("template.html", autoescape=True).render(
+        title=experiment.grid.title,
         counts=captions.counts(records),
         filters=filters(experiment),
         tables=texts,
-        captions=captions.tables(experiment, []) | {"comparison": list(captions.reading(experiment, records))},
+        captions=captions.tables(experiment, []) | {"comparison": captions.reading(experiment, records)},
         uncontrolled=captions.uncontrolled(experiment, records),
         figures=_figures(experiment, groups, records),
-        shared=[_shared(experiment, model) for model in grid.models],
+        shared=[shared(experiment, model) for model in experiment.grid.models],
         cell_columns=CELL_COLUMNS,
         titles=_script_json({name: model.title for name, model in experiment.models.items()}),
         cells=_script_json([_cell_line(record) for record in records]),
         details=_packed({record.cell.path: details(experiment, record) for record in records}),
-        command=command("report", config=experiment.file, out=Layout.from_grid(grid).report.folder),
-        style=Markup(
-            datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
-        ),
-        script=Markup(here.joinpath("page.js").read_text(encoding="utf-8")),
+        command=command("report", config=experiment.file, out=Layout.from_grid(experiment.grid).report.folder),
+        style=Markup(style),
+        script=Markup(here.joinpath("page.js").read_text("utf-8")),
         datatables=base64.b64encode(datatables.joinpath("dt_bundle.js").read_bytes()).decode(),
     )
 
@@ -129,11 +111,11 @@ def _figures(experiment: Experiment, groups: list[Group], records: list[Record])
 
 def _linked(svg: str, labels: dict[str, str]) -> Markup:
     """Names each point that links to a cell, for hovering and for screen readers."""
-    named = re.sub(
-        r'<a xlink:href="#([^"]+)"[^>]*>',
-        lambda match: f'<a href="#{match[1]}"><title>{escape(labels[match[1]])}</title>', svg,
-    )  # fmt: skip
-    return Markup(named)
+
+    def named(match: re.Match[str]) -> str:
+        return f'<a href="#{match[1]}"><title>{escape(labels[match[1]])}</title>'
+
+    return Markup(re.sub(r'<a xlink:href="#([^"]+)"[^>]*>', named, svg))
 
 
 def _alt(name: str, groups: list[Group]) -> str:
@@ -150,16 +132,6 @@ def _alt(name: str, groups: list[Group]) -> str:
     unit = {"quality_cost": "tokens forwarded", "quality_time": "seconds of search"}[name]
     parts = [f"{g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
     return f"{where}: perplexity against {unit}. {'; '.join(parts) or 'No cell is finished yet'}."
-
-
-def _shared(experiment: Experiment, model: str) -> dict[str, Any]:
-    """Returns what all cells of a model share: the commands that fetch and calibrate, and the cost of calibration."""
-    cost = calibration_cost(experiment, model)
-    return {
-        "title": experiment.models[model].title,
-        "commands": inputs(experiment, model),
-        "cost": cost.model_dump(include={"wall_s", "n_tokens", "peak_mem_bytes"}) if cost else {},
-    }
 
 
 def _cell_line(record: Record) -> list[Any]:

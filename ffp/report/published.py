@@ -1,28 +1,21 @@
 """Picks published perplexities that compare with this grid: not measured here, and never ranked."""
 
-from __future__ import annotations
-
+from collections import defaultdict
 from dataclasses import dataclass
 
-from ffp.config import Experiment, HubSource, PublishedSet
-from ffp.report.groups import Block
+from ffp.config import Experiment, HubSource
+from ffp.report.collect import Block
 
 LABEL = "published, not measured here"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One published perplexity and the set of config/published.yaml that it comes from."""
+    """One published perplexity, with a note on where it comes from and how it was measured."""
 
     method: str
     ppl: float
-    origin: PublishedSet
-
-    @property
-    def note(self) -> str:
-        """Where it comes from and how it was measured, in one line."""
-        conditions = f"context {self.origin.context}, calibration: {self.origin.calibration}"
-        return f"{LABEL}: {self.origin.source} ({self.origin.status}); {conditions}"
+    note: str
 
 
 def references(experiment: Experiment) -> dict[Block, list[Reference]]:
@@ -31,22 +24,20 @@ def references(experiment: Experiment) -> dict[Block, list[Reference]]:
     They have the same weights, granularity, sparsity, test text and context. A dense one stands under sparsity
     "0.00". A grid that measures a sample of the test text has none.
     """
-    grid, found = experiment.grid, dict[Block, list[Reference]]()
-    if grid.evaluation.windows:
-        return found
-    comparable = [
-        origin for origin in experiment.published.sets
-        if (origin.text, origin.context) == (grid.text, grid.evaluation.context)
-        and origin.granularity in grid.granularities
-    ]  # fmt: skip
-    for model in grid.models:
+    grid, found = experiment.grid, defaultdict[Block, list[Reference]](list)
+    wanted = (grid.text, grid.evaluation.context)
+    same = [origin for origin in experiment.published.sets if (origin.text, origin.context) == wanted]
+    comparable = [origin for origin in same if origin.granularity in grid.granularities]
+    for model in grid.models if not grid.evaluation.windows else ():
         for origin in comparable:
+            conditions = f"context {origin.context}, calibration: {origin.calibration}"
+            note = f"{LABEL}: {origin.source} ({origin.status}); {conditions}"
             targets = ["0.00", *(f"{sparsity:.2f}" for sparsity in grid.sparsities_of(origin.granularity))]
             for name in _names(experiment, model):
                 for method, by_sparsity in origin.values.get(name, {}).items():
                     for target in (t for t in targets if t in by_sparsity):
-                        block = (model, origin.granularity, target)
-                        found.setdefault(block, []).append(Reference(method, by_sparsity[target], origin))
+                        reference = Reference(method, by_sparsity[target], note)
+                        found[model, origin.granularity, target].append(reference)
     return found
 
 

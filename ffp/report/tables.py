@@ -4,8 +4,7 @@ Markdown and LaTeX are written here: pandas' Styler sets no \midrule between blo
 are, tabulate escapes bold and italics together with the names.
 """
 
-from __future__ import annotations
-
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,52 +12,42 @@ from typing import Any
 import pandas as pd
 
 from ffp.config import Experiment
-from ffp.report.collect import Record, columns, task_metric
-from ffp.report.groups import TIE_STDERRS, Block, Group, best_and_ties, by_block, difference_stderr
-from ffp.report.published import LABEL, Reference, references
+from ffp.report.collect import Block, Record, by_task, columns, task_metric
+from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
+from ffp.report.published import LABEL, references
 from ffp.store.files import whole, write_table
 from ffp.store.layout import ReportFiles
 
 DASH = "\N{EN DASH}"
+SHARED = ("model", "granularity", "sparsity (%)")
 TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict"}
-_LATEX = {
+_LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "Δ": r"$\Delta$", "\N{MINUS SIGN}": "$-$", DASH: "--",
-}  # fmt: skip
-_MARKDOWN = "\\`*_{}[]<>|"
+})  # fmt: skip
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>|"})
+_LATEX_STYLES = {"best": r"\textbf{{{}}}", "tie": r"{}$^\dagger$", "published": r"\textit{{{}}}"}
+_MARKDOWN_STYLES = {"best": "**{}**", "tie": "{} †", "published": "*{}*"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a table.
-
-    Attributes:
-        text: What is shown.
-        mark: "best" of its block, "tie" with the best, or "".
-        sort: The number behind the text, if there is one.
-    """
+    """One entry of a table."""
 
     text: str
-    mark: str = ""
-    sort: float | None = None
+    mark: str = ""  # "best" of its block, or "tie" with the best
+    sort: float | None = None  # the number behind the text, if there is one
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table.
-
-    Attributes:
-        block: Model, granularity and sparsity.
-        group: The cells behind the row; None for a published one.
-        entries: One for each heading.
-        note: The source of a published row.
-    """
+    """A row of a table."""
 
     block: Block
-    group: Group | None
-    entries: list[Entry]
-    note: str = ""
+    group: Group | None  # the cells behind the row; None for a published one
+    entries: list[Entry]  # one for each heading
+    note: str = ""  # the source of a published row
 
 
 @dataclass(frozen=True)
@@ -78,82 +67,63 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns one row per method: rounded, with errors; columns that never vary in this grid are left out."""
     marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
     scored = any("mean_acc" in group.row for group in groups)
-    several = len(experiment.grid.seeds) > 1
-    varying = _varying(groups)
-    headings = [*varying, "sparsity (%)", "method", "whole model (%)", "PPL", *(["mean acc. (%)"] if scored else [])]
-    headings += ["evaluations", "search tokens", "search (s)", *(["seeds"] if several else []), "status"]
+    varying, known = _varying(groups), references(experiment)
 
-    def line(group: Group) -> Line:
-        row = group.row
-        entries = [*_identity(experiment, group, varying), _number(row, "model_sparsity", 100, 1)]
-        entries.append(_number(row, "ppl", 1, 2, marks["ppl"].get(group.path, "")))
-        entries += [_number(row, "mean_acc", 100, 1, marks["mean_acc"].get(group.path, ""))] if scored else []
-        entries += [_count(row, "search_evaluations"), _count(row, "search_tokens"), _number(row, "search_s", 1, 1)]
-        entries += [_count(row, "seeds")] if several else []
-        return Line(group.block, group, [*entries, Entry(status(row))])
+    def entries(group: Group) -> dict[str, Entry]:
+        found = _identity(experiment, group, varying)
+        found["whole model (%)"] = _number(group, "model_sparsity", 100, 1)
+        found["PPL"] = _number(group, "ppl", 1, 2, marks["ppl"])
+        if scored:
+            found["mean acc. (%)"] = _number(group, "mean_acc", 100, 1, marks["mean_acc"])
+        found |= {"evaluations": _count(group, "search_evaluations"), "search tokens": _count(group, "search_tokens")}
+        found["search (s)"] = _number(group, "search_s", 1, 1)
+        if len(experiment.grid.seeds) > 1:
+            found["seeds"] = _count(group, "seeds")
+        return found | {"status": Entry(status(group.row))}
 
-    known = references(experiment)
     lines = []
     for block, members in by_block(groups).items():
-        lines += [line(group) for group in members]
-        lines += [_reference(headings, lines[-1], block, reference) for reference in known.get(block, [])]
-    return Table(headings, lines)
-
-
-def _reference(headings: list[str], beside: Line, block: Block, reference: Reference) -> Line:
-    """A published row: its perplexity, and dashes for all that was not measured here."""
-    known = {"method": Entry(reference.method), "PPL": Entry(f"{reference.ppl:,.2f}", sort=reference.ppl),
-             "status": Entry(LABEL)}  # fmt: skip
-    shared = {"model", "granularity", "sparsity (%)"}
-    entries = [
-        entry if heading in shared else known.get(heading, Entry(DASH))
-        for heading, entry in zip(headings, beside.entries, strict=True)
-    ]
-    return Line(block, None, entries, reference.note)
+        lines += [Line(block, group, list(entries(group).values())) for group in members]
+        unknown = {name: old if name in SHARED else Entry(DASH) for name, old in entries(members[0]).items()}
+        for reference in known.get(block, []):
+            ppl = Entry(f"{reference.ppl:,.2f}", sort=reference.ppl)
+            found = unknown | {"method": Entry(reference.method), "PPL": ppl, "status": Entry(LABEL)}
+            lines.append(Line(block, None, list(found.values()), reference.note))
+    return Table(list(entries(groups[0])), lines)
 
 
 def tasks(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns one row per method and one column per task, with the metric that counts in the mean."""
     scored = [group for group in groups if any(record.tasks for record in group.done)]
-    metrics: dict[str, str] = {}
-    for record in (record for group in scored for record in group.done):
-        for task, result in record.tasks.items():
-            metrics.setdefault(task, task_metric(result))
-    keys = [f"{task}_{metric}" for task, metric in metrics.items()] + ["mean_acc"]
-    marks = {key: best_and_ties(scored, key) for key in keys}
-    varying = _varying(groups)
-    headings = [*varying, "sparsity (%)", "method"]
-    headings += [f"{task} {metric} (%)" for task, metric in metrics.items()] + ["mean (%)"]
-    lines = [
-        Line(group.block, group, _identity(experiment, group, varying)
-             + [_number(group.row, key, 100, 1, marks[key].get(group.path, "")) for key in keys])
-        for group in scored
-    ]  # fmt: skip
-    return Table(headings, lines)
+    results = by_task(record for group in scored for record in group.done)
+    metrics = {task: task_metric(found[0]) for task, found in results.items()}
+    keys = {f"{task} {metric} (%)": f"{task}_{metric}" for task, metric in metrics.items()} | {"mean (%)": "mean_acc"}
+    marks = {key: best_and_ties(scored, key) for key in keys.values()}
+    varying, lines = _varying(groups), []
+    for group in scored:
+        figures = [_number(group, key, 100, 1, marks[key]) for key in keys.values()]
+        lines.append(Line(group.block, group, [*_identity(experiment, group, varying).values(), *figures]))
+    return Table([*varying, "sparsity (%)", "method", *keys], lines)
 
 
 def ablation(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns the variants of each method, compared with the one of them that has the fewest settings.
 
-    Δ PPL is variant minus base, ± the standard error of this difference; see groups.difference_stderr. A grid without
-    two variants of the same method has no rows.
+    Δ PPL is variant minus base, ± the standard error of this difference; see groups.difference_stderr.
     """
-    varying = _varying(groups)
-    headings = [*varying, "sparsity (%)", "base", "method", "change", "PPL", "Δ PPL", "verdict"]
-    lines = []
+    varying, lines = _varying(groups), []
     for block, members in by_block(g for g in groups if g.method != "dense").items():
-        families: dict[str, list[Group]] = {}
+        families = defaultdict[str, list[Group]](list)
         for member in members:
-            families.setdefault(experiment.method(member.method).name, []).append(member)
+            families[experiment.method(member.method).name].append(member)
         for family in (family for family in families.values() if len(family) > 1):
             base = min(family, key=lambda g: len(_settings(experiment, g.method)))
             for member in (base, *(g for g in family if g is not base)):
-                identity = _identity(experiment, member, varying)
-                identity.insert(-1, Entry(base.method))
+                *identity, method = _identity(experiment, member, varying).values()
                 change = Entry(DASH if member is base else _change(experiment, base.method, member.method))
-                entries = [*identity, change, _number(member.row, "ppl", 1, 2), *_difference(member, base)]
-                lines.append(Line(block, member, entries))
-    return Table(headings, lines)
+                figures = [_number(member, "ppl", 1, 2), *_difference(member, base)]
+                lines.append(Line(block, member, [*identity, Entry(base.method), method, change, *figures]))
+    return Table([*varying, "sparsity (%)", "base", "method", "change", "PPL", "Δ PPL", "verdict"], lines)
 
 
 def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
@@ -179,79 +149,64 @@ def _difference(member: Group, base: Group) -> list[Entry]:
 
 def status(row: Mapping[str, Any]) -> str:
     """Returns a row's state, with the reason unless it is done."""
-    if row["status"] == "done":
-        return "done"
-    return f"{row['status']}: {row.get('reason') or 'no reason given'}"
+    return "done" if row["status"] == "done" else f"{row['status']}: {row.get('reason') or 'no reason given'}"
 
 
 def _varying(groups: list[Group]) -> list[str]:
     return [key for key in ("model", "granularity") if len({group.row[key] for group in groups}) > 1]
 
 
-def _identity(experiment: Experiment, group: Group, varying: list[str]) -> list[Entry]:
-    """The varying columns, sparsity and method."""
+def _identity(experiment: Experiment, group: Group, varying: list[str]) -> dict[str, Entry]:
+    """The first columns by heading: those of `varying`, sparsity and method."""
     titles = {"model": experiment.models[group.row["model"]].title, "granularity": group.row["granularity"]}
-    entries = [Entry(titles[key]) for key in varying]
-    return [*entries, _number(group.row, "sparsity", 100, 0), Entry(group.method)]
+    entries = {key: Entry(titles[key]) for key in varying}
+    return entries | {"sparsity (%)": _number(group, "sparsity", 100, 0), "method": Entry(group.method)}
 
 
-def _number(row: Mapping[str, Any], key: str, scale: float, digits: int, mark: str = "") -> Entry:
+def _number(group: Group, key: str, scale: float, digits: int, marks: Mapping[str, str] | None = None) -> Entry:
     """A figure ± its standard deviation over seeds, or ± its standard error if it is of a single cell; else a dash."""
-    value = row.get(key)
+    row, value = group.row, group.row.get(key)
     if value is None:
         return Entry(DASH)
-    spread = row.get(f"{key}_sd", row.get(f"{key}_stderr") if row.get("seeds") == 1 else None)
+    spread = row.get(f"{key}_sd", row.get(f"{key}_stderr") if row["seeds"] == 1 else None)
     text = f"{value * scale:,.{digits}f}" + ("" if spread is None else f" ± {spread * scale:,.{digits}f}")
-    return Entry(text, mark, float(value))
+    return Entry(text, (marks or {}).get(group.path, ""), float(value))
 
 
-def _count(row: Mapping[str, Any], key: str) -> Entry:
-    return Entry(DASH) if row.get(key) is None else Entry(f"{row[key]:,.0f}", sort=float(row[key]))
+def _count(group: Group, key: str) -> Entry:
+    value = group.row.get(key)
+    return Entry(DASH) if value is None else Entry(f"{value:,.0f}", sort=float(value))
 
 
 def markdown(table: Table) -> str:
     """Returns a GitHub table: the best of a block in bold, its ties with a dagger, published rows in italics."""
-    lines = ["| " + " | ".join(escape_markdown(h) for h in table.headings) + " |"]
-    lines.append("|" + "|".join("---:" if numeric else "---" for numeric in table.numeric) + "|")
-    for line in table.lines:
-        style = "{}" if line.group else "*{}*"
-        texts = (_marked(style.format(escape_markdown(e.text)), e.mark, "**{}**", "{} †") for e in line.entries)
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [[_escaped(heading, _MARKDOWN) for heading in table.headings]]
+    rows += [_texts(line, _MARKDOWN, _MARKDOWN_STYLES) for line in table.lines]
+    heading, *lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|".join("---:" if numeric else "---" for numeric in table.numeric)
+    return "\n".join([heading, f"|{rule}|", *lines, ""])
 
 
 def latex(table: Table) -> str:
     r"""Returns a booktabs tabular, to be \input in a table environment, with a rule between blocks."""
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{tabular}{" + "".join("r" if n else "l" for n in table.numeric) + "}",
-    ]
-    lines += ["\\toprule", " & ".join(escape_latex(heading) for heading in table.headings) + " \\\\", "\\midrule"]
-    previous = None
-    for line in table.lines:
-        if previous not in (None, line.block):
-            lines.append("\\midrule")
-        previous = line.block
-        style = ("{}", "\\textit{{{}}}")[line.group is None]
-        texts = (
-            _marked(style.format(escape_latex(e.text)), e.mark, "\\textbf{{{}}}", "{}$^\\dagger$") for e in line.entries
-        )
-        lines.append(" & ".join(texts) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+    columns = "".join("r" if numeric else "l" for numeric in table.numeric)
+    lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [" & ".join(_escaped(heading, _LATEX) for heading in table.headings) + r" \\", r"\midrule"]
+    for above, line in zip([None, *table.lines], table.lines, strict=False):
+        if above and above.block != line.block:
+            lines.append(r"\midrule")
+        lines.append(" & ".join(_texts(line, _LATEX, _LATEX_STYLES)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _marked(text: str, mark: str, best: str, tie: str) -> str:
-    return {"best": best, "tie": tie}.get(mark, "{}").format(text)
+def _texts(line: Line, escapes: Mapping[int, str], styles: Mapping[str, str]) -> list[str]:
+    plain = "{}" if line.group else styles["published"]
+    texts = [plain.format(_escaped(entry.text, escapes)) for entry in line.entries]
+    return [styles.get(entry.mark, "{}").format(text) for entry, text in zip(line.entries, texts, strict=True)]
 
 
-def escape_latex(text: str) -> str:
-    """Returns text that LaTeX prints as it stands."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
-def escape_markdown(text: str) -> str:
-    """Returns text that Markdown prints as it stands, on one line."""
-    return "".join("\\" + c if c in _MARKDOWN else c for c in " ".join(text.split()))
+def _escaped(text: str, escapes: Mapping[int, str]) -> str:
+    return " ".join(text.split()).translate(escapes)
 
 
 def write_figures(records: list[Record], groups: list[Group], files: ReportFiles) -> None:
@@ -271,7 +226,7 @@ def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str
     """Writes each table with its caption as Markdown and LaTeX."""
     for name, table in tables.items():
         lines = list(dict.fromkeys([*captions[name], *(line.note for line in table.lines if line.note)]))
-        text = "\n".join(escape_markdown(line) for line in lines)
+        text = "\n".join(_escaped(line, _MARKDOWN) for line in lines)
         comment = "".join(f"% {line}\n" for line in lines)
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
             with whole(files.file(name, kind)) as partial:

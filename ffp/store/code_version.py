@@ -5,7 +5,8 @@ comments, docstrings and layout do not count. After an edit exactly the jobs who
 `make accept` records, in accepted.json, that today's code gives the numbers of the recorded versions: results made
 since then stay valid. Methods of other packages count by the file that defines them.
 
-The closure is our own: grimp knows modules only, and with modules an edit of SparseGPT would repeat every search.
+We follow single definitions ourselves: grimp follows whole modules, so that an edit of `export` in pipeline/steps.py
+would make every step of every cell run again.
 Left out are ffp.config, the search for methods and this module: what matters of them reaches a step as settings.
 """
 
@@ -38,7 +39,7 @@ DATA = {"report": "report/**/*.html"}  # files that are no Python
 
 
 def key(step: str, version: str, target: str = "") -> str:
-    """Returns what stands for a step's code in its settings.
+    """Returns the digest that identifies the code of a step.
 
     Args:
         step: A key of ROOTS.
@@ -46,7 +47,8 @@ def key(step: str, version: str, target: str = "") -> str:
         target: "module:class" of the method that the step calls by name.
 
     Returns:
-        The digest with which this version began, or today's digest if today's code is not accepted.
+        If `make accept` covers today's code: the digest recorded when this version was first accepted. Otherwise
+        today's digest.
     """
     entry, now = _accepted().get(_entry(step, target)), digest(step, target)
     return entry["since"] if entry and (entry["code"], entry["version"]) == (now, version) else now

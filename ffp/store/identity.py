@@ -16,8 +16,8 @@ from ffp.allocators.base import Method
 from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig
 from ffp.store import code_version
 
-# Raised when the numbers of a step change; the changelog says why. "reward" is the evaluator behind every search.
-# Methods and task sets have versions of their own.
+# Increase a version when a step's numbers change; the changelog says why. "reward" is the evaluator behind every
+# search. Methods and task sets have versions of their own.
 STEP_VERSIONS: Mapping[str, str] = {
     "asset": "1",
     "calibrate": "1",
@@ -30,7 +30,7 @@ STEP_VERSIONS: Mapping[str, str] = {
 
 
 def code_of(step: str, method: type[Method] | None = None) -> str:
-    """Returns what stands for the code of a step, and of the method that it calls."""
+    """Returns the digest that identifies the code of a step, and of the method that it calls."""
     if method is None:
         return code_version.key(step, STEP_VERSIONS[step])
     return code_version.key(step, _allocate_version(method), _target(method))
@@ -65,14 +65,14 @@ def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, An
 
 
 def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, Any]:
-    """Returns the same for an asset: not its title, nor what a model's jobs ask for."""
+    """Returns everything that can change an asset: not its title, nor what a model's jobs ask for."""
     fields: dict[str, Any] = {"include": {"source"}} if isinstance(part, ModelConfig) else {"exclude": {"title"}}
     version = {"step_version": STEP_VERSIONS["asset"], "code": code_of("asset")}
     return {**version, **part.model_dump(mode="json", **fields)}
 
 
 def report_settings(experiment: Experiment) -> dict[str, Any]:
-    """Returns the same for the report: the grid, the names that its tables print, and what others published."""
+    """Returns everything that can change the report: the grid, the names in its tables, and what others published."""
     parts = {**experiment.models, "text": experiment.text, "tasks": experiment.tasks}
     return {
         "step_version": STEP_VERSIONS["report"],

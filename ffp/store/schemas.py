@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, Decision, PruningProblem
 from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-TRACE_COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments
 
@@ -174,7 +174,7 @@ class AllocationFile(JsonFile):
 
 
 class Answer(Part):
-    """What a search would have answered if it had ended after so many tokens."""
+    """The search's answer if it had stopped after `tokens` tokens."""
 
     tokens: int = Field(description="tokens of the search text forwarded by then")
     share: float = Field(description="the same as a share of the budget")
@@ -183,7 +183,10 @@ class Answer(Part):
 
 
 class AnswersFile(JsonFile):
-    """answers.json: the search's answers on its way, all scored on the selection text; empty without a search."""
+    """answers.json: the search's answers at the grid's `search.checkpoints`; empty without a search.
+
+    All are scored on the selection text.
+    """
 
     tag = "ffp/answers/1"
 

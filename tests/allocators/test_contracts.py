@@ -12,7 +12,7 @@ import pytest
 
 from ffp.allocators import METHODS, Heuristic, Search, create, is_search
 from ffp.allocators.base import SearchBudget
-from ffp.allocators.tracker import COLUMNS
+from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config import Experiment
 from ffp.core import projection
 from ffp.core.errors import BudgetError
@@ -178,7 +178,7 @@ def test_the_trace_is_plain_and_complete(name, kind):
     assert len(trace) == reward.evaluations
     best = -math.inf
     for number, row in enumerate(trace, start=1):
-        assert tuple(row) == COLUMNS
+        assert tuple(row) == TRACE_COLUMNS
         assert row["evaluation"] == number
         assert row["sparsity"] <= problem.target
         assert problem.sparsity_of(row["keep"]) >= row["sparsity"] - 1e-9

@@ -8,7 +8,7 @@ import pytest
 
 from ffp.allocators.base import Reward, SearchBudget
 from ffp.allocators.heuristics.uniform import uniform_allocation
-from ffp.allocators.tracker import COLUMNS, Exhausted, Tracker, best_first
+from ffp.allocators.tracker import TRACE_COLUMNS, Exhausted, Tracker, best_first
 from ffp.core import projection
 from ffp.core.errors import ConfigError, FfpError
 from ffp.core.problem import Allocation
@@ -47,7 +47,7 @@ def test_rows_say_what_was_scored():
     t = tracker()
     one, two = candidates(t.problem, 2)
     scores = t.score([one, two], (0, 1), stage="first") + t.score([one], (2,), stage="second", target=0.1)
-    assert [tuple(row) for row in t.rows] == [COLUMNS] * 3
+    assert [tuple(row) for row in t.rows] == [TRACE_COLUMNS] * 3
     assert [row["reward"] for row in t.rows] == scores
     assert [row["tokens"] for row in t.rows] == [20, 40, 50]
     assert [row["evaluation"] for row in t.rows] == [1, 2, 3]

@@ -168,7 +168,7 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     figure = {"value": 20.25, "stderr": 0.5}
     scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
     words = {
-        "method": find("owl"), "selection": "wanda", "compensation": "none", "version": "1.2", "dense_shape": False,
+        "method": find("owl"), "ranking": "wanda", "compensation": "none", "version": "1.2", "dense_shape": False,
         "calibration": "8 windows of 64 tokens; text: SQuAD, DROP and others",
         "removed": {
             "block_sparsity": 0.3001, "model_sparsity": 0.2369, "params": {"dense": 134515008, "kept": 102650000}

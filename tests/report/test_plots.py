@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.core.problem import Decision
 from ffp.report import captions, plots
 from ffp.report.collect import collect
@@ -10,7 +11,7 @@ from ffp.report.groups import group
 from ffp.report.page import _alt
 from ffp.report.plots import quality
 from ffp.report.plots.allocation import mean_shares
-from ffp.store.schemas import TRACE_COLUMNS, read_trace, write_trace
+from ffp.store.schemas import read_trace, write_trace
 from tests.helpers.cells import files_of, fill, make_experiment, write_allocation, write_cell
 
 

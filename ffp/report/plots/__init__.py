@@ -1,28 +1,28 @@
 """The figures: one panel for each model, granularity and sparsity; a method looks the same in all of them."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from ffp.config import Experiment
 from ffp.report.groups import Group
 from ffp.report.plots.allocation import allocation
 from ffp.report.plots.anytime import anytime, progress
-from ffp.report.plots.quality import quality_cost, quality_time
-from ffp.report.plots.style import GRID, INK, PAPER, looks, style
+from ffp.report.plots.quality import quality_against_cost
+from ffp.report.plots.style import GRID, INK, PAPER, STYLE, looks
 from ffp.store.files import whole
 from ffp.store.layout import ReportFiles
 
 __all__ = ["FIGURES", "draw", "inline", "looks", "progress"]
 
 FIGURES: Mapping[str, Callable[[Experiment, list[Group]], Figure]] = {
-    "quality_cost": quality_cost,
-    "quality_time": quality_time,
+    "quality_cost": partial(quality_against_cost, cost="search_tokens", label="search cost (tokens forwarded)"),
+    "quality_time": partial(quality_against_cost, cost="search_s", label="search cost (seconds)"),
     "anytime": anytime,
     "allocation": allocation,
 }
@@ -37,27 +37,19 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 def draw(experiment: Experiment, groups: list[Group], files: ReportFiles) -> None:
     """Writes each figure as SVG, PDF and PNG; the same cells give the same bytes."""
     for name, make in FIGURES.items():
-        with style({"svg.fonttype": "path"}):
+        with matplotlib.style.context(STYLE | {"svg.fonttype": "path"}, after_reset=True):
             figure = make(experiment, groups)
             for kind, options in OPTIONS.items():
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=kind, **options)
                 with whole(files.file(name, kind)) as partial:
-                    partial.write_bytes(buffer.getvalue())
+                    figure.savefig(partial, format=kind, **options)
 
 
 def inline(experiment: Experiment, groups: list[Group], name: str, identifier: str) -> str:
-    """Returns a figure as an SVG element for a page, in the colours of the page's theme.
+    """Returns a figure as an SVG element in the colours of the page's theme, with links to "#<path of the cell>".
 
-    Points link to "#<path of the cell>".
-
-    Args:
-        experiment: The grid.
-        groups: What to draw.
-        name: A key of FIGURES.
-        identifier: What all ids in it begin with, so that several figures fit in one page.
+    All ids in it begin with `identifier`, so that several figures fit in one page.
     """
-    with style({"svg.fonttype": "none"}):
+    with matplotlib.style.context(STYLE | {"svg.fonttype": "none"}, after_reset=True):
         buffer = io.BytesIO()
         FIGURES[name](experiment, groups).savefig(buffer, format="svg", transparent=True, **OPTIONS["svg"])
     svg = buffer.getvalue().decode()

@@ -1,9 +1,8 @@
 """Where the parameters were kept: the kept share of each block, a line of tiles per method."""
 
-from __future__ import annotations
-
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ffp.config import Experiment
+from ffp.core.problem import FloatArray
 from ffp.report.groups import Group, by_block
 from ffp.report.plots.style import PAPER, Look, empty, looks, panels
 from ffp.store.schemas import AllocationFile
@@ -30,9 +30,8 @@ def allocation(experiment: Experiment, groups: list[Group]) -> Figure:
     kinds = {block: list(mean_shares(members[0])) for block, members in blocks.items()}
     parts = [(block, kind) for block in blocks for kind in kinds[block]]
     tallest, columns = max(map(len, blocks.values())), max(map(len, kinds.values()))
-    longest = max(len(group.method) for group in allocated)
-    shape: dict[str, Any] = {"columns": columns, "width": 3.8 + 0.09 * longest, "height": 1.3 + 0.24 * tallest}
-    figure, axes = panels(experiment, [block for block, _ in parts], **shape)
+    width, height = 3.8 + 0.09 * max(len(group.method) for group in allocated), 1.3 + 0.24 * tallest
+    figure, axes = panels(experiment, [block for block, _ in parts], columns=columns, width=width, height=height)
     style = looks(experiment)
     for (block, kind), axis in zip(parts, axes, strict=True):
         tiles: Any = _tiles(axis, blocks[block], kind, style)
@@ -44,16 +43,16 @@ def allocation(experiment: Experiment, groups: list[Group]) -> Figure:
 
 def allocations(group: Group) -> list[AllocationFile]:
     """Returns the finished allocations of a group's cells."""
-    known = [record for record in group.records if record.row["status"] != "failed"]
-    return [record.allocation for record in known if record.allocation and record.allocation.status == "done"]
+    found = [record.allocation for record in group.records if record.row["status"] != "failed"]
+    return [body for body in found if body and body.status == "done"]
 
 
 def mean_shares(group: Group) -> Shares:
     """Returns kept_shares, mean over the seeds that have an allocation."""
     shares = [kept_shares(body) for body in allocations(group)]
     return {
-        kind: {block: float(np.mean([share[kind][block] for share in shares])) for block in shares[0][kind]}
-        for kind in shares[0]
+        kind: {block: float(np.mean([share[kind][block] for share in shares])) for block in part}
+        for kind, part in shares[0].items()
     }
 
 
@@ -62,12 +61,10 @@ def kept_shares(body: AllocationFile) -> Shares:
 
     Several decisions of one kind in one block (single matrices) count by their parameters.
     """
-    sums: dict[str, dict[int, tuple[float, float]]] = {}
+    sums = defaultdict[str, dict[int, FloatArray]](lambda: defaultdict(lambda: np.zeros(2)))
     for decision, keep in zip(body.problem.decisions, body.keep, strict=True):
         if number := re.search(r"\d+", decision.block):
-            by_number, size = sums.setdefault(decision.module, {}), decision.params_per_unit
-            kept, total = by_number.get(int(number[0]), (0.0, 0.0))
-            by_number[int(number[0])] = (kept + keep * size, total + decision.n_units * size)
+            sums[decision.module][int(number[0])] += decision.params_per_unit * np.array([keep, decision.n_units])
     return {kind: {block: kept / total for block, (kept, total) in part.items()} for kind, part in sums.items()}
 
 

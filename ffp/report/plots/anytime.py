@@ -1,10 +1,7 @@
-"""Progress of the searches: the loss of the answer that a search would have given after so many tokens.
+"""Progress of the searches: the loss on the selection text of the answer that each would give after so many tokens.
 
-Answers are scored on the selection text, the same for all searches. Rewards are not drawn: each search computes them
-on windows of its own choice, so that they do not compare.
+Rewards are not drawn: each search computes them on windows of its own choice, so that they do not compare.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from ffp.config import Experiment
 from ffp.core.problem import FloatArray, IntArray
 from ffp.report.groups import Group, by_block
-from ffp.report.plots.style import PAPER, Look, empty, legend, looks, panels, short_numbers, value_axis
+from ffp.report.plots.style import PAPER, Look, empty, legend, looks, panels, short_number, value_axis
 
 
 def anytime(experiment: Experiment, groups: list[Group]) -> Figure:
@@ -24,8 +21,8 @@ def anytime(experiment: Experiment, groups: list[Group]) -> Figure:
         return empty("No search has scored its answers yet.")
     figure, axes = panels(experiment, blocks)
     style = looks(experiment)
-    for block, axis in zip(blocks, axes, strict=True):
-        curves = {group.method: progress(group) for group in blocks[block]}
+    for members, axis in zip(blocks.values(), axes, strict=True):
+        curves = {group.method: progress(group) for group in members}
         for method, (tokens, losses) in curves.items():
             _draw_curve(axis, style[method], tokens, losses)
         shown = np.concatenate([losses.ravel() for _, losses in curves.values()])
@@ -45,7 +42,6 @@ def progress(group: Group) -> tuple[IntArray, FloatArray]:
 
 
 def _draw_curve(axis: Axes, look: Look, tokens: IntArray, losses: FloatArray) -> None:
-    """Draws one method; a search with a single answer is a point."""
     axis.plot(tokens, losses.mean(0), color=look.colour, linewidth=1.6, linestyle=look.line, marker=look.marker,
               markersize=6, markeredgecolor=PAPER, markeredgewidth=0.6)  # fmt: skip
     if len(losses) > 1:
@@ -56,9 +52,7 @@ def _draw_curve(axis: Axes, look: Look, tokens: IntArray, losses: FloatArray) ->
 
 def _token_axis(axis: Axes, counts: list[int]) -> None:
     """A logarithmic axis with a tick at every other checkpoint of the budget, the last one included."""
-    axis.set_xscale("log")
-    axis.set_xlim(counts[0] / 1.15, counts[-1] * 1.15)
+    axis.set(xscale="log", xlabel="tokens of the search text forwarded", xlim=(counts[0] / 1.15, counts[-1] * 1.15))
     axis.xaxis.set_major_locator(FixedLocator(counts[::-2][::-1]))
     axis.xaxis.set_minor_locator(NullLocator())
-    short_numbers(axis.xaxis)
-    axis.set_xlabel("tokens of the search text forwarded")
+    axis.xaxis.set_major_formatter(short_number)

@@ -1,7 +1,5 @@
 """Quality against cost: test perplexity over the tokens or seconds that a search took."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,52 +12,35 @@ from matplotlib.transforms import offset_copy
 
 from ffp.config import Experiment
 from ffp.report.groups import Group, by_block
-from ffp.report.plots.style import INK, PAPER, Look, empty, legend, looks, panels, short_numbers, value_axis
+from ffp.report.plots.style import INK, PAPER, Look, empty, legend, looks, panels, short_number, value_axis
 
 Point = tuple[float, float]
 SPACING, ROOM = 11.0, 50.0  # between shifted markers, and for all of them together, in typographic points
 DASHES = (0, (5, 3))
 
 
-def quality_cost(experiment: Experiment, groups: list[Group]) -> Figure:
-    """Draws perplexity against tokens; a method that forwards none stands at zero, its level drawn across."""
-    return _quality(experiment, groups, "search_tokens", "search cost (tokens forwarded)")
-
-
-def quality_time(experiment: Experiment, groups: list[Group]) -> Figure:
-    """Draws perplexity against the seconds of the search, without model loading and calibration."""
-    return _quality(experiment, groups, "search_s", "search cost (seconds)")
-
-
-def _quality(experiment: Experiment, groups: list[Group], cost: str, label: str) -> Figure:
+def quality_against_cost(experiment: Experiment, groups: list[Group], cost: str, label: str) -> Figure:
+    """Draws perplexity against the figure `cost`; a method that forwards no search text stands at zero."""
     blocks = by_block(g for g in groups if g.done and g.method != "dense")
     if not blocks:
         return empty("No cell is finished yet.")
+    dense = {g.block[:2]: float(g.row["ppl"]) for g in groups if g.done and g.method == "dense"}
     figure, axes = panels(experiment, blocks)
     style = looks(experiment)
-    for block, axis in zip(blocks, axes, strict=True):
-        dense = next(
-            (g.row["ppl"] for g in groups if g.done and g.method == "dense" and g.block[:2] == block[:2]), None
-        )
-        for group, x, shift in zip(blocks[block], *_places(blocks[block], cost), strict=True):
+    for (block, members), axis in zip(blocks.items(), axes, strict=True):
+        points = [_point(group.row, cost) for group in members]
+        for group, (x, _), shift in zip(members, points, shifts(points), strict=True):
             _draw_group(axis, group, style[group.method], cost, x, shift)
-        front = pareto((_cost(group.row, cost), float(group.row["ppl"])) for group in blocks[block])
-        axis.step([x for x, _ in front], [y for _, y in front], where="post", color=INK, linewidth=1, zorder=3)
-        if dense is not None:
-            axis.axhline(dense, color=INK, linestyle=DASHES, linewidth=1.2, zorder=2)
-        _cost_axis(axis, sorted({_cost(group.row, cost) for group in blocks[block]}))
-        value_axis(axis, *_range(blocks[block], dense))
+        axis.step(*zip(*pareto(points), strict=True), where="post", color=INK, linewidth=1, zorder=3)
+        if block[:2] in dense:
+            axis.axhline(dense[block[:2]], color=INK, linestyle=DASHES, linewidth=1.2, zorder=2)
+        _cost_axis(axis, sorted({x for x, _ in points}))
+        value_axis(axis, *_range(members, dense.get(block[:2])))
         axis.set(xlabel=label, ylabel="test perplexity (lower is better)")
     extra = [Line2D([], [], color=INK, linewidth=1, label="Pareto front"),
              Line2D([], [], color=INK, linestyle=DASHES, label="dense model")]  # fmt: skip
     legend(figure, style, {g.method for members in blocks.values() for g in members}, extra, lines=False)
     return figure
-
-
-def _places(groups: list[Group], cost: str) -> tuple[list[float], list[float]]:
-    """The cost of each group, and how far its marker is shifted."""
-    points = [(_cost(group.row, cost), float(group.row["ppl"])) for group in groups]
-    return [x for x, _ in points], shifts(points)
 
 
 def _draw_group(axis: Axes, group: Group, look: Look, cost: str, x: float, shift: float) -> None:
@@ -71,7 +52,7 @@ def _draw_group(axis: Axes, group: Group, look: Look, cost: str, x: float, shift
                           transform=beside)  # fmt: skip
     drawn.lines[0].set_url(f"#{group.done[0].cell.path}")
     if len(group.done) > 1:
-        cells = [(_cost(record.row, cost), float(record.row["ppl"])) for record in group.done]
+        cells = [_point(record.row, cost) for record in group.done]
         axis.plot(*zip(*cells, strict=True), color=look.colour, marker=look.marker, markersize=3, alpha=0.6,
                   linestyle="none", zorder=3, transform=beside)  # fmt: skip
     if not x:
@@ -85,26 +66,22 @@ def _error(group: Group) -> float:
 
 def _range(groups: list[Group], dense: float | None) -> tuple[float, float]:
     """The lowest and the highest perplexity that a panel shows; a bar counts down to half of its value."""
-    seeds = [float(record.row["ppl"]) for group in groups for record in group.done]
-    seeds += [] if dense is None else [dense]
+    shown = [float(record.row["ppl"]) for group in groups for record in group.done]
+    shown += [] if dense is None else [dense]
     bars = [(float(group.row["ppl"]), _error(group)) for group in groups]
-    low = min([max(ppl - error, ppl / 2) for ppl, error in bars] + seeds)
-    return low, max([ppl + error for ppl, error in bars] + seeds)
+    return min(shown + [max(ppl - error, ppl / 2) for ppl, error in bars]), max(shown + [sum(bar) for bar in bars])
 
 
-def _cost(row: Mapping[str, Any], key: str) -> float:
-    """A search's cost; zero for methods that forward nothing, whose seconds are no search."""
-    return float(row.get(key) or 0) if row.get("search_tokens") else 0.0
+def _point(row: Mapping[str, Any], cost: str) -> Point:
+    """Cost and perplexity; methods that forward nothing cost zero, since their seconds are no search."""
+    return float(row.get(cost) or 0) if row.get("search_tokens") else 0.0, float(row["ppl"])
 
 
 def shifts(points: list[Point]) -> list[float]:
-    """Returns horizontal offsets, in typographic points, for markers that would hide each other.
+    """Returns horizontal offsets, in typographic points, for (cost, perplexity) markers that would hide each other.
 
     Neighbours within 2 % of the largest cost and 7 % of the range of log perplexity stand SPACING points apart, or
     closer if the axis has no room for so many.
-
-    Args:
-        points: (cost, perplexity) of each marker.
     """
     reach = 0.02 * max(cost for cost, _ in points)
     logs = [math.log(ppl) for _, ppl in points]
@@ -134,7 +111,7 @@ def _cost_axis(axis: Axes, costs: list[float]) -> None:
     else:
         axis.set_xlim(-0.15 * searched[-1], 1.15 * searched[-1])
         axis.xaxis.set_major_locator(MaxNLocator(5))
-    short_numbers(axis.xaxis)
+    axis.xaxis.set_major_formatter(short_number)
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:

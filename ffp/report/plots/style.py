@@ -1,24 +1,19 @@
-"""What all figures share: colours and markers of methods, panels, legend, number axes, and how a file is written."""
-
-from __future__ import annotations
+"""What all figures share: colours and markers of methods, panels, legend, and number axes."""
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ffp.allocators import METHODS
 from ffp.config import Experiment
-from ffp.report.groups import Block
+from ffp.report.collect import Block
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
@@ -33,18 +28,11 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "font.family": "DejaVu Sans",
     "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.usetex": False,
-    "text.parse_math": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.usetex", "text.parse_math"), False),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -62,52 +50,31 @@ def looks(experiment: Experiment) -> dict[str, Look]:
 
     A registered method has the same colour in every grid, unless another method of the grid has taken it.
     """
-    names = [name for name in METHODS if name in experiment.grid.methods]
-    names += [name for name in experiment.grid.methods if name not in METHODS]
     places = {name: place for place, name in enumerate(METHODS)}
-    taken: dict[str, int] = {}
-    found = {}
-    for name in names:
-        wanted, used = places.get(name, len(places) + len(taken)), Counter(taken.values())
+    used, found = Counter[int](), dict[str, Look]()
+    for name in sorted(experiment.grid.methods, key=lambda name: places.get(name, len(places))):
+        wanted = places.get(name, len(places) + len(found))
         place = min(((wanted + step) % len(PALETTE) for step in range(len(PALETTE))), key=lambda p: used[p])
         turn = used[place]
         found[name] = Look(PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)])
-        taken[name] = place
+        used[place] += 1
     return found
-
-
-@contextmanager
-def style(extra: Any) -> Iterator[None]:
-    """Draws with STYLE, whatever the user's matplotlib is set to."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, **extra})
-        yield
 
 
 def panels(
     experiment: Experiment, blocks: Iterable[Block], *, columns: int = 0, width: float = 4.6, height: float = 3.6
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a titled panel for each block.
-
-    Args:
-        experiment: The grid, for its titles.
-        blocks: Model, granularity and sparsity of each panel.
-        columns: Panels side by side; by default the sparsities of a model.
-        width: Inches of a panel.
-        height: Inches of a panel.
-    """
+    """Returns a figure with a titled panel of so many inches for each block; columns: the sparsities of a model."""
     blocks = list(blocks)
     columns = columns or max(1, min(3, len({block[2] for block in blocks})))
     rows = -(-len(blocks) // columns)
     figure = Figure(figsize=(max(6.4, width * columns), height * rows + 0.7), layout="constrained")
     several = len({block[1] for block in blocks}) > 1
-    axes = []
-    for index, (model, granularity, sparsity) in enumerate(blocks):
-        axes.append(figure.add_subplot(rows, columns, index + 1))
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(blocks))]
+    for axis, (model, granularity, sparsity) in zip(axes, blocks, strict=True):
         kind = f", {granularity}" if several else ""
         name = textwrap.fill(f"{experiment.models[model].title}{kind}", TITLE_WIDTH)
-        axes[-1].set_title(f"{name}\n{float(sparsity):.0%} sparsity", fontsize=10)
+        axis.set_title(f"{name}\n{float(sparsity):.0%} sparsity", fontsize=10)
     return figure, axes
 
 
@@ -116,12 +83,7 @@ def legend(
 ) -> None:
     """Puts one legend above the panels, as wide as the figure, and makes the figure taller for its lines.
 
-    Args:
-        figure: The figure.
-        style: Look of each method.
-        drawn: The methods that were drawn.
-        extra: Further entries.
-        lines: Whether methods are drawn as lines; otherwise as markers alone.
+    It holds the methods that were drawn, as lines or as markers alone, and `extra` entries.
     """
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, markersize=7, markeredgecolor=PAPER, label=name,
@@ -145,23 +107,17 @@ def empty(text: str) -> Figure:
 def value_axis(axis: Axes, low: float, high: float) -> None:
     """Scales the y axis for values from low to high: logarithmic beyond a factor of four, with plain numbers."""
     if high > 4 * low > 0:
-        axis.set_yscale("log")
-        axis.set_ylim(low / 1.15, high * 1.15)
+        axis.set(yscale="log", ylim=(low / 1.15, high * 1.15))
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high < 300 * low else (1,)))
         axis.yaxis.set_minor_locator(NullLocator())
     else:
         margin = 0.08 * (high - low) or 0.04 * abs(high) or 1.0
         axis.set_ylim(low - margin, high + margin)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def short_numbers(axis: Axis) -> None:
-    """Writes the numbers of an axis with metric prefixes: 250k, 1.5M."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-
-
-def short_number(value: float) -> str:
-    """Returns a number with a metric prefix: 250k, 1.5M."""
+def short_number(value: float, _position: object = None) -> str:
+    """Returns a number with a metric prefix, as an axis shows it: 250k, 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
