@@ -68,7 +68,7 @@ def test_offloading_leaves_one_block_of_the_weights_on_the_device(tmp_path):
 
 def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path):
     """Torch's counter sees attention's own products (bmm) too, which grow with the context."""
-    prunable = PrunableModel(tiny("llama"))
+    prunable = PrunableModel(tiny("mistral"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         prunable.model(torch.zeros(1, 16, dtype=torch.long))
     counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}

@@ -69,8 +69,8 @@ EDITS = {
     "a number of one method": (
         "allocators/searches/evolutionary.py", "MAX_SWITCHES = 3", "MAX_SWITCHES = 4", {"evolutionary"}
     ),
-    "what the searches share": (
-        "allocators/tracker.py", "LOG_LINES = 20", "LOG_LINES = 21", SEARCHES
+    "what the searches share, which the step of every method can reach": (
+        "allocators/tracker.py", "LOG_LINES = 20", "LOG_LINES = 21", set(METHODS)
     ),
     "how texts are cut into windows": (
         "measure/windows.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
