@@ -30,8 +30,10 @@ import itertools
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ def main() -> None:
     replays = [_replay(experiment, layout.cell(cell), cell, errors) for cell in cells]
     body = {
         "marks": _marks(runs, replays),
-        "command": "python -m experiments.kernels",
+        "command": shlex.join(["python", "-m", "experiments.kernels", *sys.argv[1:]]),
         "kernels": {name: dict(KERNELS[name]) for name in options.kernels},
         "runs": runs,
         "replays": [each for each in replays if each],
