@@ -114,7 +114,10 @@ class _Module:
         for statement in self.tree.body:
             for defined in _defined(statement):
                 self.definitions.setdefault(defined, []).append(statement)
+        only_types = {id(node) for part in ast.walk(self.tree) if _for_types(part) for node in ast.walk(part)}
         for node in ast.walk(self.tree):
+            if id(node) in only_types:
+                continue
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ffp":
                 for alias in node.names:
                     inside = f"{node.module}.{alias.name}"
@@ -152,6 +155,11 @@ class _Module:
             yield item
         else:
             yield from ((module, each) for each in _module(module).definitions)
+
+
+def _for_types(node: ast.AST) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`, whose imports never run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 @functools.cache
