@@ -99,7 +99,7 @@ def test_snakemakes_own_report_has_the_captions(finished):
     assert done.returncode == 0, done.output
     text = (finished / "own.html").read_text()
     assert (
-        "One row per cell of the grid." in text
+        "One row for each cell of the grid." in text
         and "The answer that each search would have given after so many tokens" in text
     )
 
