@@ -66,6 +66,7 @@ def site(folder: Path, source: Path, **resources: int) -> Path:
     grid = tiny.configure(folder)
     body = yaml.safe_load(grid.read_text())
     body["methods"], body["seeds"] = ["owl", "evolutionary", "fastforward", "fastforward-guided"], [0, 1]
+    (folder / "config/grids").mkdir()
     (folder / "config/grids/demo.yaml").write_text(yaml.safe_dump(body))
     model = folder / "config/models/tiny.yaml"
     asked = {"threads": 1, "mem_mb": 1500, "gpu": 1, "runtime_min": 10, **resources}
