@@ -33,6 +33,7 @@ use rule asset_model as asset_text with:
         log_of("asset/text", "{text}"),
     benchmark:
         benchmark_of("asset/text", "{text}")
+    localrule: True
     params:
         kind="text",
         config=f"{EXPERIMENT.root}/texts/{{text}}.yaml",
@@ -49,6 +50,7 @@ use rule asset_model as asset_tasks with:
         log_of("asset/tasks", "{tasks}"),
     benchmark:
         benchmark_of("asset/tasks", "{tasks}")
+    localrule: True
     params:
         kind="tasks",
         config=f"{EXPERIMENT.root}/tasks/{{tasks}}.yaml",
