@@ -192,12 +192,12 @@ def allocate(
     problem = prunable.problem(sparsity, granularity)
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
-        reward = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
+        rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
         tracker = Tracker(
-            problem, reward.of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+            problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
             initial_policy=initial_policy,
         )  # fmt: skip
-        return _search(method, tracker, reward, checkpoints)
+        return _search(method, tracker, rewards, checkpoints)
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
         allocation = method.allocate(problem, statistics)
@@ -214,7 +214,7 @@ class _Rewards:
     batch_tokens: int
     journal: Journal | None
 
-    def of(self, fitness: str, selection: str = "selection") -> ModelReward:
+    def build(self, fitness: str, selection: str = "selection") -> ModelReward:
         """Returns the reward for a fitness; selection: name of the selection text in the journal."""
         windows, losses = self.calibration.windows, self.calibration.dense_loss
         texts = (
@@ -227,18 +227,20 @@ class _Rewards:
 
 
 def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Sequence[float]) -> AllocationResult:
-    """Runs a search, scores its answers, and leaves the model as it was."""
+    """Runs a search, scores its answers, and leaves the model as it was, also where the search fails."""
     reward = tracker.reward
     assert isinstance(reward, ModelReward)
-    with CostMeter() as cost:
-        allocation = method.run(tracker, np.random.default_rng(tracker.seed))
-        cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
-        cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
-    allocation.check(tracker.problem)
-    # answers are compared by loss, whatever the search was rewarded for
-    scorer = reward if reward.fitness == "ppl" else rewards.of("ppl", "selection:ppl")
-    answers = _score_answers(tracker, scorer, checkpoints)
-    rewards.candidates.restore()
+    try:
+        with CostMeter() as cost:
+            allocation = method.run(tracker, np.random.default_rng(tracker.seed))
+            cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
+            cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
+        allocation.check(tracker.problem)
+        # answers are compared by loss, whatever the search was rewarded for
+        scorer = reward if reward.fitness == "ppl" else rewards.build("ppl", "selection:ppl")
+        answers = _score_answers(tracker, scorer, checkpoints)
+    finally:
+        rewards.candidates.restore()
     return AllocationResult(tracker.problem, allocation, cost, tracker.rows, tracker.policy, answers)
 
 

@@ -58,6 +58,17 @@ def test_a_search_leaves_the_model_as_it_was(granularity):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_search_that_fails_leaves_the_model_as_it_was(monkeypatch):
+    prunable = PrunableModel(tiny("llama"))
+    before = copy.deepcopy(prunable.model.state_dict())
+    calibration, method = api.calibrate(prunable, windows()), create("evolutionary", {})
+    monkeypatch.setattr(api.Tracker, "finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        api.allocate(prunable, calibration, method, sparsity=0.3, cut=CUTS["structured"], budget=BUDGET)
+    after = prunable.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_answers_are_scored_at_the_checkpoints_and_end_at_the_allocation():
     prunable = PrunableModel(tiny("llama"))
     calibration, checkpoints = api.calibrate(prunable, windows()), (0.25, 0.5, 1.0)

@@ -25,7 +25,7 @@ COMMAND = ("--cores", "all", "--profile", "slurm")
 CELLS = "results/cells/tiny/structured/s0.30"
 # Notes where a command runs and which GPU it was given, then becomes the command.
 NOTE = """#!/bin/sh
-[ "$1" = allocate ] || [ "$1" = apply ] || [ "$1" = evaluate ] || [ "$1" = calibrate ] || exec {ffp} "$@"
+[ "$1" = report ] && exec {ffp} "$@"
 echo "${{SLURMD_NODENAME:-here}} ${{CUDA_VISIBLE_DEVICES:-none}} $*" >> {folder}/places.txt
 exec {ffp} "$@"
 """
@@ -129,10 +129,10 @@ def places(folder: Path) -> list[tuple[str, str, str, str]]:
 
 def test_searches_and_scores_run_on_gpu_nodes_and_cheap_rules_here(finished: tuple[Path, str]) -> None:
     seen = places(finished[0])
-    assert len(seen) == 1 + 7 + 7 + 8
+    assert len(seen) == 2 + 1 + 7 + 7 + 8
     for node, gpu, command, cell in seen:
-        if command == "allocate" and "/owl/" in cell:
-            assert (node, gpu) == ("here", "none"), cell
+        if command == "asset" or (command == "allocate" and "/owl/" in cell):
+            assert (node, gpu) == ("here", "none"), (command, cell)
         else:
             assert node.startswith("node") and gpu in ("0", "1"), (node, gpu, command)
     assert len({node for node, _, command, _ in seen if command == "allocate" and node != "here"}) >= 3
