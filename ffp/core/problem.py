@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -81,6 +82,11 @@ class PruningProblem:
         return sum(decision.params for decision in self.decisions)
 
     @property
+    def params_to_remove(self) -> int:
+        """Fewest parameters whose removal meets the target; 1e-6 of one more is rounding of the target."""
+        return math.ceil(self.target * self.total_params - 1e-6)
+
+    @property
     def n_units(self) -> IntArray:
         """Units of each decision, (n_decisions,)."""
         return np.array([decision.n_units for decision in self.decisions], dtype=np.int64)
@@ -106,10 +112,13 @@ class PruningProblem:
         """Returns the same decisions at another sparsity."""
         return PruningProblem(self.decisions, target, self.granularity)
 
+    def removed_by(self, keep: Sequence[int] | IntArray) -> int:
+        """Returns how many parameters leave when these numbers of units, (n_decisions,), are kept."""
+        return int(np.dot(self.n_units - np.asarray(keep, dtype=np.int64), self.params_per_unit))
+
     def sparsity_of(self, keep: Sequence[int] | IntArray) -> float:
         """Returns removed / all parameters of the decisions for these numbers of kept units, (n_decisions,)."""
-        removed = int(np.dot(self.n_units - np.asarray(keep, dtype=np.int64), self.params_per_unit))
-        return removed / self.total_params
+        return self.removed_by(keep) / self.total_params
 
 
 @dataclass(frozen=True)
@@ -136,10 +145,9 @@ class Allocation:
                     f"allocation keeps {keep} units of {decision.name}, outside {decision.min_keep}.."
                     f"{decision.n_units}. Every allocation has to come from ffp.core.projection."
                 )
-        realised = problem.sparsity_of(self.keep)
-        if realised < problem.target - 1e-12:
+        if problem.removed_by(self.keep) < problem.params_to_remove:
             raise BudgetError(
-                f"allocation removes {realised:.6f} of the parameters, less than the target {problem.target:.6f}. "
+                f"allocation removes {problem.sparsity_of(self.keep):.6f} of the parameters, less than the target {problem.target:.6f}. "
                 "Every allocation has to come from ffp.core.projection."
             )
 

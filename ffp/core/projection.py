@@ -36,8 +36,8 @@ def kept_budget(problem: PruningProblem) -> int:
     Raises:
         BudgetError: min_keep forbids the target.
     """
-    removed = math.ceil(problem.target * problem.total_params - 1e-6)
-    if removed > int(np.dot(problem.n_units - problem.min_keep, problem.params_per_unit)):
+    removed = problem.params_to_remove
+    if removed > problem.removed_by(problem.min_keep):
         raise BudgetError(
             f"sparsity {problem.target:.2f} cannot be met: with these min_keep at most {max_sparsity(problem):.4f} "
             "can be removed. Lower the grid's sparsities, or min_keep in the model's YAML."

@@ -165,7 +165,7 @@ class WeightCut:
         """Zeroes the other weights; `updates` holds the new values of kept weights, if any. The shapes stay."""
         kept = unpack_masks(prunable, masks, source)
         gone = sum(int((~keep).sum()) for keep in kept.values())
-        if gone / problem.total_params < problem.target - 1e-12:
+        if gone < problem.params_to_remove:
             raise ArtifactError(f"{source} removes {gone} weights, less than {problem.target} of them. Apply again.")
         for path, keep in kept.items():
             weight = prunable.linear(path).weight.data

@@ -49,6 +49,16 @@ def test_the_budget_is_exact_and_bounds_hold(problem, seed, scale):
 
 
 @settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(0, 50), st.floats(-1e-10, 1e-10))
+def test_a_target_within_rounding_of_whole_parameters_is_met(problem, removed, noise):
+    target = min(removed / problem.total_params + noise, projection.max_sparsity(problem))
+    problem = problem.at(max(target, 0.0))
+    allocation = projection.project(problem, np.zeros(len(problem.decisions)))
+    allocation.check(problem)
+    assert problem.removed_by(allocation.keep) >= problem.params_to_remove
+
+
+@settings(max_examples=150, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1), st.floats(0, 8), st.booleans())
 def test_the_order_of_the_decisions_does_not_matter(problem, seed, scale, tied):
     logits = np.zeros(len(problem.decisions)) if tied else logits_for(problem, seed, scale)
