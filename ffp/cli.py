@@ -20,7 +20,7 @@ from ffp.core.suggest import did_you_mean
 from ffp.pipeline.cluster import claim_gpus
 from ffp.store.layout import Layout
 
-STEPS, GRIDS, RESULTS = "Steps of a grid, in this order", "Look at a grid", "Use results"
+AROUND, STEPS, GRIDS, RESULTS = "Look around", "Steps of a grid, in this order", "Look at a grid", "Use results"
 INTERRUPTED = 130  # typer answers Ctrl-C with this code
 
 app = typer.Typer(name="ffp", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -97,6 +97,7 @@ def _options(
     The workflow (make demo, or snakemake) runs these commands for every cell of a grid; each can be run by hand.
 
     Example:
+      ffp list methods
       ffp validate --config config/grids/demo.yaml
       ffp asset model --config config/models/smollm2-135m.yaml \
           --out data/models/smollm2-135m
@@ -104,6 +105,25 @@ def _options(
       ffp export --config config/grids/demo.yaml --out pruned \
           --cell smollm2-135m/structured/s0.20/owl/seed0
     """
+
+
+@app.command("list", rich_help_panel=AROUND)
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="What to list: methods, models, texts, tasks or granularities.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List what a grid can name. Entries of config/ in this folder come before those of the package.
+
+    Example:
+      ffp list methods
+      ffp list models --json
+    """
+    from ffp.config import listing
+
+    found = listing.rows(kind)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(listing.lines(found)))
 
 
 @app.command(rich_help_panel=STEPS)

@@ -37,6 +37,7 @@ __all__ = [
     "find",
     "is_search",
     "list_methods",
+    "package_of",
 ]
 GROUP = "ffp.allocators"
 DECLARED = ("name", "version", "summary", "citation")
@@ -142,6 +143,12 @@ def find(name: str) -> type[Method]:
 def is_search(method: type[Method]) -> bool:
     """Returns whether a method scores candidates, so that it needs a reward and draws from a seed."""
     return issubclass(method, Search)
+
+
+def package_of(method: type[Method]) -> str:
+    """Returns the package that a method comes from: "ffp", or the installed one whose entry point offers it."""
+    others = (entry for entry in entry_points(group=GROUP) if entry.load() is method)
+    return next((entry.dist.name for entry in others if entry.dist), "ffp")
 
 
 def create(name: str, params: Mapping[str, Any]) -> Method:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
-from ffp.config.reading import Strict
 
 Kind = Literal["models", "texts", "tasks"]
-KINDS: Mapping[Kind, type[Strict]] = {"models": ModelConfig, "texts": TextConfig, "tasks": TasksConfig}
+Entry = ModelConfig | TextConfig | TasksConfig
+KINDS: Mapping[Kind, type[Entry]] = {"models": ModelConfig, "texts": TextConfig, "tasks": TasksConfig}
 PACKAGED = (Path(__file__).parent / "entries").resolve()
 
 

@@ -136,6 +136,13 @@ def test_a_method_of_another_package_allocates_and_checks_its_parameters(example
     assert python(code, example, Path(__file__).parents[2]) == expected
 
 
+def test_the_list_of_methods_names_the_package_of_a_method_that_is_not_from_ffp(example):
+    code = "from ffp.config import listing; print(*listing.lines(listing.rows('methods')), sep='\\n')"
+    *ours, last = python(code, example).splitlines()
+    assert re.fullmatch(r"by-size +heuristic +large decisions lose more +- +ffp-by-size", last)
+    assert len(ours) == len(METHODS) and not any("ffp-by-size" in line for line in ours)
+
+
 CLASS = """
 from ffp.allocators.base import Heuristic
 class Method(Heuristic):

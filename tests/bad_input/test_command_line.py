@@ -42,6 +42,8 @@ CASES = [
     case("no such grid", "report", "--config", "demo.yaml", "--out", "out", says="demo.yaml cannot be read"),
     case("an unknown kind of asset", "asset", "modell", "--config", "x", "--out", "out",
          says="'modell' is not one of 'model', 'text', 'tasks'"),
+    case("an unknown kind of list", "list", "model", says="ffp list: there is no list of 'model': did you mean models"),
+    case("no kind of list", "list", says="ffp list: missing argument 'KIND'. See ffp list --help"),
     case("a model's file as a text's", "asset", "text", "--config", "config/models/tiny.yaml", "--out", "out",
          says="tiny.yaml: "),
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",
