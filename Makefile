@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is older than Python 3.11, which ffp needs. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@echo "Installing the packages of constraints.txt into $(VENV) (once; a few minutes, 2 GB and more with CUDA) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) -e '.[test]'
+	@$(PIP_INSTALL) -e '.[grid,test]'
 	@touch $@
 	@echo "Installed."
 

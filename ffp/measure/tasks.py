@@ -23,6 +23,7 @@ import yaml
 
 from ffp.config import TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,11 @@ def score_tasks(
         `n_total` and `metrics`, {name: {value, stderr}}; stderr is over documents.
 
     Raises:
-        ConfigError: A stock task is unknown, or is not zero-shot and scored by likelihoods.
+        ConfigError: A stock task is unknown, or is not zero-shot and scored by likelihoods; lm-eval is not installed.
         ArtifactError: A file is missing, or lm-eval cannot read it.
     """
-    from lm_eval.evaluator import evaluate
+    with needs("tasks"):
+        from lm_eval.evaluator import evaluate
 
     with tempfile.TemporaryDirectory(prefix="ffp-tasks-") as scratch:
         loaded = _load(tasks, Path(folder), Path(scratch))

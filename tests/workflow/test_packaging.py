@@ -63,7 +63,11 @@ def test_conda_installs_the_same_files() -> None:
     assert all(re.fullmatch(r"[a-z][a-z0-9_-]*(=[0-9.]+)?", spec) for spec in packages)
     assert packages == ["python=3.11", "pip"]
     assert EXPERIMENT["requires-python"] == ">=3.11"
-    assert pip == {"pip": ["-r requirements.in", "-c constraints.txt", "-e ."]}
+    assert pip == {"pip": ["-r requirements.in", "-c constraints.txt", "-e .[grid,test]"]}
+
+
+def test_make_installs_what_a_grid_and_the_tests_need() -> None:
+    assert "-e '.[grid,test]'" in (ROOT / "Makefile").read_text()
 
 
 def test_ci_runs_what_a_developer_runs() -> None:
