@@ -1,4 +1,17 @@
-"""ffp (FastForward Pruning) prunes large language models and benchmarks how to do it."""
+"""ffp (FastForward Pruning) prunes large language models and benchmarks how to do it.
+
+In memory, with a model of transformers and token windows of a text:
+
+    prunable = PrunableModel(model)                       # ffp.models.prunable
+    calibration = ffp.calibrate(prunable, windows)
+    found = ffp.allocate(prunable, calibration, create("owl", {}), sparsity=0.3, cut=cut)
+    masks = ffp.make_masks(prunable, calibration, found.problem, found.allocation, cut)
+    ffp.prune(prunable, found.problem, masks, cut)        # `model` is smaller now
+    ffp.evaluate(model, test_windows)["value"]            # its perplexity
+
+`ffp.list_methods()` names the methods, and `ffp.load_pruned(folder)` loads a model that `ffp export` wrote. On the
+command line: `ffp --help`, `ffp list methods`. What a name needs is imported when it is used.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -30,3 +43,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ffp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names the public functions, for help() and for completion, which see only what is imported otherwise."""
+    return [*__all__, "__version__"]

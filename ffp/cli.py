@@ -20,7 +20,7 @@ from ffp.core.suggest import did_you_mean
 from ffp.pipeline.cluster import claim_gpus
 from ffp.store.layout import Layout
 
-AROUND, STEPS, GRIDS, RESULTS = "Look around", "Steps of a grid, in this order", "Look at a grid", "Use results"
+STEPS, GRIDS, RESULTS = "Steps of a grid, in this order", "Look at a grid", "Use results"
 INTERRUPTED = 130  # typer answers Ctrl-C with this code
 
 app = typer.Typer(name="ffp", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -107,7 +107,7 @@ def _options(
     """
 
 
-@app.command("list", rich_help_panel=AROUND)
+@app.command("list", rich_help_panel="Look around")
 def list_(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", help="What to list: methods, models, texts, tasks or granularities.")
