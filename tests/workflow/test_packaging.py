@@ -1,9 +1,14 @@
-"""One lock, one install and one command line, named the same wherever they are named."""
+"""One lock, one install and one command line, named the same everywhere; and the package without the repository."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,11 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
+
+import ffp
+from ffp.allocators import METHODS
+from tests.helpers import wheel
+from tests.helpers.wheel import Installed
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -101,3 +111,83 @@ def test_links_and_commands_of_the_documents_lead_somewhere(path: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^ *make ([a-z]+)", text, re.MULTILINE):
         assert f"\n{target}:" in makefile, f"{path} names `make {target}`, which does not exist"
+
+
+KINDS = ("models", "texts", "tasks")
+ENTRIES = sorted((kind, file.stem) for kind in KINDS for file in (ROOT / "config" / kind).glob("*.yaml"))
+NEEDS_GRID = ("ffp.report", "ffp.pipeline.status", "ffp.pipeline.verify")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in an environment of its own, without the packages of the extras."""
+    return wheel.install(tmp_path_factory.mktemp("wheel"))
+
+
+def test_sdist_and_wheel_hold_the_package_with_its_data_and_nothing_else(installed: Installed) -> None:
+    with zipfile.ZipFile(installed.wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    data = {f"ffp/config/entries/{kind}/{name}.yaml" for kind, name in ENTRIES}
+    data |= {f"ffp/report/{name}" for name in ("captions.html", "page.css", "page.js", "template.html")}
+    code = {file.relative_to(ROOT).as_posix() for file in (ROOT / "ffp").rglob("*.py")}
+    recorded = {"ffp/store/accepted.json"} if (ROOT / "ffp/store/accepted.json").exists() else set()
+    assert files == code | data | recorded | {"ffp/py.typed"}
+    with tarfile.open(installed.sdist) as source:
+        members = {member.name.partition("/")[2]: member for member in source.getmembers()}
+    assert files <= set(members)
+    assert all(members[name].isfile() for name in files), "a link, which would lead nowhere"
+
+
+def test_the_installed_package_is_not_the_checkout(installed: Installed) -> None:
+    place = "import ffp, sys; print(ffp.__file__, *sys.path, sep='\\n')"
+    module, *path = installed.output("python", "-c", place).splitlines()
+    assert Path(module).is_relative_to(installed.bin.parent)
+    assert not any(Path(folder) in (ROOT, *ROOT.parents) for folder in path if folder)
+    assert installed.output("ffp", "--version") == f"ffp {ffp.__version__}\n"
+
+
+def test_the_installed_package_lists_what_it_brings(installed: Installed) -> None:
+    for kind in KINDS:
+        names = [line.split()[0] for line in installed.output("ffp", "list", kind).splitlines()]
+        assert names == [name for each, name in ENTRIES if each == kind]
+    rows = json.loads(installed.output("ffp", "list", "methods", "--json"))
+    assert [row["name"] for row in rows] == list(METHODS)
+    find = "from ffp.config.catalog import find_entry; print(find_entry('models', 'smollm2-135m'))"
+    file = Path(installed.output("python", "-c", find).strip())
+    assert file.is_relative_to(installed.bin.parent)
+    assert file.read_text() == (ROOT / "config/models/smollm2-135m.yaml").read_text()
+
+
+def test_help_shows_the_docstring_and_every_public_function(installed: Installed) -> None:
+    text = installed.output("python", "-c", "import ffp; help(ffp)")
+    assert (ffp.__doc__ or "").splitlines()[0] in text
+    for name in ffp.__all__:
+        assert re.search(rf"^    (class )?{name}\(", text, re.MULTILINE), f"help(ffp) does not show {name}"
+
+
+def test_importing_and_listing_loads_no_package_of_a_grid_and_no_torch() -> None:
+    """In the environment of the tests, where all of them are installed."""
+    code = "import sys, ffp, ffp.cli; [ffp.cli.main(['list', kind]) for kind in ('methods', 'models')]; "
+    code += "print([name for name in ('snakemake', 'dvc', 'matplotlib', 'lm_eval', 'torch') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_all_but_the_report_works_without_the_extras(installed: Installed) -> None:
+    with zipfile.ZipFile(installed.wheel) as archive:
+        files = [name for name in archive.namelist() if name.endswith(".py")]
+    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
+    wanted = [name for name in modules if not name.startswith(NEEDS_GRID)]
+    code = f"import importlib\nfor name in {wanted}: importlib.import_module(name)"
+    assert len(wanted) > 80 and installed.output("python", "-c", code) == ""
+
+
+def test_a_missing_extra_is_named_with_its_remedy(installed: Installed) -> None:
+    for words in (["report", "--config", "x", "--out", "x"], ["status", "--config", "x"], ["compare", "x", "x"]):
+        done = installed.run("ffp", *words)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert re.fullmatch(rf"ffp {words[0]}: \w+ is not installed. Run: pip install \"ffp\[grid\]\"", line)
+    score = "from ffp.measure.tasks import score_tasks; score_tasks(*[None] * 4, documents=0, seed=0, batch_tokens=1)"
+    line = installed.run("python", "-c", score).stderr.splitlines()[-1]
+    assert line.endswith('ConfigError: lm_eval is not installed. Run: pip install "ffp[tasks]"')
