@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import hub as hubs
 from tests.helpers import tiny
 
 COUNTED = ("kills", "faults", "bad_inputs", "lost")
@@ -71,3 +72,11 @@ def hub_modules(monkeypatch, tmp_path):
     yield
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine, which the client of this process and of those that it starts asks."""
+    with hubs.serve() as served:
+        hubs.use(served.url, tmp_path / "hf", monkeypatch)
+        yield served

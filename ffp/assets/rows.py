@@ -49,7 +49,8 @@ def _dataset(source: HubSource) -> Iterator[Row]:
     warn_unpinned(source)
     LOG.info("loading %s %s, split %s", source.repo, source.config or "", source.split)
     yield from hub(
-        source,
+        source.repo,
+        source.revision,
         lambda: datasets.load_dataset(source.repo, source.config, split=source.split, revision=source.revision),
     )
 

@@ -335,46 +335,6 @@ def test_pickled_members_of_a_wheel_are_refused(tmp_path: Path) -> None:
     assert "can run code and is refused" in model_fails(source, tmp_path / "data" / "models" / "m")
 
 
-class FakeHub:
-    """huggingface_hub.HfApi over a local folder."""
-
-    folder: Path
-
-    def list_repo_files(self, repo: str, **options: object) -> list[str]:
-        if repo == "a/down":
-            raise ConnectionError("Name or service not known\nand much more")
-        return [str(p.relative_to(self.folder)) for p in sorted(self.folder.rglob("*")) if p.is_file()]
-
-    def snapshot_download(self, repo: str, *, local_dir: Path, allow_patterns: list[str], **options: object) -> None:
-        local_dir.mkdir(parents=True, exist_ok=True)
-        for name in allow_patterns:
-            shutil.copy(self.folder / name, local_dir / name)
-
-
-def test_a_hub_model_is_fetched_without_code_and_pickles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import huggingface_hub
-
-    FakeHub.folder = make_model(tmp_path / "repo")
-    (FakeHub.folder / "modeling_evil.py").write_text("raise SystemExit")
-    (FakeHub.folder / "original").mkdir()
-    (FakeHub.folder / "original" / "consolidated.00.pth").write_bytes(b"x")
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
-    out = tmp_path / "data" / "models" / "m"
-    source = {"kind": "hub", "repo": "a/b", "revision": "main"}
-    assert "has no file 'model.safetensor': did you mean" in model_fails({**source, "files": ["model.safetensor"]}, out)
-    assert "can run code" in model_fails({**source, "files": ["original/consolidated.00.pth"]}, out)
-    message = model_fails({**source, "repo": "a/down"}, out)
-    assert "a/down at main cannot be fetched: Name or service not known. Connect" in message
-    caplog.clear()
-    fetch_model(model_config(source), out)
-    assert {p.name for p in out.iterdir()} == {"asset.json", "config.json", "model.safetensors", "tokenizer.json"}
-    assert "hub revision 'main' of a/b is not a commit hash" in caplog.text
-    (FakeHub.folder / "model.safetensors").rename(FakeHub.folder / "pytorch_model.bin")
-    assert "pytorch_model.bin, a format" in model_fails({**source, "revision": "old"}, tmp_path / "data" / "m2" / "n")
-
-
 def tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     """A one-block llama with random weights as GGUF; returns its tensors."""
     import gguf
