@@ -27,18 +27,24 @@ Chooser = Callable[[list[str], Callable[[str], Path]], list[str]]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 
 
-def identity_of(config: Strict, sources: Iterable[AnySource], version: str) -> dict[str, Any]:
+def identity_of(
+    config: Strict,
+    sources: Iterable[AnySource],
+    version: str,
+    files: Callable[[LocalSource], list[Path]] | None = None,
+) -> dict[str, Any]:
     """Returns what determines an asset, as plain JSON data: configuration (without title), and digests of local files.
 
     Args:
         config: The part of the configuration that the asset is made from.
         sources: All sources in it.
         version: Raised when the same sources are converted into other files.
+        files: Picks the files of a local source that the asset is made of; all by default.
     """
     local = {}
     for source in sources:
         if isinstance(source, LocalSource):
-            local.update({str(path): sha256(path) for path in local_files(source)})
+            local.update({str(path): sha256(path) for path in (files or local_files)(source)})
     return {"config": config.model_dump(mode="json", exclude={"title"}), "local": local, "conversion": version}
 
 

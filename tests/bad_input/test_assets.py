@@ -88,11 +88,11 @@ def is_file(folder: Path) -> None:
 
 CASES = [
     (MODEL, Case("only pickled weights", model(only_pickled), "pytorch_model.bin, a format that can run code and is")),
-    (MODEL, Case("a pickle named safetensors", model(pickled_in_disguise), "weights model.safetensors are damaged")),
-    (MODEL, Case("truncated weights", model(cut_short), "weights model.safetensors are damaged: .*Get the file again")),
-    (MODEL, Case("no weights", model(drop("model.safetensors")), "the model lacks its weights model.safetensors")),
-    (MODEL, Case("no configuration", model(drop("config.json")), "the model has no config.json")),
-    (MODEL, Case("no tokenizer", model(drop("tokenizer.json")), "the model has no tokenizer")),
+    (MODEL, Case("a pickle named safetensors", model(pickled_in_disguise), "model.safetensors of source are damaged")),
+    (MODEL, Case("truncated weights", model(cut_short), "model.safetensors of source are damaged: .*Get the file")),
+    (MODEL, Case("no weights", model(drop("model.safetensors")), "model source lacks its weights model.safetensors")),
+    (MODEL, Case("no configuration", model(drop("config.json")), "model source has no config.json")),
+    (MODEL, Case("no tokenizer", model(drop("tokenizer.json")), "model source has no tokenizer")),
     (MODEL, Case("a configuration that is no JSON", write("source/config.json", "{"), "config.json of the model is")),
     (MODEL, Case("a configuration that is a list", write("source/config.json", "[]"), "config.json.* holds a list")),
     (MODEL, Case("a shard outside the folder", model(shard_elsewhere), "outside.safetensors' is not a plain relative")),
