@@ -45,7 +45,7 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
     build() for what is kept and what is made again.
 
     Raises:
-        AssetError: The source cannot be fetched, or is no complete model.
+        AssetError: The source cannot be fetched, is no complete model, or is a checkpoint that ffp pruned.
     """
     source, downloads = config.source, downloads_of(out)
 
@@ -77,7 +77,8 @@ def model_files(folder: Path, *, where: str = "") -> list[str]:
         where: What errors call the model; the folder by default.
 
     Raises:
-        AssetError: It has no configuration, no tokenizer, or weights that are missing, damaged or pickled.
+        AssetError: It has no configuration, no tokenizer, weights that are missing, damaged or pickled, or was pruned
+            by ffp.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -139,16 +140,21 @@ def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> lis
     Args:
         paths: Paths inside the source.
         where: What errors call the model.
-        get: Makes one of them a file of this machine, to read it; called for the index only.
+        get: Makes one of them a file of this machine, to read it; called for configuration and index only.
 
     Raises:
-        AssetError: Something is missing.
+        AssetError: Something is missing, or the model was pruned by ffp.
     """
     known = {PurePosixPath(path).name: path for path in paths}
     if ggufs := [path for name, path in known.items() if name.endswith(".gguf")]:
         return ggufs[:1]
     if "config.json" not in known:
         raise AssetError(f"model {where} has no config.json. Give a source with a complete Hugging Face model folder.")
+    if "pruned" in _json(get(known["config.json"])):
+        raise AssetError(
+            f"model {where} is a checkpoint that ffp pruned, and is not pruned again. Prune its parent with a higher "
+            "sparsity."
+        )
     weights = {WEIGHTS}
     if INDEX in known:
         weights = {safe_name(str(name)) for name in _json(get(known[INDEX])).get("weight_map", {}).values()}

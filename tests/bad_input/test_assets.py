@@ -92,6 +92,7 @@ CASES = [
     (MODEL, Case("truncated weights", model(cut_short), "model.safetensors of source are damaged: .*Get the file")),
     (MODEL, Case("no weights", model(drop("model.safetensors")), "model source lacks its weights model.safetensors")),
     (MODEL, Case("no configuration", model(drop("config.json")), "model source has no config.json")),
+    (MODEL, Case("a pruned checkpoint", write("source/config.json", '{"pruned": {}}'), "ffp pruned, .*its parent")),
     (MODEL, Case("no tokenizer", model(drop("tokenizer.json")), "model source has no tokenizer")),
     (MODEL, Case("a configuration that is no JSON", write("source/config.json", "{"), "config.json of the model is")),
     (MODEL, Case("a configuration that is a list", write("source/config.json", "[]"), "config.json.* holds a list")),
