@@ -68,7 +68,9 @@ class ModelConfig(Strict):
     source: Source
     title: str = Field(description="Name of the model in tables.")
     license: str | None = Field(None, description="License of the weights, for the cards of exported checkpoints.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of weights and computation, and of exported checkpoints; auto: the model's own."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of every step.")
     min_keep: Count = Field(1, description="Units (KV groups, FFN channels) that every module keeps at least.")
     align: Literal[1, 8, 16, 32, 64, 128] = Field(
@@ -83,7 +85,7 @@ class ModelConfig(Strict):
     )
     architecture: Mapping[str, Any] | None = Field(
         None,
-        description="model_type and sizes as in config.json; with them `ffp validate` needs no fetched model.",
+        description="model_type, sizes and dtype as in config.json; with them `ffp validate` needs no fetched model.",
     )
     resources: Resources = Resources()
 

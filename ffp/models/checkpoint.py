@@ -160,7 +160,8 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """Loads the dense model of a local folder for inference, safetensors only, in its dtype and placed as asked.
 
-    It lies on one device; on several where the config asks for more than one GPU (accelerate's device map); or, where
+    Its dtype is what the config names; "auto" is that of config.json, else that of the weights. It lies on one device;
+    on several where the config asks for more than one GPU (accelerate's device map); or, where
     it is offloaded, with all but the blocks on the device. Offloaded blocks keep the file's own precision on the host.
 
     Raises:
@@ -169,12 +170,12 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     _check_folder(folder)
-    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    device = choose_device(config.device)
     spread = device.type == "cuda" and config.resources.gpu > 1 and not config.offload
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype="auto" if config.offload else dtype,
+            dtype="auto" if config.offload else config.dtype,
             use_safetensors=True,
             device_map="auto" if spread else None,
             **LOCAL,
@@ -182,11 +183,16 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     except LOAD_ERRORS as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if config.offload:
-        offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype)
+        offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype_of(model, config))
     elif not spread:
         model = model.to(device)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def dtype_of(model: PreTrainedModel, config: ModelConfig) -> torch.dtype:
+    """Returns the dtype that a model is computed in: what its config names, or the model's own."""
+    return model.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
 def load_skeleton(folder: Path) -> PreTrainedModel:

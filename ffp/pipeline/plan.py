@@ -22,13 +22,12 @@ from ffp.config import Experiment, HubSource, ModelConfig
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.loss import CHUNK_TOKENS
-from ffp.models.checkpoint import build_skeleton, load_skeleton
+from ffp.models.checkpoint import build_skeleton, dtype_of, load_skeleton
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
 STEPS = ("calibrate", "allocate", "apply", "evaluate")
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # (tokens of a document with all its answers, documents of the scored split) of each task, zero-shot, by the tokenizer
 # of SmolLM2; OTHER_TASK stands for tasks that are not listed.
 TASK_TOKENS = {
@@ -90,7 +89,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         unit_params=prunable.problem(0.0).total_params,
         limits=limits,
         memory=memory,
-        host=params * BYTES[config.dtype],
+        host=params * dtype_of(prunable.model, config).itemsize,
         flops=_flops(prunable, experiment, name),
         jobs=_jobs(experiment, name),
         warnings=tuple(_warnings(experiment, name, memory)),
@@ -113,7 +112,10 @@ def _limits(experiment: Experiment, name: str, prunable: PrunableModel) -> dict[
 
 
 def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
-    """The model without weights: by its fetched config.json, else by the architecture that its YAML gives."""
+    """The model without weights: by its fetched config.json, else by the architecture that its YAML gives.
+
+    Its dtype is what that says, or float32.
+    """
     config, folder = experiment.models[name], Layout.from_grid(experiment.grid).model(name).folder
     if (folder / "config.json").is_file():
         return load_skeleton(folder)
@@ -127,7 +129,7 @@ def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
 
 def _memory(prunable: PrunableModel, experiment: Experiment, config: ModelConfig) -> dict[str, int]:
     """Peak bytes on the device by step: the weights there, one batch's activations and the step's own tensors."""
-    grid, width, b = experiment.grid, int(prunable.config.hidden_size), BYTES[config.dtype]
+    grid, width, b = experiment.grid, int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
     block = max(sum(p.numel() for p in one.parameters()) for one in prunable.blocks) * b
     weights = sum(p.numel() for p in prunable.model.parameters()) * b
     if config.offload:

@@ -5,6 +5,7 @@ hooks run accelerate's code path. What they cannot show is transfers and kernels
 """
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ffp.core.errors import ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.loss import window_losses
 from ffp.measure.reward import ModelReward, Text
-from ffp.models.checkpoint import load_model
+from ffp.models.checkpoint import dtype_of, load_model
 from ffp.models.placement import BorrowBlock, choose_device, float64, forward_as, offload, replacement_block
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut
@@ -136,16 +137,28 @@ def test_another_forward_leaves_a_hook_in_place():
     assert "forward" not in plain.__dict__
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_is_loaded_as_its_config_places_it(dtype, tmp_path):
-    tiny("qwen2").float().save_pretrained(tmp_path)
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_a_model_is_loaded_as_its_config_places_it(dtype, saved, tmp_path):
+    tiny("qwen2").to(saved).save_pretrained(tmp_path)
     source = {"kind": "local", "path": str(tmp_path)}
     config = ModelConfig(title="Tiny", source=source, device="cpu", dtype=dtype)
     whole, offloaded = (load_model(tmp_path, config.model_copy(update={"offload": value})) for value in (False, True))
-    assert {p.dtype for p in offloaded.model.layers.parameters()} == {torch.float32}  # on the host as in the file
-    assert {p.dtype for p in whole.parameters()} == {offloaded.lm_head.weight.dtype} == {getattr(torch, dtype)}
+    wanted = saved if dtype == "auto" else getattr(torch, dtype)
+    assert {p.dtype for p in offloaded.model.layers.parameters()} == {saved}  # on the host as in the file
+    assert {p.dtype for p in whole.parameters()} == {offloaded.lm_head.weight.dtype} == {wanted}
     with torch.no_grad():
         torch.testing.assert_close(offloaded(tokens()).logits, whole(tokens()).logits)
+
+
+def test_the_dtype_is_that_of_the_weights_where_the_configuration_names_none(tmp_path):
+    tiny("qwen2").bfloat16().save_pretrained(tmp_path)
+    body = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: body[key] for key in body if key != "dtype"}))
+    config = ModelConfig(title="Tiny", source={"kind": "local", "path": str(tmp_path)}, device="cpu")
+    for value in (False, True):
+        model = load_model(tmp_path, config.model_copy(update={"offload": value}))
+        assert model.lm_head.weight.dtype == dtype_of(model, config) == torch.bfloat16
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

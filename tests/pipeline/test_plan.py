@@ -1,5 +1,7 @@
 """What a grid will take, against counts of the models themselves, and what is refused or warned of before it starts."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -9,6 +11,7 @@ from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline import plan
+from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
 
 PAPER = Experiment("config/grids/paper.yaml")
@@ -57,6 +60,25 @@ def test_sizes_equal_those_of_the_model(tmp_path):
     assert found.unit_params == prunable.problem(0.0).total_params
     assert found.jobs == {"asset": 1, "calibrate": 1, "allocate": 2, "apply": 2, "evaluate": 3}
     assert min(found.memory.values()) > 4 * found.params
+
+
+def test_bytes_are_those_of_the_models_own_precision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]}
+
+    def found(**model):
+        return plan.plan_model(experiment(tmp_path, model), "tiny")
+
+    whole = found()
+    half = found(architecture={**sizes, "dtype": "bfloat16"})
+    assert (whole.host, half.host) == (4 * whole.params, 2 * whole.params)
+    assert all(half.memory[step] < whole.memory[step] for step in whole.memory)
+    assert found(architecture={**sizes, "dtype": "bfloat16"}, dtype="float32").host == whole.host
+    for name in ("dtype", "torch_dtype"):
+        folder = Layout.from_grid(experiment(tmp_path).grid).model("tiny").folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({**sizes, name: "float16"}))
+        assert found().memory == half.memory
 
 
 def test_offloading_leaves_one_block_of_the_weights_on_the_device(tmp_path):
