@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ffp.assets import fetch_model
 from ffp.assets.fetch import resolve_revision
 from ffp.config import ModelConfig
 from ffp.core.errors import AssetError
 from ffp.store.schemas import AssetFile
+from tests.helpers import tiny
 from tests.helpers.hub import TOKEN, Hub, use
 
 TINY = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -51,6 +53,14 @@ def test_a_model_comes_at_a_commit_without_code_and_pickles(
     assert {p.name for p in out.iterdir()} == TINY | {"asset.json"}
     assert (out / "model.safetensors").read_bytes() == (repo / "model.safetensors").read_bytes()
     assert set(hub.downloads()) == TINY
+
+
+def test_the_command_asks_the_hub_that_the_environment_names(hub: Hub, repo: Path, tmp_path: Path) -> None:
+    hub.push("org/tiny", repo)
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(config().model_dump(mode="json")))
+    done = tiny.run(tmp_path, "ffp.cli", "asset", "model", "--config", "m.yaml", "--out", "data/models/m")
+    assert done.returncode == 0, done.output  # type: ignore[attr-defined]
+    assert (tmp_path / "data/models/m/asset.json").is_file() and set(hub.downloads()) == TINY
 
 
 def test_a_branch_is_resolved_to_its_commit_and_fetched_from_it(
