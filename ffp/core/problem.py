@@ -147,8 +147,8 @@ class Allocation:
                 )
         if problem.removed_by(self.keep) < problem.params_to_remove:
             raise BudgetError(
-                f"allocation removes {problem.sparsity_of(self.keep):.6f} of the parameters, less than the target {problem.target:.6f}. "
-                "Every allocation has to come from ffp.core.projection."
+                f"allocation removes {problem.sparsity_of(self.keep):.6f} of the parameters, less than the target "
+                f"{problem.target:.6f}. Every allocation has to come from ffp.core.projection."
             )
 
     def items(self, problem: PruningProblem) -> Iterator[tuple[Decision, int]]:
