@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from ffp.config.reading import Count, Name, Sha256, Strict
+from ffp.core.blocks import check_blocks
+from ffp.core.errors import ConfigError
 
 Split = Literal["calibration", "search", "selection", "test"]
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
@@ -73,6 +75,11 @@ class ModelConfig(Strict):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of every step.")
     min_keep: Count = Field(1, description="Units (KV groups, FFN channels) that every module keeps at least.")
+    keep_blocks: str = Field(
+        "",
+        description="Blocks that lose nothing, in quotes: numbers, ranges and slices with commas between them, e.g. "
+        '"0-3,-2:" for the first four and the last two.',
+    )
     align: Literal[1, 8, 16, 32, 64, 128] = Field(
         1, description="The number of kept FFN channels is a multiple of this."
     )
@@ -88,6 +95,17 @@ class ModelConfig(Strict):
         description="model_type, sizes and dtype as in config.json; with them `ffp validate` needs no fetched model.",
     )
     resources: Resources = Resources()
+
+    @field_validator("keep_blocks", mode="before")
+    @classmethod
+    def _names_blocks(cls, text: Any) -> Any:
+        if not isinstance(text, str):  # YAML reads 3 as a number, and 1:30 as 90
+            raise ValueError("not a text. Put it in quotes")
+        try:
+            check_blocks(text)
+        except ConfigError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return text
 
 
 class CorpusConfig(Strict):

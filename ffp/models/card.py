@@ -54,9 +54,10 @@ def model_card(
         aligned = f" in multiples of {model.align}" if model.align > 1 else ""
         what = f"KV groups, and FFN channels{aligned}, ranked by `{ranking}`"
     params = removed["params"]
+    whole = f" Blocks that lose nothing: {model.keep_blocks}." if model.keep_blocks else ""
     done = f"""- Parent: {_source(model.source)}.
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
-{removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).
+{removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).{whole}
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
 - Units: {what}. Compensation: {compensation}.
 - Calibration: {calibration}.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ffp.core.blocks import parse_blocks
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models.families import Family, family_of
@@ -75,7 +76,7 @@ class PrunableModule:
 class PrunableModel:
     """A transformers model and its modules in forward order: attention and FFN of block 0, of block 1, ..."""
 
-    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1):
+    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1, keep_blocks: str = ""):
         """Reads the sizes of all modules.
 
         Args:
@@ -83,15 +84,18 @@ class PrunableModel:
             min_keep: KV groups, channels or weights that stay in every decision.
             align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
                 channels go together is not fixed: they are bundled in the order of their scores.
+            keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
 
         Raises:
-            ConfigError: The family is unknown, or `align` does not divide the channels.
+            ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
+                model.
         """
         self.model = model
         self.min_keep = min_keep
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
+        self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}
         self.modules = tuple(
             module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block, align))
         )
@@ -119,7 +123,7 @@ class PrunableModel:
                 name=name,
                 n_units=m or count,
                 params_per_unit=count // m if m else 1,
-                min_keep=min(self.min_keep, m or count),
+                min_keep=self._least(name, m or count, self.min_keep),
             )
             for name, count in weights.items()
         )
@@ -157,6 +161,10 @@ class PrunableModel:
     def model_params(self) -> int:
         """Returns the parameters of the whole model as it is now, tied ones counted once."""
         return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
+
+    def _least(self, name: str, n_units: int, min_keep: int) -> int:
+        """Units of a decision that have to stay: all of them in a block that stays whole."""
+        return n_units if name.partition(".")[0] in self._whole else min(min_keep, n_units)
 
     def _path(self, block: int, name: str) -> str:
         return f"{self.family.blocks}.{block}.{name}"
@@ -201,12 +209,13 @@ class PrunableModel:
             params += segment.width * (across + biased)
         output = segments[-1].linear
         bias = self.linear(output).bias
+        name = f"block{block:02d}.{kind}"
         decision = Decision(
-            name=f"block{block:02d}.{kind}",
+            name=name,
             n_units=n // bundle,
             params_per_unit=bundle * params,
             fixed_params=0 if bias is None else bias.numel(),
-            min_keep=min(-(-self.min_keep // bundle), n // bundle),
+            min_keep=self._least(name, n // bundle, -(-self.min_keep // bundle)),
             bundle=bundle,
         )
         return PrunableModule(decision, block, kind, tuple(segments), output)

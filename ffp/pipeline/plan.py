@@ -48,7 +48,7 @@ class ModelPlan:
         blocks: Transformer blocks.
         params: Parameters of the whole model.
         unit_params: Parameters that a method may remove.
-        limits: Largest sparsity that min_keep allows, by granularity.
+        limits: Largest sparsity that min_keep and keep_blocks allow, by granularity.
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
         flops: Multiplications and additions of all its jobs, by step.
@@ -77,7 +77,8 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         BudgetError: A sparsity of the grid cannot be met.
     """
     config = experiment.models[name]
-    prunable = PrunableModel(_skeleton(experiment, name), min_keep=config.min_keep, align=config.align)
+    skeleton = _skeleton(experiment, name)
+    prunable = PrunableModel(skeleton, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
     limits = _limits(experiment, name, prunable)
     memory = _memory(prunable, experiment, config)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
@@ -105,8 +106,8 @@ def _limits(experiment: Experiment, name: str, prunable: PrunableModel) -> dict[
             if sparsity > limits[granularity]:
                 raise BudgetError(
                     f"{experiment.file}: sparsity {sparsity:.2f} on {name} cannot be met: at most "
-                    f"{limits[granularity]:.4f} can be removed. Lower the grid's sparsities, or min_keep in "
-                    f"{experiment.root}/models/{name}.yaml."
+                    f"{limits[granularity]:.4f} can be removed. Lower the grid's sparsities, or min_keep or "
+                    f"keep_blocks in {experiment.root}/models/{name}.yaml."
                 )
     return limits
 

@@ -223,7 +223,7 @@ def load_prunable(
     if on_host:
         config = config.model_copy(update={"device": "cpu", "offload": False})
     model = load_model(folder, config) if weights else load_skeleton(folder)
-    return PrunableModel(model, min_keep=config.min_keep, align=config.align)
+    return PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
 
 
 def read_calibration(prunable: PrunableModel, folder: Path) -> api.Calibration:
@@ -243,7 +243,8 @@ def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFi
     problem = found.pruning_problem
     if problem.decisions != prunable.problem(problem.target, problem.granularity).decisions:
         raise ArtifactError(
-            f"{path} was made for another model, or with another min_keep or align. Allocate for this model."
+            f"{path} was made for another model, or with another min_keep, keep_blocks or align. "
+            "Allocate for this model."
         )
     found.allocation.check(problem)
     return found

@@ -90,11 +90,12 @@ def _arithmetic(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 
 def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Settings that say which units go first."""
+    """Settings that say which units go first, and which ones stay in any case."""
     model = experiment.models[cell.model]
+    least = {"min_keep": model.min_keep, **({"keep_blocks": model.keep_blocks} if model.keep_blocks else {})}
     if cell.granularity != "structured":
-        return {"pruner": experiment.pruner(cell.method), "min_keep": model.min_keep}
-    found = {"score": experiment.score(cell.method), "min_keep": model.min_keep}
+        return {"pruner": experiment.pruner(cell.method), **least}
+    found = {"score": experiment.score(cell.method), **least}
     return found | ({"align": model.align} if model.align > 1 else {})
 
 

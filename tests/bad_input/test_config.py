@@ -73,6 +73,10 @@ CASES = [
     Case("a model without a source", edit("config/models/tiny.yaml", source=None), "key 'source' is missing"),
     Case("an unknown precision", edit("config/models/tiny.yaml", dtype="float64"), "dtype = 'float64'.*'float32'"),
     Case("an unknown device", edit("config/models/tiny.yaml", device="gpu"), "device = 'gpu'.*'cuda'"),
+    Case("blocks in words", edit("config/models/tiny.yaml", keep_blocks="first"),
+         "keep_blocks = 'first': 'first' names no blocks. Write numbers, ranges and slices with commas"),
+    Case("blocks that are a number", edit("config/models/tiny.yaml", keep_blocks=3),
+         "keep_blocks = '3': not a text. Put it in quotes"),
     Case("no thread", edit("config/models/tiny.yaml", resources={"threads": 0}), "resources.threads = '0'"),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ConfigError
+from ffp.store.identity import step_settings
 from tests.bad_input.refusal import edit
 from tests.helpers import tiny
 
@@ -52,6 +53,20 @@ def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
     assert Experiment(file).root == Experiment(inner).root == tmp_path / "config"
     monkeypatch.chdir(inner.parent)
     assert list(Experiment(Path("grid.yaml")).cells()) == list(Experiment(file).cells())
+
+
+@pytest.mark.parametrize("granularity", ["structured", "unstructured"])
+def test_blocks_that_stay_whole_are_a_setting_of_what_they_can_change(tmp_path: Path, granularity: str) -> None:
+    file = tiny.configure(tmp_path)
+    steps = ("calibrate", "allocate", "apply", "evaluate")
+    cell = Cell("tiny", granularity, "0.30", "owl", 0)
+    before = {step: step_settings(Experiment(file), step, cell) for step in steps}
+    assert all("keep_blocks" not in settings for settings in before.values())
+    edit("config/models/tiny.yaml", keep_blocks="0,-1:")(tmp_path)
+    after = {step: step_settings(Experiment(file), step, cell) for step in steps}
+    for step in steps:
+        changed = {"keep_blocks": "0,-1:"} if step in ("allocate", "apply") else {}
+        assert after[step] == before[step] | changed
 
 
 def test_a_search_has_every_seed_and_a_heuristic_one(tmp_path: Path) -> None:

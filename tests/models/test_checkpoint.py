@@ -193,5 +193,7 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
         "| perplexity, 8,176 tokens | - | 20.25 ± 0.5 |",
     ):  # fmt: skip
         assert part in card, part
-    unscored = model_card(model, cell, scores={"dense": None, "pruned": None}, **words)
+    whole = model.model_copy(update={"keep_blocks": "0-3,-2:"})
+    unscored = model_card(whole, cell, scores={"dense": None, "pruned": None}, **words)
+    assert "102,650,000). Blocks that lose nothing: 0-3,-2:.\n" in unscored and "lose nothing" not in card
     assert "Not scored." in unscored

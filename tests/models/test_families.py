@@ -1,6 +1,7 @@
 """What every family in the table must do: permute without changing the function, slice what a mask would zero."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,13 +10,16 @@ from transformers import AutoModelForCausalLM
 
 import ffp
 from ffp.core import projection
-from ffp.core.errors import ConfigError
+from ffp.core.errors import BudgetError, ConfigError
+from ffp.core.problem import GRANULARITIES
+from ffp.measure.calibration import collect
 from ffp.measure.loss import token_losses
 from ffp.models.checkpoint import save_pruned
 from ffp.models.families import FAMILIES, family_of
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
+from ffp.pruning.cuts import make_cut
 from ffp.pruning.structured import kept_units
 from tests.helpers.families import CONFIGS, tiny, tokens
 
@@ -96,6 +100,43 @@ def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
 def test_an_align_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower it"):
         PrunableModel(tiny("llama"), align=16)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("align", [1, 8])
+def test_blocks_that_stay_whole_keep_all_their_units_in_every_granularity(granularity, align):
+    found = PrunableModel(tiny("llama"), min_keep=3, align=align, keep_blocks="0,-1:").problem(0.1, granularity)
+    others = PrunableModel(tiny("llama"), min_keep=3, align=align).problem(0.1, granularity)
+    for decision, other in zip(found.decisions, others.decisions, strict=True):
+        whole = decision.block in ("block00", "block02")
+        assert decision.min_keep == (decision.n_units if whole else other.min_keep)
+        assert dataclasses.replace(decision, min_keep=other.min_keep) == other
+    with pytest.raises(
+        BudgetError, match="Lower the grid's sparsities, or min_keep or keep_blocks in the model's YAML"
+    ):
+        projection.project(found.at(0.4), np.zeros(len(found.decisions)))
+
+
+def test_blocks_that_the_model_lacks_are_refused():
+    with pytest.raises(ConfigError, match=r"'3' in keep_blocks '0,3' is empty, or leaves the model's 3 blocks"):
+        PrunableModel(tiny("llama"), keep_blocks="0,3")
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_nothing_is_removed_from_blocks_that_stay_whole(granularity):
+    """Masks of every granularity, by an allocation that takes all it can from the other block."""
+    dense, pruned = tiny("llama"), tiny("llama")
+    prunable = PrunableModel(pruned, keep_blocks=":1,2")
+    problem = prunable.problem(0.0, granularity)
+    problem = problem.at(projection.max_sparsity(problem))
+    allocation = projection.project(problem, np.zeros(len(problem.decisions)))
+    chosen = make_cut(granularity, score="wanda", compensation="none", pruner="wanda")
+    found = chosen.make(problem, allocation, collect(prunable, tokens(4), batch_tokens=40), tokens(4), batch_tokens=40)
+    chosen.install(prunable, problem, *found, source="masks")
+    for block in (0, 2):
+        for path, _ in prunable.linears(block):
+            torch.testing.assert_close(prunable.linear(path).weight, dense.get_submodule(path).weight, rtol=0, atol=0)
+    assert prunable.linear("model.layers.1.mlp.up_proj").weight.count_nonzero() < 40 * 48
 
 
 @pytest.mark.parametrize("compensation", ["bias", "ridge"])
