@@ -12,12 +12,13 @@ import pytest
 
 from ffp.allocators import METHODS, Heuristic, Search, create, is_search
 from ffp.allocators.base import SearchBudget
+from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config import Experiment
 from ffp.core import projection
 from ffp.core.errors import BudgetError
 from ffp.core.problem import Allocation, Decision, PruningProblem
-from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats, answer, run_search
+from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats, answer, keep_whole, run_search
 
 GRIDS = Path(__file__).parents[2] / "config/grids"
 CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.granularities)]
@@ -204,6 +205,35 @@ def test_the_largest_feasible_target_is_met(name, kind):
     problem = problem.at(projection.max_sparsity(problem))
     least = tuple(decision.min_keep for decision in problem.decisions)
     assert answer(method_for(name, problem), problem, BUDGETS[-1]).keep == least
+
+
+WHOLE = {  # which decisions, and the sparsity as a share of the largest that is left
+    "the first and a late block": (lambda d: d.block in ("block00", "block03"), 0.5),
+    "all blocks but one": (lambda d: d.block != "block01", 1.0),
+    "all attention": (lambda d: d.module == "attention", 0.5),
+    "all FFNs": (lambda d: d.module == "ffn", 1.0),
+}
+
+
+@each_case
+@pytest.mark.parametrize("which", WHOLE)
+def test_what_has_to_stay_whole_stays_whole_and_the_rest_meets_the_budget(name, kind, which):
+    whole, share = WHOLE[which]
+    problem = keep_whole(PROBLEMS[kind](), whole, share)
+    allocation = answer(method_for(name, problem), problem, BUDGETS[1])
+    allocation.check(problem)
+    assert all(keep == d.n_units for d, keep in allocation.items(problem) if whole(d))
+    slack = problem.removed_by(allocation.keep) - problem.params_to_remove
+    addable = [d.params_per_unit for d, keep in allocation.items(problem) if keep < d.n_units]
+    assert not addable or slack < min(addable)
+
+
+@each_search
+def test_a_search_gets_ahead_where_half_of_the_blocks_stay_whole(name, kind):
+    problem = keep_whole(PROBLEMS[kind](), lambda d: d.block > "block02")
+    reward = SyntheticReward(problem)
+    found = search(name, problem, reward=reward)[0]
+    assert reward.select(found) > reward.select(uniform_allocation(problem))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -10,7 +10,7 @@ from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.searches.fastforward_guided import CLIP, FastForwardGuided, Policy
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation
-from tests.helpers.synthetic import SyntheticReward, run_search, structured_problem
+from tests.helpers.synthetic import SyntheticReward, keep_whole, run_search, structured_problem
 
 BUDGET = SearchBudget(48, 2)
 LEARNERS = [name for name, method in METHODS.items() if getattr(method, "learns_policy", False)]
@@ -56,6 +56,17 @@ def learned(policy, allocation, found):
 
 def fine_of(problem):
     return problem.params_per_unit == problem.params_per_unit.min()
+
+
+def test_what_stays_whole_has_no_say_in_the_price():
+    """The others move as they do without it, whatever it seems to be worth."""
+    alone = structured_problem(blocks=2)
+    problem = keep_whole(structured_problem(blocks=6), lambda decision: decision.block > "block01")
+    slopes = np.append([1.0, 2.0, 3.0, 4.0], np.full(8, 1e-6))
+    moves = learned(*policy_of(problem), utility(problem, slopes, stderr=0.1))
+    expected = learned(*policy_of(alone), utility(alone, slopes[:4], stderr=0.1))
+    np.testing.assert_array_equal(moves[:4], expected)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_worths_within_their_noise_move_nothing_much():

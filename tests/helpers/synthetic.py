@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
+from ffp.core import projection
 from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
 
 
@@ -46,6 +48,13 @@ PROBLEMS = {
     "n-of-4": partial(grouped_problem, m=4),
     "n-of-8": partial(grouped_problem, m=8),
 }
+
+
+def keep_whole(problem: PruningProblem, whole: Callable[[Decision], bool], share: float = 0.5) -> PruningProblem:
+    """Returns the problem with some decisions whole, at a share of the largest sparsity that is left."""
+    decisions = tuple(dataclasses.replace(d, min_keep=d.n_units) if whole(d) else d for d in problem.decisions)
+    found = PruningProblem(decisions, 0.0, problem.granularity)
+    return found.at(share * projection.max_sparsity(found))
 
 
 def run_search(

@@ -62,10 +62,11 @@ class Flap(Heuristic):
         """AL-MM and UL-MM: attention gives whole units, FFNs what is left of the budget."""
         attention = np.array([decision.module == "attention" for decision in problem.decisions])
         cost, keep = problem.params_per_unit, problem.n_units.astype(np.float64)
+        free = problem.min_keep < problem.n_units
         heads = int(problem.n_units[attention].sum())
         removed = min(self.remove_heads, heads - int(problem.min_keep[attention].sum()))
         if self.structure == "UL-MM":
-            keep[attention] -= removed // int(attention.sum())
+            keep[attention & free] -= removed // max(int((attention & free).sum()), 1)
         else:
             one = np.where(attention, 1.0, 0.0)
             keep[attention] = best_units(problem, scores, heads - removed, cost=one)[attention]
@@ -74,7 +75,8 @@ class Flap(Heuristic):
             ffn_cost = np.where(attention, 0.0, cost)
             keep[~attention] = best_units(problem, scores, max(left, 0), cost=ffn_cost)[~attention]
             return round_keep(problem, keep)
-        share = left / float(np.dot(problem.n_units, cost * ~attention))
+        whole = float(np.dot(problem.n_units, cost * (~attention & ~free)))
+        share = (left - whole) / max(float(np.dot(problem.n_units, cost * (~attention & free))), 1.0)
         return project_shares(problem, np.where(attention, keep / problem.n_units, np.clip(share, 0, 1)))
 
 

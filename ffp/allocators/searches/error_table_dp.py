@@ -11,7 +11,8 @@ The table is paid from the search budget. Where that has fewer evaluations than 
 forward order are cut together and share an entry; with a single evaluation the answer is uniform. Damage is
 interpolated by its secant slope, cost(x) = x * slope(x), where the slope is linear between levels and 0 at x = 0, so
 that damage is quadratic below the first level. No decision gives more than was measured of it: damages do not add up,
-and a decision whose removal happened to cost nothing on few windows would be removed whole.
+and a decision whose removal happened to cost nothing on few windows would be removed whole. Blocks that have to stay
+whole are not measured; the target is then that of the others.
 """
 
 from __future__ import annotations
@@ -63,10 +64,12 @@ class ErrorTableDp(Search):
         tracker.answer(uniform_allocation(problem))
         windows = tracker.draw(rng, tracker.budget.windows)
         affordable = tracker.windows_left // len(windows)
-        n_decisions = len(problem.decisions)
+        cuttable = in_cuttable_blocks(problem)
+        n_decisions = len(cuttable)
         levels = min(self.levels or MAX_LEVELS, max(1, affordable // n_decisions))
-        groups = np.array_split(np.arange(n_decisions), min(n_decisions, max(1, affordable // levels)))
-        odds = self.reach * problem.target / (1 - problem.target)
+        groups = np.array_split(cuttable, min(n_decisions, max(1, affordable // levels)))
+        target = problem.target / (sum(problem.decisions[i].params for i in cuttable) / problem.total_params)
+        odds = self.reach * target / (1 - target)
         shares = odds / (1 + odds) * np.arange(1, levels + 1) / levels
         entries = [_entry(tracker, group, shares, windows) for group in groups]
         removed = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)
@@ -107,6 +110,12 @@ def _entry(tracker: Tracker, group: IntArray, shares: FloatArray, windows: Windo
     known = removed / total <= xs[-1]
     options, removed = options[known], removed[known]
     return _Entry(options, removed, interpolate(np.array(xs), np.array(ys), removed / total))
+
+
+def in_cuttable_blocks(problem: PruningProblem) -> IntArray:
+    """Returns the decisions, by their positions, of the blocks that need not stay whole, (n,)."""
+    blocks = {decision.block for decision in problem.decisions if decision.min_keep < decision.n_units}
+    return np.array([i for i, decision in enumerate(problem.decisions) if decision.block in blocks], dtype=np.int64)
 
 
 def cut_group(problem: PruningProblem, group: IntArray, share: float) -> IntArray:

@@ -110,7 +110,8 @@ class FastForwardGuided(Search):
 class Policy:
     """A normal distribution over the best logit of each decision, with averaged worths of the coarse decisions.
 
-    Fine decisions have the cheapest units (channels); all others are coarse (KV groups).
+    Fine decisions have the cheapest units (channels); all others are coarse (KV groups), and so is what has to stay
+    whole, whose worth says nothing about the price.
 
     Attributes:
         mean: (n_decisions,), logits.
@@ -119,7 +120,8 @@ class Policy:
 
     def __init__(self, problem: PruningProblem, mean: FloatArray, settings: FastForwardGuided):
         self.settings = settings
-        self.fine = problem.params_per_unit == problem.params_per_unit.min()
+        free, cost = problem.min_keep < problem.n_units, problem.params_per_unit
+        self.fine = free & (cost == cost[free].min())
         self.mean, self.variance = mean, np.where(self.fine, settings.prior**2, 0.0)
         factor = np.where(self.fine[:, None], FINE, COARSE)
         self._factor = factor if settings.curvature else np.zeros_like(factor)
