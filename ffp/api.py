@@ -25,7 +25,7 @@ import torch
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
-from ffp.measure.calibration import collect
+from ffp.measure.calibration import check_finite, collect
 from ffp.measure.cost import CostMeter
 from ffp.measure.journal import Journal
 from ffp.measure.loss import window_losses
@@ -153,12 +153,18 @@ def calibrate(prunable: PrunableModel, windows: Windows, *, batch_tokens: int = 
         prunable: The dense model.
         windows: Token windows of the texts.
         batch_tokens: Tokens in one forward; at least one window.
+
+    Raises:
+        ConfigError: The model's numbers overflow.
     """
+    dtype = next(prunable.model.parameters()).dtype
     statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens)
+    check_finite(statistics.to_arrays(), dtype)
     losses: dict[str, FloatArray] = {}
     for name in ("search", "selection"):
         log.info("calibrate: dense loss of the %s text", name)
         losses[name] = window_losses(prunable.model, getattr(windows, name), batch_tokens=batch_tokens).numpy()
+        check_finite({f"loss on the {name} text": losses[name]}, dtype)
     return Calibration(windows, losses, statistics)
 
 

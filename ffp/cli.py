@@ -166,8 +166,9 @@ def calibrate(
     if model not in experiment.models:
         raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
     _start_torch(experiment, model)
-    from ffp.pipeline import steps
+    from ffp.pipeline import plan, steps
 
+    plan.check_machine(experiment, model, model_dir, out)
     steps.calibrate(experiment, model, model_dir, text_dir, out)
 
 

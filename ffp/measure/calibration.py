@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
 from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel
@@ -42,6 +45,27 @@ def collect(prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int
             log.info("calibrate: %d/%d windows", min(start + size, len(windows)), len(windows))
     moments = {path: InputMoments(s.mean.cpu().numpy(), s.sq_mean.cpu().numpy()) for path, s in sums.items()}
     return ModelStatistics(prunable, moments, windows.numel(), influence=influence.value())
+
+
+def check_finite(measured: Mapping[str, npt.NDArray[Any]], dtype: torch.dtype) -> None:
+    """Checks what was measured of a dense model; a search would take what is not finite for a worthless candidate.
+
+    Args:
+        measured: Arrays by what they are, for the error.
+        dtype: Precision of the model.
+
+    Raises:
+        ConfigError: A number is NaN or infinite.
+    """
+    precision = str(dtype).removeprefix("torch.")
+    for name, values in measured.items():
+        if not np.isfinite(values).all():
+            remedy = (
+                "Use dtype bfloat16 or float32."
+                if precision == "float16"
+                else "Fetch its weights again: they may be damaged."
+            )
+            raise ConfigError(f"the dense model's {name} is not finite: numbers overflow in {precision}. {remedy}")
 
 
 class BlockInfluence:

@@ -157,6 +157,11 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
     return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, model), members)
 
 
+def is_spread(config: ModelConfig, device: torch.device) -> bool:
+    """Returns whether a model lies on all GPUs that this process may use, instead of one device."""
+    return device.type == "cuda" and config.resources.gpu > 1 and not config.offload
+
+
 def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     """Loads the dense model of a local folder for inference, safetensors only, in its dtype and placed as asked.
 
@@ -199,12 +204,15 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
     """Loads a model's modules without weights (on torch's meta device), to know the sizes of its decisions.
 
     Raises:
-        ArtifactError: The folder holds no model.
+        ArtifactError: The folder holds no model, or one of an unknown kind.
     """
     from transformers import AutoConfig
 
     _check_folder(folder)
-    return _empty(AutoConfig.from_pretrained(folder, **LOCAL))
+    try:
+        return _empty(AutoConfig.from_pretrained(folder, **LOCAL))
+    except LOAD_ERRORS as error:
+        raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def build_skeleton(architecture: Mapping[str, Any]) -> PreTrainedModel:

@@ -12,9 +12,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import indent
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
@@ -24,6 +26,7 @@ from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import build_skeleton, dtype_of, load_skeleton
 from ffp.models.prunable import PrunableModel
+from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
@@ -73,12 +76,14 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     """Checks one model of a grid and counts what its cells take.
 
     Raises:
-        ConfigError: The model's sizes are unknown.
+        ConfigError: The model's sizes are unknown, or a context of the grid exceeds its positions.
         BudgetError: A sparsity of the grid cannot be met.
     """
     config = experiment.models[name]
     skeleton = _skeleton(experiment, name)
-    prunable = PrunableModel(skeleton, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+    if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
+        check_context(skeleton.config, contexts_of(experiment))
+    prunable = _prunable(skeleton, config)
     limits = _limits(experiment, name, prunable)
     memory = _memory(prunable, experiment, config)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
@@ -95,6 +100,30 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         jobs=_jobs(experiment, name),
         warnings=tuple(_warnings(experiment, name, memory)),
     )
+
+
+def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path) -> None:
+    """Checks, before the first job of a model loads it, that its grid suits the model, and the model this machine.
+
+    Args:
+        experiment: The grid.
+        name: The model's name.
+        model_dir: Where it was fetched to.
+        out: Folder of its calibration.
+
+    Raises:
+        ConfigError: A context exceeds the model's positions, or memory or the disk does not suffice.
+    """
+    config, grid = experiment.models[name], experiment.grid
+    prunable = _prunable(load_skeleton(model_dir), config)
+    check_context(prunable.config, contexts_of(experiment))
+    device = choose_device(config.device)
+    spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
+    check_memory(peak_memory(prunable, experiment, name), *([torch.device("cuda", i) for i in spread] or [device]))
+    tokens = grid.calibration.windows * grid.calibration.context
+    tokens += (grid.search.windows + grid.search.selection_windows) * grid.search.context
+    inputs = sum(prunable.linear(path).in_features for path in prunable.decision_names("structured"))
+    check_disk(out, 4 * tokens + 16 * inputs)
 
 
 def _limits(experiment: Experiment, name: str, prunable: PrunableModel) -> dict[str, float]:
@@ -118,7 +147,7 @@ def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
     Its dtype is what that says, or float32.
     """
     config, folder = experiment.models[name], Layout.from_grid(experiment.grid).model(name).folder
-    if (folder / "config.json").is_file():
+    if _is_fetched(experiment, name):
         return load_skeleton(folder)
     if config.architecture is None:
         raise ConfigError(
@@ -126,6 +155,14 @@ def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
             f"{name}.yaml has no architecture. Run `ffp asset model` for it, or give it its model_type and sizes."
         )
     return build_skeleton(config.architecture)
+
+
+def _prunable(skeleton: PreTrainedModel, config: ModelConfig) -> PrunableModel:
+    return PrunableModel(skeleton, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+
+
+def _is_fetched(experiment: Experiment, name: str) -> bool:
+    return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
 
 
 def _memory(prunable: PrunableModel, experiment: Experiment, config: ModelConfig) -> dict[str, int]:
@@ -154,6 +191,16 @@ def _memory(prunable: PrunableModel, experiment: Experiment, config: ModelConfig
         "evaluate": max(activations(grid.evaluation.context), _logits(prunable, config.batch_tokens)),
     }
     return {step: int(weights + need) for step, need in needs.items()}
+
+
+def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
+    """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
+    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    steps = {"calibrate", "evaluate"}
+    steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
+    steps |= {"apply" for cell in cells if _streams(experiment, cell.method, cell.granularity)}
+    memory = _memory(prunable, experiment, experiment.models[name])
+    return max(memory[step] for step in steps)
 
 
 def _logits(prunable: PrunableModel, tokens: int) -> int:

@@ -21,6 +21,7 @@ from ffp.measure.windows import token_windows
 from ffp.models.card import model_card, remake_commands
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer, save_dense_shape, save_pruned
 from ffp.models.prunable import PrunableModel
+from ffp.pipeline.checks import check_context, check_token_ids
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
@@ -38,16 +39,19 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     """Calibrates a model once for all its cells.
 
     Tokenises the calibration, search and selection texts, collects statistics of the dense model on the first and
-    its losses on the others, and writes CalibrationFiles.
+    its losses on the others, and writes CalibrationFiles. The test text is tokenised too, so that one that is too short
+    is found before a search has spent anything.
     """
     config, files = experiment.models[model_name], CalibrationFiles(out)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
-    prunable, tokenizer = load_prunable(experiment, model_name, model_dir), load_tokenizer(model_dir)
+    skeleton, tokenizer = load_prunable(experiment, model_name, model_dir, weights=False), load_tokenizer(model_dir)
+    texts = {
+        name: _text_windows(skeleton, tokenizer, text_dir, name, context, count)
+        for name, (context, count) in _text_sizes(experiment).items()
+    }
+    del texts["test"]
+    prunable, windows = load_prunable(experiment, model_name, model_dir), api.Windows(**texts)
     with CostMeter() as cost:
-        windows = api.Windows(**{
-            name: _text_windows(tokenizer, text_dir, name, context, count)
-            for name, (context, count) in _text_sizes(experiment).items()
-        })  # fmt: skip
         calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
     settings = step_settings(experiment, "calibrate", Cell(model_name, "structured", "0.00", "dense", 0))
@@ -143,7 +147,8 @@ def evaluate(
     prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
     removed = prune_by_files(prunable, experiment, cell, cut_dir)
     with CostMeter() as cost:
-        windows = _text_windows(tokenizer, text_dir, "test", settings.context, settings.windows)
+        windows = _text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows)
+        check_context(prunable.config, {"evaluation.context": settings.context})
         ppl = api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens)
         log.info("evaluate %s: perplexity %.3f, stderr %s", cell.path, ppl["value"], ppl["stderr"])
         tasks: dict[str, Any] = {}
@@ -296,18 +301,25 @@ def _problem(prunable: PrunableModel, cell: Cell) -> PruningProblem:
 
 
 def _text_sizes(experiment: Experiment) -> dict[str, tuple[int, int]]:
-    """(context, windows) of the three texts that calibration reads."""
-    calibration, search = experiment.grid.calibration, experiment.grid.search
+    """(context, windows) of each text."""
+    calibration, search, test = experiment.grid.calibration, experiment.grid.search, experiment.grid.evaluation
     return {
         "calibration": (calibration.context, calibration.windows),
         "search": (search.context, search.windows),
         "selection": (search.context, search.selection_windows),
+        "test": (test.context, test.windows),
     }
 
 
-def _text_windows(tokenizer: Any, text_dir: Path, name: str, context: int, count: int) -> torch.Tensor:
+def _text_windows(
+    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int
+) -> torch.Tensor:
+    """The windows of a text, of tokens that the model knows."""
     documents = read_documents(AssetFiles(text_dir).documents(name))
-    return token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text")
+    windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text")
+    embedding: Any = prunable.model.get_input_embeddings()
+    check_token_ids({name: windows}, embedding.num_embeddings)
+    return windows
 
 
 def _cut_digests(cut_dir: Path | None) -> dict[str, str | None]:

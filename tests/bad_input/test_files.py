@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
 
 from ffp.store import schemas
 from ffp.store.files import read_json, write_json
@@ -97,6 +99,31 @@ def model_config(**changes: Any) -> Callable[[Path], object]:
     return asset(change)
 
 
+def add_token(folder: Path) -> None:
+    """A token that the text has, and the embedding has not."""
+
+    def change(model: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer.add_tokens(["the"])
+        tokenizer.save_pretrained(model)
+
+    asset(change)(folder)
+
+
+def scale_down_proj(factor: float) -> Callable[[Path], object]:
+    def change(model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        changed = {name: array * factor if "down_proj" in name else array for name, array in tensors.items()}
+        save_file(changed, model / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def overflow(folder: Path) -> None:
+    asset(scale_down_proj(3e5))(folder)
+    edit("config/models/tiny.yaml", dtype="float16")(folder)
+
+
 def remove(file: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).unlink()
 
@@ -148,7 +175,24 @@ CASES = [
                       "the test text has [0-9]+ tokens, 0 windows of 120000: fewer than one window. Lower")),
     ("calibrate", Case("more windows than the text has", edit("config/grid.yaml", calibration__windows=9_999),
                        "the calibration text has .* fewer than 9999 windows. Lower")),
-    ("calibrate", Case("no model", lambda f: shutil.rmtree(f / "data/models/tiny"), "asset.json is missing", BAD)),
+    ("calibrate", Case("no model", lambda f: shutil.rmtree(f / "data/models/tiny"), "no config.json. Run `ffp", BAD)),
+    ("calibrate", Case("a test text that is too short", edit("config/grid.yaml", evaluation__windows=9_999),
+                       "the test text has .* fewer than 9999 windows. Lower")),
+    *(("calibrate", Case(f"a context of {part} beyond the model", edit("config/grid.yaml", **{f"{part}__context": 129}),
+                         f"{part}.context = 129 exceeds the 128 positions that the model knows .* Lower it to 128"))
+      for part in ("calibration", "search", "evaluation")),
+    ("evaluate", Case("a context beyond the model", edit("config/grid.yaml", evaluation={"context": 129}),
+                      "evaluation.context = 129 exceeds the 128 positions")),
+    ("calibrate", Case("a tokenizer with a token too many", add_token,
+                       "calibration text has the token id 400, but the model's embedding ends at 399: .*Use the tok")),
+    ("calibrate", Case("weights that overflow", overflow,
+                       "is not finite: numbers overflow in float16. Use dtype bfloat16 or float32")),
+    ("calibrate", Case("weights that are not numbers", asset(scale_down_proj(float("nan"))),
+                       "is not finite: numbers overflow in float32. Fetch its weights again")),
+    ("calibrate", Case("more memory than there is", edit("config/models/tiny.yaml", batch_tokens=10**12),
+                       "take about [0-9]+.[0-9] GB of memory on cpu, which has .* Lower batch_tokens")),
+    ("calibrate", Case("a folder that cannot be made", lambda f: None, "cannot write /proc/ffp/tiny: .*Free the disk",
+                       command=(*STEPS["calibrate"][:-1], "/proc/ffp/tiny"))),
     ("calibrate", Case("a flipped bit in the weights", flip(WEIGHTS), "model.safetensors is missing, dam", BAD)),
     ("calibrate", Case("weights of another shape", model_config(intermediate_size=96), "cannot be loaded: ", BAD)),
     ("calibrate", Case("an unknown architecture", model_config(model_type="lama"), "cannot be loaded: ", BAD)),

@@ -26,7 +26,7 @@ def experiment(folder, model=None, **grid):
         "title": "Tiny",
         "source": source,
         "device": "cpu",
-        "architecture": {"model_type": "llama", **COMMON, **sizes},
+        "architecture": {"model_type": "llama", **COMMON, **sizes, "max_position_embeddings": 2048},
     }
     text = {"title": "T", "shares": dict.fromkeys(("calibration", "search", "selection", "test"), 0.25),
             "sources": [{"name": "t", "source": {"kind": "local", "path": "t.jsonl"}}]}  # fmt: skip
@@ -117,6 +117,32 @@ def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
         plan.plan_model(experiment(tmp_path, {"architecture": {"model_type": "mamba"}}), "tiny")
     with pytest.raises(ConfigError, match=r"architecture .* makes no model: "):
         plan.plan_model(experiment(tmp_path, {"architecture": {"model_type": "llama", "hidden_size": "wide"}}), "tiny")
+
+
+def test_a_context_beyond_the_models_positions_is_refused_where_they_are_known(tmp_path):
+    grid = {"evaluation": {"context": 65}, "search": {"context": 64}, "calibration": {"context": 64}}
+    unknown = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]}
+    positions = unknown.pop("max_position_embeddings")
+    known = {**unknown, "max_position_embeddings": positions}
+    refusal = r"evaluation\.context = 65 exceeds the 64 positions that the model knows .* Lower it to 64 or less"
+    with pytest.raises(ConfigError, match=refusal):
+        plan.plan_model(experiment(tmp_path, {"architecture": known}, **grid), "tiny")
+    found = experiment(tmp_path, {"architecture": unknown}, data=str(tmp_path / "data"), **grid)
+    plan.plan_model(found, "tiny")
+    tiny("llama").save_pretrained(tmp_path / "data/models/tiny")
+    with pytest.raises(ConfigError, match=refusal):
+        plan.plan_model(found, "tiny")
+
+
+def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
+    """Nothing is streamed where no unit is compensated for, and no search forwards anything where there is none."""
+    many = {"calibration": {"windows": 4_000, "context": 64}, "search": {"context": 64}, "evaluation": {"context": 64}}
+    plain = experiment(tmp_path, methods=["owl"], **many)
+    ridge = experiment(tmp_path, methods=["owl"], variants={"owl": {"compensate": "ridge"}}, **many)
+    prunable = PrunableModel(tiny("llama"))
+    memory = plan.plan_model(plain, "tiny").memory
+    assert plan.peak_memory(prunable, ridge, "tiny") == memory["apply"] > plan.peak_memory(prunable, plain, "tiny")
+    assert plan.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])
 
 
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):

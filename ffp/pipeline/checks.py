@@ -1,0 +1,127 @@
+"""What would fail a run is found before its costly part: checks that a step or a command makes before it starts.
+
+Each takes what it looks at and raises one line with the remedy. That what was measured of the dense model is finite is
+checked where it is measured, see ffp.measure.calibration.check_finite.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffp.config import Experiment
+from ffp.core.errors import AssetError, ConfigError
+
+log = logging.getLogger("ffp")
+PROBE_BYTES = 4096
+
+
+def contexts_of(experiment: Experiment) -> dict[str, int]:
+    """Returns every context of a grid by its key."""
+    return {
+        f"{part}.context": getattr(experiment.grid, part).context for part in ("calibration", "search", "evaluation")
+    }
+
+
+def check_context(model_config: Any, contexts: Mapping[str, int]) -> None:
+    """Checks that a model has a position for every token of a window.
+
+    Args:
+        model_config: A transformers configuration of a known family.
+        contexts: Tokens of a window, by the key that sets them.
+
+    Raises:
+        ConfigError: A context exceeds `max_position_embeddings`.
+    """
+    positions = model_config.max_position_embeddings
+    for key, context in contexts.items():
+        if context > positions:
+            raise ConfigError(
+                f"{key} = {context} exceeds the {positions} positions that the model knows (max_position_embeddings in "
+                f"its config.json). Lower it to {positions} or less."
+            )
+
+
+def check_token_ids(windows: Mapping[str, torch.Tensor], vocabulary: int) -> None:
+    """Checks that a model has an embedding for every token.
+
+    Args:
+        windows: Token ids, int64, by the name of their text.
+        vocabulary: Rows of the model's embedding.
+
+    Raises:
+        AssetError: The tokenizer gives ids that the embedding lacks.
+    """
+    for name, ids in windows.items():
+        if (largest := int(ids.max())) >= vocabulary:
+            raise AssetError(
+                f"the {name} text has the token id {largest}, but the model's embedding ends at {vocabulary - 1}: its "
+                "tokenizer has tokens that the model lacks. Use the tokenizer that the model was trained with."
+            )
+
+
+def check_memory(needed: int, *devices: torch.device) -> None:
+    """Checks that a device can hold what will lie on it; logs a warning where others hold too much of it now.
+
+    Args:
+        needed: Bytes, all devices together.
+        devices: One, or several over which a model is spread. The memory of a CPU, and of MPS, is the machine's.
+
+    Raises:
+        ConfigError: They have less memory than that in all.
+    """
+    found = [torch.cuda.mem_get_info(one) if one.type == "cuda" else _host_memory() for one in devices]
+    free, total = (sum(column) for column in zip(*found, strict=True))
+    what = f"about {needed / 1e9:.1f} GB of memory on {', '.join(map(str, devices))}"
+    remedy = "Lower batch_tokens, choose a shorter dtype or (with a GPU) offload: true in the model's YAML"
+    if needed > total:
+        raise ConfigError(
+            f"the model's jobs take {what}, which has {total / 1e9:.1f} GB. {remedy}, or a larger machine."
+        )
+    if needed > free:
+        log.warning("the model's jobs take %s, where %.1f GB are free now. %s.", what, free / 1e9, remedy)
+
+
+def _host_memory() -> tuple[int, int]:
+    """Free and all bytes of this machine's memory; where the free ones are not told, all."""
+    if (table := Path("/proc/meminfo")).is_file():
+        sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", table.read_text(), re.MULTILINE))
+        return 1024 * int(sizes["MemAvailable"]), 1024 * int(sizes["MemTotal"])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Checks that a folder can be made and filled; makes its parent and leaves nothing in it.
+
+    Args:
+        folder: What will be written, or be made.
+        needed: Bytes of it.
+
+    Raises:
+        ConfigError: The place is not writable, or has less space than that.
+    """
+    parent = Path(folder).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent) as probe:
+            probe.write(b"\0" * PROBE_BYTES)
+            probe.flush()
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {folder}: {error.strerror}. Free the disk or make the folder writable."
+        ) from error
+    if needed > free:
+        raise ConfigError(
+            f"{folder} takes about {needed / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free. Free the disk "
+            "or name another folder."
+        )
