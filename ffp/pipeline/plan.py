@@ -80,10 +80,9 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         BudgetError: A sparsity of the grid cannot be met.
     """
     config = experiment.models[name]
-    skeleton = _skeleton(experiment, name)
+    prunable = _prunable(_skeleton(experiment, name), config)
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
-        check_context(skeleton.config, contexts_of(experiment))
-    prunable = _prunable(skeleton, config)
+        check_context(prunable.config, contexts_of(experiment))
     limits = _limits(experiment, name, prunable)
     memory = _memory(prunable, experiment, config)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())

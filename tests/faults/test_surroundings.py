@@ -165,6 +165,23 @@ def test_a_disk_that_fills_during_a_fetch_is_named(tiny_grid: Path, small_disk: 
 
 
 @pytest.mark.fault
+def test_a_disk_that_takes_nothing_is_named_before_the_dense_pass(tiny_grid: Path, small_disk: Path) -> None:
+    calibrate = ["calibrate", "--config", "config/grid.yaml", "--model", "tiny", "--model-dir", "data/models/tiny",
+                 "--text-dir", "data/text/docs", "--out", str(small_disk / "calibration")]  # fmt: skip
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"0" * 64 * 1024)
+    refused = ffp(tiny_grid, *calibrate)
+    one_line(refused, 2, "cannot write .*calibration: No space left on device. Free the disk")
+    ballast.write_bytes(b"0" * 58_000)
+    refused_too = ffp(tiny_grid, *calibrate)
+    one_line(refused_too, 2, "takes about 0.0 MB, but its disk has 0.0 MB free. Free the disk or name another folder")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    read_only = ffp(tiny_grid, *calibrate)
+    one_line(read_only, 2, "cannot write .*calibration: Read-only file system. Free the disk or make the folder writ")
+    assert not any("windows" in done.stderr for done in (refused, refused_too, read_only))
+
+
+@pytest.mark.fault
 def test_read_only_results_are_named(tiny_grid: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     done = ffp(tiny_grid, "report", "--config", "config/grid.yaml", "--out", str(small_disk / "report"))
