@@ -47,8 +47,9 @@ demo: install
 	  $(SNAKEMAKE); \
 	fi
 
+# A process for each core, and in each a single thread: the models of the tests are tiny.
 test: install
-	@$(RUN) python -m pytest $(PYTEST_ARGS)
+	@$(RUN) python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 quick: install
 	@$(RUN) python -m pytest -m 'not slurm and not long and not slow' $(QUICK) $(PYTEST_ARGS)

@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests share."""
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from tests.helpers import hub as hubs
 from tests.helpers import tiny
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; threads that wait for each other cost more than they do
 
 COUNTED = ("kills", "faults", "bad_inputs", "lost")
 COUNTS: Counter[str] = Counter()
