@@ -145,7 +145,7 @@ def _score_reloaded(
 ) -> None:
     """Loads the model anew, prunes it and scores it."""
     prunable = steps.load_prunable(experiment, name, Layout.from_grid(experiment.grid).model(name).folder)
-    api.prune(prunable, problem, masks, cut)
+    api.install(prunable, problem, masks, cut)
     token_losses(prunable.model, ids)
 
 

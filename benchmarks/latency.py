@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from benchmarks.common import make_parser, open_model, write_marks
 from ffp import api
 from ffp.allocators import create
 from ffp.config import Experiment
+from ffp.measure.speed import time_round
 from ffp.models.checkpoint import load_pruned, save_pruned
 from ffp.pruning.cuts import make_cut
 
@@ -91,7 +90,7 @@ def _export(experiment: Experiment, name: str, method: str, sparsity: float, out
     cut = make_cut("structured", score=experiment.grid.calibration.score, compensation="none", pruner="wanda")
     answer = api.allocate(prunable, calibration, create(method, {}), sparsity=sparsity, cut=cut)
     masks = api.make_masks(prunable, calibration, answer.problem, answer.allocation, cut)
-    api.prune(prunable, answer.problem, masks, cut)
+    api.install(prunable, answer.problem, masks, cut)
     save_pruned(prunable, out)
 
 
@@ -107,27 +106,13 @@ def _measure(
     cache: dict[float, int] = {}
     for number in range(rounds + 1):
         for sparsity, model in models.items():
-            prefill_s, first = _timed(lambda model=model: model(ids, use_cache=True, logits_to_keep=1))  # type: ignore[misc]
+            prefill_s, decode_s, first = time_round(model, ids, steps)
             layers = first.past_key_values.layers
             cache[sparsity] = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
-            decode_s, _ = _timed(lambda model=model, first=first: _decode(model, first, steps))  # type: ignore[misc]
             if number:  # the first round warms up
                 times["prefill"][sparsity].append(prefill_s)
-                times["decode"][sparsity].append(decode_s / steps)
+                times["decode"][sparsity].append(decode_s)
     return times, cache
-
-
-def _decode(model: Any, output: Any, steps: int) -> None:
-    """Greedy tokens, one forward each, on the cache of the prompt."""
-    for _ in range(steps):
-        token = output.logits[:, -1:].argmax(-1)
-        output = model(token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-
-
-def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = action()
-    return time.perf_counter() - started, result
 
 
 def _ratios(times: dict[float, list[float]]) -> dict[str, float]:

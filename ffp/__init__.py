@@ -1,16 +1,14 @@
 """ffp (FastForward Pruning) prunes large language models and benchmarks how to do it.
 
-In memory, with a model of transformers and token windows of a text:
+With a model and a tokenizer of transformers:
 
-    prunable = PrunableModel(model)                       # ffp.models.prunable
-    calibration = ffp.calibrate(prunable, windows)
-    found = ffp.allocate(prunable, calibration, create("owl", {}), sparsity=0.3, cut=cut)
-    masks = ffp.make_masks(prunable, calibration, found.problem, found.allocation, cut)
-    ffp.prune(prunable, found.problem, masks, cut)        # `model` is smaller now
-    ffp.evaluate(model, test_windows)["value"]            # its perplexity
+    pruned = ffp.prune(model, tokenizer, sparsity=0.3)
+    print(pruned.summary())       # perplexity, size and cost, before and after
+    pruned.save("small")          # a checkpoint that transformers loads
+    ffp.load_pruned("small")      # the same without running the checkpoint's own code
 
-`ffp.list_methods()` names the methods, and `ffp.load_pruned(folder)` loads a model that `ffp export` wrote. On the
-command line: `ffp --help`, `ffp list methods`. What a name needs is imported when it is used.
+`ffp.allocate` gives the allocation alone, and `ffp.list_methods()` names the methods. `ffp.api` has the steps behind
+both. On the command line: `ffp prune`, `ffp list methods`, `ffp --help`. What a name needs is imported when it is used.
 """
 
 from importlib import import_module
@@ -18,22 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ffp.allocators import list_methods as list_methods
-    from ffp.api import allocate as allocate
-    from ffp.api import calibrate as calibrate
-    from ffp.api import evaluate as evaluate
-    from ffp.api import make_masks as make_masks
-    from ffp.api import prune as prune
     from ffp.models.checkpoint import load_pruned as load_pruned
+    from ffp.pipeline.prune import allocate as allocate
+    from ffp.pipeline.prune import prune as prune
+    from ffp.pipeline.result import Pruned as Pruned
 
 __version__ = "0.1.0"
 _HOMES = {
-    "allocate": "ffp.api",
-    "calibrate": "ffp.api",
-    "evaluate": "ffp.api",
+    "Pruned": "ffp.pipeline.result",
+    "allocate": "ffp.pipeline.prune",
     "list_methods": "ffp.allocators",
     "load_pruned": "ffp.models.checkpoint",
-    "make_masks": "ffp.api",
-    "prune": "ffp.api",
+    "prune": "ffp.pipeline.prune",
 }
 __all__ = list(_HOMES)
 

@@ -1,4 +1,4 @@
-"""Prunes and evaluates models in memory: the functions that the command line, the workflow and experiments call.
+"""Prunes and evaluates models in memory, step by step: what the command line, the workflow and experiments call.
 
 Models, tensors and settings go in, results come out; no path, no provenance, no log set-up. In order:
 
@@ -6,8 +6,10 @@ Models, tensors and settings go in, results come out; no path, no provenance, no
     calibration = calibrate(prunable, windows)
     found = allocate(prunable, calibration, create("owl", {}), sparsity=0.3, cut=cut)
     masks = make_masks(prunable, calibration, found.problem, found.allocation, cut)
-    summary = prune(prunable, found.problem, masks, cut)        # `model` is smaller now
+    summary = install(prunable, found.problem, masks, cut)      # `model` is smaller now
     scores = evaluate(model, test_windows)
+
+`ffp.prune` and `ffp.allocate` (ffp/pipeline/prune.py) call them with a tokenizer, a text and defaults.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
+from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.measure.calibration import check_finite, collect
 from ffp.measure.cost import CostMeter
@@ -46,17 +49,18 @@ class Windows:
 
     Attributes:
         calibration: What statistics and compensation are taken from.
-        search: What candidates of a search are rewarded on.
-        selection: What chooses among the finalists of a search.
+        search: What candidates of a search are rewarded on; a heuristic needs none.
+        selection: What chooses among the finalists of a search; a heuristic needs none.
     """
 
     calibration: torch.Tensor
-    search: torch.Tensor
-    selection: torch.Tensor
+    search: torch.Tensor | None = None
+    selection: torch.Tensor | None = None
 
     def items(self) -> list[tuple[str, torch.Tensor]]:
-        """Returns (name, windows) of each text."""
-        return [(name, getattr(self, name)) for name in ("calibration", "search", "selection")]
+        """Returns (name, windows) of each text that is there."""
+        texts = {"calibration": self.calibration, "search": self.search, "selection": self.selection}
+        return [(name, ids) for name, ids in texts.items() if ids is not None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Calibration:
 
     Attributes:
         windows: The texts.
-        dense_loss: The dense model's mean loss on each window, nats per token, under "search" and "selection".
+        dense_loss: The dense model's mean loss on each window, nats per token, under "search" and "selection" where
+            these texts are there.
         statistics: Moments of every linear's input and the influence of the blocks.
     """
 
@@ -110,6 +115,11 @@ class AllocationResult:
     trace: Sequence[Mapping[str, Any]] = ()
     policy: Policy = field(default_factory=dict)
     answers: Sequence[Answer] = ()
+
+    @property
+    def keep(self) -> dict[str, int]:
+        """Kept units by the name of the decision."""
+        return {decision.name: keep for decision, keep in self.allocation.items(self.problem)}
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,9 @@ def calibrate(prunable: PrunableModel, windows: Windows, *, batch_tokens: int = 
     statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens)
     check_finite(statistics.to_arrays(), dtype)
     losses: dict[str, FloatArray] = {}
-    for name in ("search", "selection"):
+    for name, ids in windows.items()[1:]:
         log.info("calibrate: dense loss of the %s text", name)
-        losses[name] = window_losses(prunable.model, getattr(windows, name), batch_tokens=batch_tokens).numpy()
+        losses[name] = window_losses(prunable.model, ids, batch_tokens=batch_tokens).numpy()
         check_finite({f"loss on the {name} text": losses[name]}, dtype)
     return Calibration(windows, losses, statistics)
 
@@ -222,10 +232,12 @@ class _Rewards:
 
     def build(self, fitness: str, selection: str = "selection") -> ModelReward:
         """Returns the reward for a fitness; selection: name of the selection text in the journal."""
-        windows, losses = self.calibration.windows, self.calibration.dense_loss
+        windows, losses = dict(self.calibration.windows.items()), self.calibration.dense_loss
+        if len(losses) < 2:
+            raise ConfigError("a search needs windows of a search text and of a selection text. Give both to Windows.")
         texts = (
-            Text("search", windows.search, losses["search"]),
-            Text(selection, windows.selection, losses["selection"]),
+            Text("search", windows["search"], losses["search"]),
+            Text(selection, windows["selection"], losses["selection"]),
         )
         return ModelReward(
             self.candidates, *texts, batch_tokens=self.batch_tokens, journal=self.journal, fitness=fitness
@@ -284,7 +296,7 @@ def make_masks(
     return Masks(*cut.make(problem, allocation, statistics, calibration.windows.calibration, batch_tokens=batch_tokens))
 
 
-def prune(
+def install(
     prunable: PrunableModel,
     problem: PruningProblem,
     masks: Masks,
@@ -293,7 +305,7 @@ def prune(
     dense_shape: bool = False,
     source: object = "the masks",
 ) -> PruningSummary:
-    """Prunes a dense model in place.
+    """Installs masks in a model: prunes it in place.
 
     Args:
         prunable: The dense model.

@@ -42,7 +42,7 @@ def test_the_chain_prunes_a_model_in_memory_without_touching_the_disk(granularit
     calibration = api.calibrate(prunable, windows())
     found = api.allocate(prunable, calibration, chosen, sparsity=0.3, granularity=granularity, cut=cut, budget=BUDGET)
     masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
-    summary = api.prune(prunable, found.problem, masks, cut)
+    summary = api.install(prunable, found.problem, masks, cut)
     assert 0.3 <= summary.block_sparsity < 0.35
     assert api.evaluate(prunable.model, windows(1).search)["value"] > 1
 

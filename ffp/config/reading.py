@@ -77,11 +77,11 @@ def read_part(shape: type[S], path: Path) -> S:
     try:
         return shape.model_validate(body)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error, shape)}") from error
+        raise ConfigError(f"{path}: {first_fault(error, shape)}") from error
 
 
-def _first(error: ValidationError, shape: type[Strict]) -> str:
-    """One line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
+def first_fault(error: ValidationError, shape: type[Strict]) -> str:
+    """Returns one line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
@@ -92,7 +92,7 @@ def _first(error: ValidationError, shape: type[Strict]) -> str:
     if fault["type"] == "missing":
         return f"key {where!r} is missing."
     message = re.sub(r"^Value error, ", "", fault["msg"])
-    return f"{where} = {str(fault['input'])[:80]!r}: {message}."
+    return f"{where} = {str(fault['input'])[:80]!r}: {message}." if where else f"{message}."
 
 
 def _sections(shape: type[Strict], keys: Sequence[int | str]) -> list[type[Strict]]:

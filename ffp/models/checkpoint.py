@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from ffp.config import ModelConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.models import modeling_pruned
-from ffp.models.families import family_of
+from ffp.models.families import PRUNED, family_of
 from ffp.models.placement import choose_device, offload
 from ffp.models.prunable import PrunableModel
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SCHEMA = "ffp/checkpoint/1"
-PREFIX = "ffp_"
 SHARD = "5GB"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -66,7 +65,7 @@ def save_pruned(prunable: PrunableModel, folder: Path) -> None:
     model = prunable.model
     save_dense_shape(model, folder, save_original_format=False)
     parent = type(model.config)
-    model_type = f"{PREFIX}{parent.model_type}"
+    model_type = f"{PRUNED}{parent.model_type}"
     body = json.loads((folder / "config.json").read_text())
     auto_map = {"AutoConfig": "PrunedConfig", "AutoModelForCausalLM": "PrunedForCausalLM"}
     body |= {
@@ -115,7 +114,7 @@ def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto"
     """
     folder = Path(folder)
     body = _read_config(folder)
-    config_class, model_class = _classes(str(body["model_type"]).removeprefix(PREFIX), folder)
+    config_class, model_class = _classes(str(body["model_type"]).removeprefix(PRUNED), folder)
     try:
         model, report = model_class.from_pretrained(
             folder, config=config_class.from_dict(body), dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -152,7 +151,7 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
         raise ArtifactError(f"{folder} is a pruned {parent!r} model, which this version of transformers does not know.")
     base = CONFIG_MAPPING[parent]
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[base]
-    config = type("PrunedConfig", (base,), {"model_type": f"{PREFIX}{parent}", "__module__": __name__})
+    config = type("PrunedConfig", (base,), {"model_type": f"{PRUNED}{parent}", "__module__": __name__})
     members = {"config_class": config, "__module__": __name__}
     return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, model), members)
 
@@ -176,7 +175,7 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
 
     _check_folder(folder)
     device = choose_device(config.device)
-    spread = device.type == "cuda" and config.resources.gpu > 1 and not config.offload
+    spread = is_spread(config, device)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,

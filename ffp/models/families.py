@@ -82,12 +82,17 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+PRUNED = "ffp_"  # begins the model_type of checkpoints that were cut
+
+
 def family_of(model_type: str) -> Family:
     """Returns the entry for transformers' config.model_type.
 
     Raises:
-        ConfigError: There is none; the message says what a new entry needs.
+        ConfigError: There is none, and the message says what a new entry needs; or it is that of a pruned checkpoint.
     """
+    if model_type.startswith(PRUNED):
+        raise ConfigError("this model was pruned by ffp before. Prune its parent, by the whole sparsity that you want.")
     if model_type not in FAMILIES:
         raise ConfigError(
             f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "

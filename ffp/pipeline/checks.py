@@ -17,18 +17,17 @@ from typing import Any
 
 import torch
 
-from ffp.config import Experiment
+from ffp.config import GridConfig
+from ffp.config.pruning import PruneSettings
 from ffp.core.errors import AssetError, ConfigError
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
 
 
-def contexts_of(experiment: Experiment) -> dict[str, int]:
-    """Returns every context of a grid by its key."""
-    return {
-        f"{part}.context": getattr(experiment.grid, part).context for part in ("calibration", "search", "evaluation")
-    }
+def contexts_of(grid: GridConfig | PruneSettings) -> dict[str, int]:
+    """Returns every context by its key."""
+    return {f"{part}.context": getattr(grid, part).context for part in ("calibration", "search", "evaluation")}
 
 
 def check_context(model_config: Any, contexts: Mapping[str, int]) -> None:
@@ -50,16 +49,17 @@ def check_context(model_config: Any, contexts: Mapping[str, int]) -> None:
             )
 
 
-def check_token_ids(windows: Mapping[str, torch.Tensor], vocabulary: int) -> None:
+def check_token_ids(windows: Mapping[str, torch.Tensor], model: Any) -> None:
     """Checks that a model has an embedding for every token.
 
     Args:
         windows: Token ids, int64, by the name of their text.
-        vocabulary: Rows of the model's embedding.
+        model: A model of transformers.
 
     Raises:
         AssetError: The tokenizer gives ids that the embedding lacks.
     """
+    vocabulary = model.get_input_embeddings().num_embeddings
     for name, ids in windows.items():
         if (largest := int(ids.max())) >= vocabulary:
             raise AssetError(

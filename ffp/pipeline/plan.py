@@ -20,11 +20,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
-from ffp.config import Experiment, HubSource, ModelConfig
+from ffp.config import Experiment, GridConfig, HubSource, ModelConfig
+from ffp.config.pruning import PruneSettings
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.loss import CHUNK_TOKENS
-from ffp.models.checkpoint import build_skeleton, dtype_of, load_skeleton
+from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton
+from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
 from ffp.pruning.pruners import find_pruner
@@ -82,9 +84,9 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     config = experiment.models[name]
     prunable = _prunable(_skeleton(experiment, name), config)
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
-        check_context(prunable.config, contexts_of(experiment))
+        check_context(prunable.config, contexts_of(experiment.grid))
     limits = _limits(experiment, name, prunable)
-    memory = _memory(prunable, experiment, config)
+    memory = step_memory(prunable, experiment.grid, config)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     return ModelPlan(
         name=name,
@@ -115,7 +117,7 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
     """
     config, grid = experiment.models[name], experiment.grid
     prunable = _prunable(load_skeleton(model_dir), config)
-    check_context(prunable.config, contexts_of(experiment))
+    check_context(prunable.config, contexts_of(experiment.grid))
     device = choose_device(config.device)
     spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
     check_memory(peak_memory(prunable, experiment, name), *([torch.device("cuda", i) for i in spread] or [device]))
@@ -164,9 +166,9 @@ def _is_fetched(experiment: Experiment, name: str) -> bool:
     return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
 
 
-def _memory(prunable: PrunableModel, experiment: Experiment, config: ModelConfig) -> dict[str, int]:
-    """Peak bytes on the device by step: the weights there, one batch's activations and the step's own tensors."""
-    grid, width, b = experiment.grid, int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
+def step_memory(prunable: PrunableModel, grid: GridConfig | PruneSettings, config: ModelConfig) -> dict[str, int]:
+    """Returns peak bytes on the device by step: the weights there, one batch's activations, the step's own tensors."""
+    width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
     block = max(sum(p.numel() for p in one.parameters()) for one in prunable.blocks) * b
     weights = sum(p.numel() for p in prunable.model.parameters()) * b
     if config.offload:
@@ -198,7 +200,7 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
     steps = {"calibrate", "evaluate"}
     steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
     steps |= {"apply" for cell in cells if _streams(experiment, cell.method, cell.granularity)}
-    memory = _memory(prunable, experiment, experiment.models[name])
+    memory = step_memory(prunable, experiment.grid, experiment.models[name])
     return max(memory[step] for step in steps)
 
 

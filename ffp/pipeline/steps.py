@@ -29,7 +29,7 @@ from ffp.store.documents import read_documents
 from ffp.store.files import crc32, digest, sha256, whole_folder
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, Layout
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, ExportFiles, Layout
 from ffp.store.provenance import provenance
 
 log = logging.getLogger("ffp")
@@ -56,11 +56,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
     settings = step_settings(experiment, "calibrate", Cell(model_name, "structured", "0.00", "dense", 0))
     origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
-    arrays: dict[str, Any] = {name: ids.numpy().astype(np.int32) for name, ids in windows.items()}
-    arrays |= {f"{name}{schemas.DENSE_LOSS}": loss for name, loss in calibration.dense_loss.items()}
-    schemas.TOKENS.write(files.tokens, arrays, schemas.Origin(provenance=origin))
-    meta = schemas.StatsOrigin(provenance=origin, n_tokens=cost.n_tokens)
-    schemas.STATS.write(files.stats, calibration.statistics.to_arrays(), meta)
+    write_calibration(files, calibration, origin)
     schemas.CostFile(**cost.as_dict(), provenance=origin).write(files.cost)
 
 
@@ -189,6 +185,7 @@ def export(
     dense_shape |= cell.granularity != "structured"
     prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
     with whole_folder(out) as folder:
+        files = ExportFiles(folder)
         removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=dense_shape)
         if dense_shape:
             save_dense_shape(prunable.model, folder)
@@ -197,8 +194,8 @@ def export(
         load_tokenizer(model_dir).save_pretrained(folder)
         origin = provenance({"model": asset_digest(model_dir), **_cut_digests(cut_dir)})
         card = _card(experiment, cell, CellFiles(cut_dir), removed, origin, dense_shape=dense_shape)
-        (folder / "README.md").write_text(card)
-        schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin).write(folder / "ffp.json")
+        files.card.write_text(card, encoding="utf-8")
+        schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin).write(files.manifest)
 
 
 def cut_of(experiment: Experiment, cell: Cell) -> Cut:
@@ -231,13 +228,23 @@ def load_prunable(
     return PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
 
 
+def write_calibration(files: CalibrationFiles, calibration: api.Calibration, origin: schemas.Provenance) -> None:
+    """Writes the windows and statistics of a calibration."""
+    arrays: dict[str, Any] = {name: ids.numpy().astype(np.int32) for name, ids in calibration.windows.items()}
+    arrays |= {f"{name}{schemas.DENSE_LOSS}": loss for name, loss in calibration.dense_loss.items()}
+    schemas.TOKENS.write(files.tokens, arrays, schemas.Origin(provenance=origin))
+    meta = schemas.StatsOrigin(provenance=origin, n_tokens=calibration.statistics.n_tokens)
+    schemas.STATS.write(files.stats, calibration.statistics.to_arrays(), meta)
+
+
 def read_calibration(prunable: PrunableModel, folder: Path) -> api.Calibration:
     """Reads a calibration folder; ArtifactError unless it is of this model."""
     files = CalibrationFiles(folder)
     arrays, meta = schemas.STATS.read(files.stats)
     tokens, _ = schemas.TOKENS.read(files.tokens)
-    windows = {name: torch.from_numpy(tokens[name].astype(np.int64)) for name in ("calibration", "search", "selection")}
-    losses = {name: tokens[f"{name}{schemas.DENSE_LOSS}"] for name in ("search", "selection")}
+    names = [name for name in tokens if not name.endswith(schemas.DENSE_LOSS)]
+    windows = {name: torch.from_numpy(tokens[name].astype(np.int64)) for name in names}
+    losses = {name: tokens[f"{name}{schemas.DENSE_LOSS}"] for name in names if name != "calibration"}
     statistics = ModelStatistics.from_arrays(prunable, arrays, meta.n_tokens, source=files.stats)
     return api.Calibration(api.Windows(**windows), losses, statistics)
 
@@ -269,7 +276,7 @@ def prune_by_files(
         files, problem = CellFiles(cut_dir), _problem(prunable, cell)
         masks = api.Masks(schemas.MASKS.read(files.masks)[0], schemas.UPDATES.read(files.updates)[0])
         cut = cut_of(experiment, cell)
-        summary = api.prune(prunable, problem, masks, cut, dense_shape=dense_shape, source=files.masks)
+        summary = api.install(prunable, problem, masks, cut, dense_shape=dense_shape, source=files.masks)
     return {
         "block_sparsity": summary.block_sparsity,
         "model_sparsity": summary.model_sparsity,
@@ -317,8 +324,7 @@ def _text_windows(
     """The windows of a text, of tokens that the model knows."""
     documents = read_documents(AssetFiles(text_dir).documents(name))
     windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text")
-    embedding: Any = prunable.model.get_input_embeddings()
-    check_token_ids({name: windows}, embedding.num_embeddings)
+    check_token_ids({name: windows}, prunable.model)
     return windows
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ffp.core.errors import ArtifactError, FfpError
+from ffp.store.layout import ExportFiles
 
 T = TypeVar("T")
 CHECKSUM = "checksum"
@@ -57,15 +58,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, and renames it into place when the block succeeds.
+
+    Args:
+        path: The folder to make.
+        overwrite: Replace a folder that is there, if ffp wrote it (it holds ffp.json).
 
     Raises:
         FfpError: `path` exists, the disk is full or the folder cannot be written.
     """
     path = Path(path).absolute()
-    if path.exists():
-        raise FfpError(f"{path} exists and is not overwritten. Give another --out, or delete it.")
+    check_new_folder(path, overwrite=overwrite)
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +80,27 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             file.chmod(0o666 & ~_umask())
         partial.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rename(partial.with_suffix(".old"))
         partial.rename(path)
+        shutil.rmtree(partial.with_suffix(".old"), ignore_errors=True)
     except OSError as error:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_folder(path: Path, *, overwrite: bool) -> None:
+    """Checks that a folder can be made, or replaced.
+
+    Raises:
+        FfpError: It is there and must not be overwritten.
+    """
+    if path.exists() and not overwrite:
+        raise FfpError(f"{path} exists and is not overwritten. Give another --out, or delete it.")
+    if path.exists() and not ExportFiles(path).manifest.is_file():
+        raise FfpError(f"{path} exists and was not written by ffp (it has no ffp.json). Give another --out.")
 
 
 @functools.cache

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,13 @@ class CellFiles(Folder):
         return self.masks, self.updates
 
 
+class ExportFiles(Folder):
+    """A checkpoint that ffp wrote, beside the files of transformers."""
+
+    manifest = File("ffp.json")  # what was removed, and from what
+    card = File("README.md")
+
+
 class ReportFiles(Folder):
     """The report: its page, metrics, figures and tables."""
 
@@ -156,6 +164,13 @@ class Layout:
     def log(step: str, name: str = "") -> Path:
         """Returns the log of a step, of a cell's path or an asset's name where it has one."""
         return LOGS / step / f"{name}.log" if name else LOGS / f"{step}.log"
+
+
+def default_data() -> Path:
+    """Returns where `ffp prune` keeps fetched models and texts: data/ in a checkout, else a cache of the user's."""
+    if Path("config/models").is_dir():
+        return Path("data")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffp"
 
 
 def downloads_of(asset_folder: Path) -> Path:

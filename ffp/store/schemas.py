@@ -212,6 +212,12 @@ class Perplexity(Part):
     loss_by_window: tuple[float, ...] = Field((), description="mean nats per token of each window")
 
 
+class PerplexityFile(JsonFile, Perplexity):
+    """A perplexity that a pruning under way keeps."""
+
+    tag = "ffp/perplexity/1"
+
+
 class Metric(Part):
     """A score with its standard error over documents."""
 

@@ -191,3 +191,47 @@ def test_a_missing_extra_is_named_with_its_remedy(installed: Installed) -> None:
     score = "from ffp.measure.tasks import score_tasks; score_tasks(*[None] * 4, documents=0, seed=0, batch_tokens=1)"
     line = installed.run("python", "-c", score).stderr.splitlines()[-1]
     assert line.endswith('ConfigError: lm_eval is not installed. Run: pip install "ffp[tasks]"')
+
+
+def test_the_installed_package_prunes_a_model_in_an_empty_folder(
+    installed: Installed, tiny_source: Path, tmp_path: Path
+) -> None:
+    out, text = str(tmp_path / "small"), str(tiny_source / "docs.jsonl")
+    words = ["prune", str(tiny_source / "source"), "--sparsity", "0.3", "--text", text, "--tokens", "1024"]
+    printed = installed.output("ffp", *words, "--context", "64", "--calibration-tokens", "256", "--out", out)
+    assert f"Saved in {out}" in printed
+    code = f"""
+import ffp
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+source = {str(tiny_source / "source")!r}
+model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+assert ffp.load_pruned({out!r}).num_parameters() < model.num_parameters()
+small = {{"context": 64, "windows": 2}}
+found = ffp.allocate(model, tokenizer, sparsity=0.1, method="uniform", text=Path({text!r}), calibration=small,
+                     search=small, evaluation=small)
+print(len(found.keep))
+"""
+    assert installed.output("python", "-c", code) == "6\n"
+    assert not list(installed.folder.iterdir())  # nothing was left where it ran
+
+
+def test_a_users_program_is_typed(installed: Installed, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs the linters: make check")
+    program = tmp_path / "program.py"
+    program.write_text("""import ffp
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+def smaller(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    pruned = ffp.prune(model, tokenizer, sparsity=0.3)
+    reveal_type(pruned)
+    reveal_type(ffp.allocate(model, tokenizer, sparsity=0.5, method="owl").keep)
+    return pruned.summary()
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed.bin / "python", program],
+        cwd=tmp_path, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert 'Revealed type is "ffp.pipeline.result.Pruned"' in done.stdout
+    assert "dict[str, int]" in done.stdout.replace("builtins.", "")

@@ -1,29 +1,18 @@
-"""The command line: explicit files in, explicit files out. Exit 0 done, 2 user or config error, 3 bad artifact."""
+"""The commands of a grid: its steps, how to look at it, and what to do with its results."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-import ffp
+from ffp.cli.app import GRIDS, RESULTS, STEPS, app, start_torch
 from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig, read_part
-from ffp.core.errors import ConfigError, FfpError
+from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
-from ffp.pipeline.cluster import claim_gpus
 from ffp.store.layout import Layout
-
-STEPS, GRIDS, RESULTS = "Steps of a grid, in this order", "Look at a grid", "Use results"
-INTERRUPTED = 130  # typer answers Ctrl-C with this code
-
-app = typer.Typer(name="ffp", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 GridFile = Annotated[Path, typer.Option("--config", help="Grid file, e.g. config/grids/demo.yaml.")]
 CellPath = Annotated[str, typer.Option("--cell", metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN.")]
@@ -32,98 +21,6 @@ TextDir = Annotated[Path, typer.Option(help="Folder of the fetched text.")]
 CalibrationDir = Annotated[Path, typer.Option("--calibration", help="Folder that ffp calibrate filled.")]
 CellDir = Annotated[Path, typer.Option("--out", help="Folder of the cell.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to make.")]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        arguments: The words after `ffp`; those of this process if None.
-
-    Returns:
-        The exit code: 0, what the command returns, or that of its error, whose one line goes to stderr.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for chatty in ("httpx", "fontTools"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    code = FfpError.exit_code
-    try:
-        code = int(app(words, standalone_mode=False, prog_name="ffp") or 0)
-        message = "interrupted; start it again to go on." if code == INTERRUPTED else ""
-    except typer.TyperException as error:
-        message = f"{_usage_fault(error)} See {name} --help."
-    except FfpError as error:
-        code, message = error.exit_code, str(error)
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        message = f"{what}. Check the path, its rights and the space on its disk."
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
-        if not (isinstance(error, MemoryError) or re.search(r"allocate.*memory|out of memory", str(error))):
-            raise
-        message = "out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)."
-    if message:
-        print(f"{name}: {message}", file=sys.stderr)
-    return code
-
-
-def _usage_fault(error: typer.TyperException) -> str:
-    """What is wrong with the command line, as one sentence."""
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
-    message = message[:1].lower() + message[1:]
-    unknown, context = re.match(r"no such option: (\S+)", message), getattr(error, "ctx", None)
-    if unknown and context:
-        options = [option for parameter in context.command.params for option in parameter.opts]
-        return f"no such option {unknown[1]}: {did_you_mean(unknown[1], options)}"
-    return message if message.endswith("?") else f"{message}."
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"ffp {ffp.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    r"""Prunes large language models and benchmarks how to spread the cut over their layers.
-
-    The workflow (make demo, or snakemake) runs these commands for every cell of a grid; each can be run by hand.
-
-    Example:
-      ffp list methods
-      ffp validate --config config/grids/demo.yaml
-      ffp asset model --config config/models/smollm2-135m.yaml \
-          --out data/models/smollm2-135m
-      ffp status --config config/grids/demo.yaml
-      ffp export --config config/grids/demo.yaml --out pruned \
-          --cell smollm2-135m/structured/s0.20/owl/seed0
-    """
-
-
-@app.command("list", rich_help_panel="Look around")
-def list_(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="What to list: methods, models, texts, tasks or granularities.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
-) -> None:
-    """List what a grid can name. Entries of config/ in this folder come before those of the package.
-
-    Example:
-      ffp list methods
-      ffp list models --json
-    """
-    from ffp.config import listing
-
-    found = listing.rows(kind)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(listing.lines(found)))
 
 
 @app.command(rich_help_panel=STEPS)
@@ -165,7 +62,7 @@ def calibrate(
     experiment = Experiment(config)
     if model not in experiment.models:
         raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
-    _start_torch(experiment, model)
+    _start(experiment.models[model])
     from ffp.pipeline import plan, steps
 
     plan.check_machine(experiment, model, model_dir, out)
@@ -278,7 +175,7 @@ def validate(
       ffp validate --config config/grids/paper.yaml --tflops 300
     """
     experiment = Experiment(config)
-    _start_torch(experiment, experiment.grid.models[0])
+    _start(experiment.models[experiment.grid.models[0]])
     from ffp.pipeline import plan
 
     if not tflops > 0:
@@ -383,28 +280,10 @@ def _open(config: Path, path: str) -> tuple[Experiment, Cell]:
     """The grid and one of its cells, with torch set up for the cell's model."""
     experiment = Experiment(config)
     cell = experiment.cell(path)
-    _start_torch(experiment, cell.model)
+    _start(experiment.models[cell.model])
     return experiment, cell
 
 
-def _start_torch(experiment: Experiment, model: str) -> None:
-    """Fix the number of threads, on which the last bits of every sum depend, and take GPUs that nobody else has."""
-    config = experiment.models[model]
-    if config.device in ("auto", "cuda"):
-        claim_gpus(config.resources.gpu)
-    # Libraries stay off the network and off the terminal.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    torch.set_num_threads(config.resources.threads)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _start(model: ModelConfig) -> None:
+    """Sets torch up for a model."""
+    start_torch(model.device, gpus=model.resources.gpu, threads=model.resources.threads)

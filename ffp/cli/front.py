@@ -1,0 +1,131 @@
+"""The commands for one model: prune it, and see what there is to prune with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from ffp.cli import options
+from ffp.cli.app import FRONT, app, start_torch
+from ffp.config.assets import Resources
+from ffp.config.catalog import entries, find_entry
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
+from ffp.core.errors import ConfigError
+from ffp.core.suggest import did_you_mean
+from ffp.pipeline.cluster import cpu_count
+from ffp.store.layout import default_data
+
+
+@app.command(rich_help_panel=FRONT)
+def prune(
+    model: options.Model, sparsity: options.Sparsity, out: options.Out, method: options.Method = None,
+    param: options.Param = None, compensate: options.Compensate = None, tokens: options.Tokens = None,
+    text: options.Text = None, text_column: options.TextColumn = "text",
+    calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
+    context: options.Context = CONTEXT, seed: options.Seed = 0, granularity: options.Granularity = "structured",
+    pruner: options.Pruner = None, align: options.Align = None, min_keep: options.MinKeep = None,
+    keep_blocks: options.KeepBlocks = None, dtype: options.Dtype = None, device: options.Device = None,
+    threads: options.Threads = None, batch_tokens: options.BatchTokens = None, offload: options.Offload = False,
+    evaluate: options.Evaluate = True, tasks: options.Tasks = None, format: options.Format = "transformers",
+    yes: options.Yes = False, data: options.Data = None, dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:  # fmt: skip
+    r"""Prune a model and save it as a checkpoint.
+
+    Interrupted, the same command goes on where it was.
+
+    Example:
+      ffp prune smollm2-135m --sparsity 0.3 --out small
+      ffp prune Qwen/Qwen2.5-0.5B --sparsity 0.3 --out qwen-30
+      ffp prune ./my-model --sparsity 0.3 --method ffn-only \
+          --text notes.jsonl --keep-blocks 0-1 --out my-model-30
+    """
+    settings = prune_settings(
+        sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
+        compensate=compensate, seed=seed, **_given(pruner=pruner), **_sizes(context, calibration_tokens),
+    )  # fmt: skip
+    resources = Resources(threads=threads or cpu_count(), gpu=1)
+    changes = _given(
+        align=align, min_keep=min_keep, keep_blocks=keep_blocks, dtype=dtype, device=device, batch_tokens=batch_tokens,
+        offload=offload or None, resources=resources,
+    )  # fmt: skip
+    from ffp.pipeline import command
+
+    request = command.PruneRequest(
+        model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
+        evaluate=evaluate, dense_shape=format == "dense-shape", overwrite=yes, data=data or default_data(),
+    )  # fmt: skip
+    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)
+    if dry_run:
+        print(command.dry_run(request))
+        return
+    pruned = command.prune(request)
+    print(json.dumps(pruned.as_dict(), indent=1) if as_json else command.ending(pruned, out))
+
+
+@app.command("list", rich_help_panel=FRONT)
+def list_(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="What to list: methods, models, texts, tasks or granularities.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+) -> None:
+    """List what there is to prune with. Entries of config/ in this folder come before those of the package.
+
+    Example:
+      ffp list methods
+      ffp list models --json
+    """
+    from ffp.config import listing
+
+    found = listing.rows(kind)
+    print(json.dumps(found, indent=1) if as_json else "\n".join(listing.lines(found)))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _params(pairs: list[str]) -> dict[str, Any]:
+    """Hyper-parameters from NAME=VALUE; a value is read as YAML reads it."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--param {pair!r} is not NAME=VALUE, such as strength=0.1.")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _sizes(context: int, calibration_tokens: int) -> dict[str, Any]:
+    """The windows of the texts."""
+    if not 2 <= context <= calibration_tokens:
+        raise ConfigError(
+            f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
+        )
+    calibration = {"context": context, "windows": calibration_tokens // context}
+    return {
+        "calibration": CALIBRATION.model_copy(update=calibration),
+        "search": SEARCH.model_copy(update={"context": context, "evaluations": max(1, TOKENS // context)}),
+        "evaluation": EVALUATION.model_copy(update={"context": 2 * context}),
+    }
+
+
+def _text(given: list[str] | None) -> str | list[Path] | None:
+    """A name of the catalog, or files."""
+    if not given:
+        return None
+    if len(given) == 1 and find_entry("texts", given[0]):
+        return given[0]
+    for each in given:
+        if find_entry("texts", each):
+            raise ConfigError(f"--text {each} is a text of `ffp list texts`, which stands alone. Give it or files.")
+        if not Path(each).exists():
+            known = did_you_mean(each, entries("texts"))
+            raise ConfigError(f"--text {each} is no file, and no text of `ffp list texts`: {known}")
+    return [Path(each) for each in given]

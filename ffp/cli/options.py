@@ -1,0 +1,81 @@
+"""The options of `ffp prune`: their types and what `--help` says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ffp.config.pruning import CALIBRATION, CONTEXT, TOKENS, Compensation
+
+WHAT, HOW, MODEL, OUTPUT = "What goes", "How", "The model", "What comes out"
+
+
+def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
+    """An option whose help says its default itself."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help="ORG/NAME[@REVISION] of the hub, a folder, a .gguf file, or a name of `ffp list models`."),
+]
+Sparsity = Annotated[float, _option("Share of the attention and FFN parameters to remove, in (0, 1).", WHAT)]
+Out = Annotated[Path, _option("Folder to make.", OUTPUT)]
+Method = Annotated[
+    str | None,
+    _option("What chooses the share of each module: `ffp list methods`. Default: the best at this budget.", HOW),
+]
+Param = Annotated[
+    list[str] | None, _option("Hyper-parameter of the method; repeat it for more.", HOW, metavar="NAME=VALUE")
+]
+Compensate = Annotated[Compensation | None, _option("How what stays makes up for removed units. Default: ridge.", HOW)]
+Tokens = Annotated[int | None, _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW)]
+Text = Annotated[
+    list[str] | None,
+    _option("A name of `ffp list texts`, or files (.txt, .jsonl, .parquet); repeat it for more files.", HOW),
+]
+TextColumn = Annotated[str, _option("Field of a row that holds the text. Default: text.", HOW)]
+CalibrationTokens = Annotated[
+    int, _option(f"Tokens of the calibration. Default: {CALIBRATION.windows * CONTEXT}.", HOW)
+]
+Context = Annotated[
+    int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW)
+]
+Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW)]
+Granularity = Annotated[
+    Literal["structured", "unstructured", "n-of-4", "n-of-8"],
+    _option("Whole heads and channels (structured, the default), or single weights as zeros.", WHAT),
+]
+Pruner = Annotated[
+    Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"] | None,
+    _option("How single weights are chosen. Default: sparsegpt.", WHAT),
+]
+Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64 or 128.", WHAT)]
+MinKeep = Annotated[int | None, _option("Units that every module keeps at least. Default: 1.", WHAT)]
+KeepBlocks = Annotated[
+    str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    _option("Precision. Default: the checkpoint's own.", MODEL),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, _option("Default: a GPU if there is one.", MODEL)]
+Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL)]
+BatchTokens = Annotated[int | None, _option("Tokens in one forward; lower it to save memory.", MODEL)]
+Offload = Annotated[
+    bool, _option("Keep the weights on the host and move one block at a time to the GPU.", MODEL, "--offload")
+]
+Evaluate = Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.", rich_help_panel=OUTPUT)]
+Tasks = Annotated[str | None, _option("Score lm-eval tasks too: a name of `ffp list tasks`.", OUTPUT)]
+Format = Annotated[
+    Literal["transformers", "dense-shape"],
+    _option("Smaller weights (transformers, the default), or zeros in the dense shapes.", OUTPUT),
+]
+Yes = Annotated[bool, _option("Replace a folder that ffp wrote.", OUTPUT, "--yes")]
+Data = Annotated[
+    Path | None, _option("Folder for what is fetched. Default: data in a checkout, else ~/.cache/ffp.", OUTPUT)
+]
+DryRun = Annotated[bool, _option("Say what it would do, its memory and time, and stop.", OUTPUT, "--dry-run")]
+AsJson = Annotated[bool, _option("Print the figures as JSON.", OUTPUT, "--json")]

@@ -1,0 +1,96 @@
+"""What is asked when one model is pruned: sparsity, method, sizes of texts. The defaults stand here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, InstanceOf, ValidationError, field_serializer, model_validator
+
+from ffp.allocators import Method, Search, create
+from ffp.config.grid import CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
+from ffp.config.reading import Strict, first_fault
+from ffp.core.errors import ConfigError
+
+Compensation = Literal["none", "bias", "ridge", "ridge-dense"]
+CONTEXT = 256
+TOKENS = 24_576
+# The best of our measurements (docs/search.md, docs/baselines.md): with a search, without one, and on single weights.
+SEARCHED, UNSEARCHED, SINGLE_WEIGHTS = "fastforward-guided", "ffn-only", "uniform"
+CALIBRATION = CalibrationConfig(windows=32, context=CONTEXT)
+SEARCH = SearchConfig(
+    context=CONTEXT, windows=16, selection_windows=8, evaluations=TOKENS // CONTEXT, windows_per_evaluation=1,
+    finalists=3, checkpoints=(1.0,),
+)  # fmt: skip
+EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12)
+
+
+class PruneSettings(Strict):
+    """Everything that decides which parts of a model go, apart from the model and the text."""
+
+    sparsity: float = Field(gt=0, lt=1, description="Share of the prunable parameters to remove.")
+    method: InstanceOf[Method] = Field(description="The method with its hyper-parameters.")
+    granularity: Granularity = "structured"
+    compensate: Compensation = Field("none", description="How what stays makes up for removed units.")
+    pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
+    seed: int = Field(0, ge=0, description="Seed of a search.")
+    calibration: CalibrationConfig = CALIBRATION
+    search: SearchConfig = SEARCH
+    evaluation: EvaluationConfig = EVALUATION
+
+    @field_serializer("method")
+    def _describe(self, method: Method) -> dict[str, Any]:
+        return {"use": method.name, "version": method.version, "params": method.model_dump(mode="json")}
+
+    @model_validator(mode="after")
+    def _fit(self) -> PruneSettings:
+        served = self.method.granularities
+        if self.granularity not in served:
+            raise ValueError(f"{self.method.name} serves {', '.join(sorted(served))} pruning only")
+        if self.granularity != "structured" and self.compensate != "none":
+            raise ValueError("compensation serves structured pruning only; leave it out")
+        return self
+
+
+def prune_settings(
+    sparsity: float, *, method: str | Method | None = None, params: Mapping[str, Any] | None = None,
+    tokens: int | None = None, granularity: str = "structured", compensate: str | None = None, **others: Any,
+) -> PruneSettings:  # fmt: skip
+    """Completes what a user asks for by the defaults.
+
+    Args:
+        sparsity: Share of the prunable parameters to remove, in (0, 1).
+        method: A method or its name. Default: the best that we measured for the granularity and budget.
+        params: Hyper-parameters of a method that is given by name.
+        tokens: Tokens that a search may forward. Default: 24,576. Without a method, 0 means that nothing is searched.
+        granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
+        compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
+        **others: Further fields of PruneSettings.
+
+    Raises:
+        ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
+    """
+    structured = granularity == "structured"
+    if method is None:
+        method = (UNSEARCHED if tokens == 0 else SEARCHED) if structured else SINGLE_WEIGHTS
+    if isinstance(method, str):
+        method = create(method, params or {})
+    compensate = compensate or ("ridge" if structured else "none")
+    asked = {"sparsity": sparsity, "method": method, "granularity": granularity, "compensate": compensate}
+    try:
+        settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
+        if tokens is None or not isinstance(method, Search):
+            return settings
+        return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens)})
+    except ValidationError as error:
+        raise ConfigError(first_fault(error, PruneSettings)) from error
+
+
+def _budget(search: SearchConfig, method: str, tokens: int) -> SearchConfig:
+    each = search.windows_per_evaluation * search.context
+    if tokens < each:
+        raise ConfigError(
+            f"tokens = {tokens} pays for no evaluation of {each} tokens by {method}. Give more, or take a method "
+            f"without a search, such as {UNSEARCHED}."
+        )
+    return search.model_copy(update={"evaluations": tokens // each})

@@ -1,0 +1,209 @@
+"""`ffp prune`: opens model and text, checks what can be checked, prunes, saves, and says what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ffp.allocators import Search
+from ffp.assets.tasks import fetch_tasks
+from ffp.config import TasksConfig, read_part
+from ffp.config.catalog import entries, find_entry
+from ffp.config.pruning import PruneSettings
+from ffp.core.errors import ConfigError
+from ffp.core.extras import needs
+from ffp.core.suggest import did_you_mean
+from ffp.measure.tasks import score_tasks, stock_files
+from ffp.models.checkpoint import load_model, load_tokenizer
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline.estimate import estimate
+from ffp.pipeline.models import OpenedModel, open_model
+from ffp.pipeline.phases import phase_tokens
+from ffp.pipeline.prune import run
+from ffp.pipeline.result import Pruned
+from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, cut_test_windows, cut_windows, open_text
+from ffp.pipeline.work import Work
+from ffp.store.files import check_new_folder, digest
+from ffp.store.identity import code_of
+from ffp.store.layout import Layout
+
+log = logging.getLogger("ffp")
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What the command line asks for.
+
+    Attributes:
+        model: See open_model.
+        out: Folder to make.
+        settings: What is pruned, and how.
+        changes: Fields of ModelConfig that differ from the model's own.
+        text: See open_text.
+        column: Field of a row that holds the text.
+        tasks: Name of a set of tasks; None for none.
+        evaluate: Measure perplexity and speed before and after.
+        dense_shape: Write zeros in the dense shapes.
+        overwrite: Replace a folder that ffp wrote.
+        data: Folder for what is fetched.
+    """
+
+    model: str
+    out: Path
+    settings: PruneSettings
+    changes: Mapping[str, Any]
+    text: str | Sequence[Path] | None = None
+    column: str = "text"
+    tasks: str | None = None
+    evaluate: bool = True
+    dense_shape: bool = False
+    overwrite: bool = False
+    data: Path = Path("data")
+
+
+def prune(request: PruneRequest) -> Pruned:
+    """Prunes a model and saves it; a killed run goes on where it was.
+
+    Raises:
+        FfpError: Something that was asked for cannot be done; what can be known is checked before the search.
+    """
+    check_new_folder(request.out, overwrite=request.overwrite)
+    tasks = _open_tasks(request)
+    opened = open_model(request.model, data=request.data, changes=request.changes)
+    text = open_text(request.text, data=request.data, column=request.column)
+    tokenizer, config = load_tokenizer(opened.folder), opened.config
+    estimate(opened.folder, config, request.settings).check(request.out)
+    model = load_model(opened.folder, config)
+    prunable = PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+    work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
+    pruned = run(
+        prunable, tokenizer, text, request.settings, batch_tokens=config.batch_tokens, evaluate=request.evaluate,
+        speed=request.evaluate and not config.offload, dense_shape=request.dense_shape, work=work,
+        score=tasks and _scorer(tokenizer, *tasks, request.settings, config.batch_tokens),
+    )  # fmt: skip
+    pruned.source, pruned.commands = config, [command(request, opened)]
+    pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
+    pruned.save(request.out, overwrite=request.overwrite)
+    work.remove()
+    return pruned
+
+
+def dry_run(request: PruneRequest) -> str:
+    """Returns what `prune` would do and take, and makes nothing but the folder of what is fetched.
+
+    Raises:
+        FfpError: As `prune`, as far as it can be known before the model runs.
+    """
+    check_new_folder(request.out, overwrite=request.overwrite)
+    opened = open_model(request.model, data=request.data, changes=request.changes)
+    text = open_text(request.text, data=request.data, column=request.column)
+    found = estimate(opened.folder, opened.config, request.settings)
+    found.check(request.out)
+    tokenizer, settings = load_tokenizer(opened.folder), request.settings
+    windows = cut_windows(tokenizer, text, settings)
+    test = cut_test_windows(tokenizer, text, settings) if request.evaluate else None
+    parts = phase_tokens(windows, test, settings, speed=request.evaluate, tasks=request.tasks is not None)
+    return found.describe(opened.name, text.title, request.out, sum(parts.values()))
+
+
+def ending(pruned: Pruned, out: Path) -> str:
+    """Returns what the command prints at its end: the table, where the model lies, how to run it and make it again."""
+    remote = "" if pruned.dense_shape else ", trust_remote_code=True"
+    return f"""
+{pruned.summary()}
+
+Saved in {out}. To run it:
+
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+  model = AutoModelForCausalLM.from_pretrained({str(out)!r}{remote})
+  tokenizer = AutoTokenizer.from_pretrained({str(out)!r}{remote})
+
+To make it again:
+
+  {pruned.commands[0]}"""
+
+
+def command(request: PruneRequest, opened: OpenedModel) -> str:
+    """Returns the command that makes the checkpoint again, whatever the defaults of a later version are."""
+    settings, model = request.settings, opened.config
+    structured = settings.granularity == "structured"
+    options: dict[str, Any] = {
+        "sparsity": f"{settings.sparsity:g}",
+        "method": settings.method.name,
+        "granularity": None if structured else settings.granularity,
+        "pruner": None if structured else settings.pruner,
+        "compensate": settings.compensate,
+        "tokens": settings.search.budget().tokens(settings.search.context)
+        if isinstance(settings.method, Search)
+        else None,
+        "calibration-tokens": settings.calibration.windows * settings.calibration.context,
+        "context": settings.calibration.context,
+        "seed": settings.seed,
+        "align": model.align if model.align > 1 else None,
+        "min-keep": model.min_keep if model.min_keep > 1 else None,
+        "keep-blocks": model.keep_blocks or None,
+        "dtype": model.dtype,
+        "device": model.device,
+        "threads": model.resources.threads,
+        "offload": model.offload or None,
+        "tasks": request.tasks,
+        "text-column": request.column if request.column != "text" else None,
+        "format": "dense-shape" if request.dense_shape else None,
+    }
+    texts: Sequence[str | Path] = [DEFAULT_TEXT]
+    if request.text is not None:
+        texts = [request.text] if isinstance(request.text, str) else request.text
+    given = settings.method.model_dump(mode="json", exclude_defaults=True)
+    params = [f"{name}={json.dumps(value)}" for name, value in given.items()]
+    words = ["ffp", "prune", opened.name]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    for text in texts:
+        words += ["--text", str(text)]
+    for param in params:
+        words += ["--param", param]
+    return shlex.join([*words, "--out", str(request.out)])
+
+
+def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:
+    """Everything on which the numbers depend; a run that was killed goes on only where all of it is the same."""
+    settings, model = request.settings, opened.config
+    arithmetic = ("dtype", "device", "offload", "batch_tokens", "min_keep", "align", "keep_blocks")
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "model": {"digest": opened.digest, **{name: getattr(model, name) for name in arithmetic}},
+        "threads": model.resources.threads,
+        "text": {name: digest(list(documents)) for name, documents in text.documents.items()},
+        "code": [code_of("calibrate"), code_of("allocate", type(settings.method)), code_of("apply")],
+    }
+
+
+def _open_tasks(request: PruneRequest) -> tuple[TasksConfig, Path] | None:
+    """The set of tasks and the folder of its documents, fetched."""
+    if request.tasks is None:
+        return None
+    entry = find_entry("tasks", request.tasks)
+    if entry is None:
+        raise ConfigError(f"no set of tasks {request.tasks!r}: {did_you_mean(request.tasks, entries('tasks'))}")
+    config, folder = read_part(TasksConfig, entry), Layout(request.data, request.data).tasks(entry.stem).folder
+    with needs("tasks"):
+        stock_files({name: task.stock for name, task in config.tasks.items()})
+    fetch_tasks(config, folder)
+    return config, folder
+
+
+def _scorer(
+    tokenizer: Any, tasks: TasksConfig, folder: Path, settings: PruneSettings, batch_tokens: int
+) -> Callable[[Any], dict[str, Any]]:
+    """What scores a model on the tasks."""
+    evaluation = settings.evaluation
+    return partial(
+        score_tasks, tokenizer=tokenizer, tasks=tasks, folder=folder, documents=evaluation.documents,
+        seed=evaluation.seed, batch_tokens=batch_tokens,
+    )  # fmt: skip

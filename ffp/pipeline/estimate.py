@@ -1,0 +1,103 @@
+"""What `ffp prune` will take: memory, disk and time, from the sizes of the model alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ffp.allocators.base import Search
+from ffp.config import ModelConfig
+from ffp.config.pruning import PruneSettings
+from ffp.core import projection
+from ffp.models.checkpoint import dtype_of, load_skeleton
+from ffp.models.placement import choose_device
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
+from ffp.pipeline.plan import forward_flops, step_memory
+
+PRODUCT = 1024  # rows and columns of the matrices that time the device
+SHARE = 0.5  # of that speed, which a whole model reaches
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a pruning takes.
+
+    Attributes:
+        prunable: The model's modules, without weights.
+        config: How it runs.
+        settings: What is asked.
+        memory: Peak bytes on the device.
+        disk: Bytes of the checkpoint, at most.
+    """
+
+    prunable: PrunableModel
+    config: ModelConfig
+    settings: PruneSettings
+    memory: int
+    disk: int
+
+    def check(self, out: Path) -> None:
+        """Checks that the sparsity, the contexts, the device and the disk allow it.
+
+        Raises:
+            FfpError: One of them does not; one line with the remedy.
+        """
+        check_context(self.prunable.config, contexts_of(self.settings))
+        projection.kept_budget(self.prunable.problem(self.settings.sparsity, self.settings.granularity))
+        check_memory(self.memory, choose_device(self.config.device))
+        check_disk(out, self.disk)
+
+    def describe(self, name: str, text: str, out: Path, tokens: float) -> str:
+        """Returns the plan in words.
+
+        Args:
+            name: Of the model.
+            text: Title of the text.
+            out: Folder of the checkpoint.
+            tokens: What all parts forward.
+        """
+        problem = self.prunable.problem(self.settings.sparsity, self.settings.granularity)
+        method, device = self.settings.method, choose_device(self.config.device)
+        minutes = tokens * forward_flops(self.prunable) / (_flops_per_second(device) * SHARE) / 60
+        params = sum(parameter.numel() for parameter in self.prunable.model.parameters())
+        budget = self.settings.search.budget().tokens(self.settings.search.context)
+        searched = f"searches with {budget:,} tokens" if isinstance(method, Search) else "searches nothing"
+        dtype = str(dtype_of(self.prunable.model, self.config)).removeprefix("torch.")
+        return "\n".join([
+            f"model       {name}: {len(self.prunable.blocks)} blocks, {params / 1e6:,.1f} M parameters, {dtype}",
+            f"pruning     {problem.target:.0%} of {problem.total_params / 1e6:,.1f} M prunable parameters "
+            f"({self.settings.granularity}, {len(problem.decisions)} decisions, at most "
+            f"{projection.max_sparsity(problem):.1%})",
+            f"method      {method.name}, which {searched}; compensation: {self.settings.compensate}",
+            f"text        {text}",
+            f"memory      about {self.memory / 1e9:.1f} GB on {device}",
+            f"disk        at most {self.disk / 1e6:,.0f} MB in {out}",
+            f"time        {tokens:,.0f} tokens, about {max(1, round(minutes))} min at the speed of this machine now",
+        ])  # fmt: skip
+
+
+def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Estimate:
+    """Returns what a pruning of the model in `folder` takes."""
+    prunable = PrunableModel(
+        load_skeleton(folder), min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks
+    )
+    memory = step_memory(prunable, settings, config)
+    steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
+    size = sum(p.numel() for p in prunable.model.parameters()) * dtype_of(prunable.model, config).itemsize
+    return Estimate(prunable, config, settings, max(memory[step] for step in steps), size)
+
+
+def _flops_per_second(device: torch.device) -> float:
+    """How many multiplications and additions a product of two matrices reaches on a device."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    left = torch.ones(PRODUCT, PRODUCT, dtype=dtype, device=device)
+    torch.mm(left, left)
+    started, rounds = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < 0.2:
+        float(torch.mm(left, left)[0, 0])
+        rounds += 1
+    return 2 * PRODUCT**3 * rounds / spent

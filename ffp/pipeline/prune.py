@@ -1,0 +1,230 @@
+"""The front door: prunes one model in memory, with defaults for everything but the sparsity.
+
+It calls the functions of ffp/api.py that the workflow's steps call, so that a model pruned here and a grid's cell with
+the same settings, text and threads have equal allocations and equal weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ffp import api
+from ffp.allocators.base import Method
+from ffp.config.pruning import PruneSettings, prune_settings
+from ffp.core import projection
+from ffp.measure.speed import measure_speed
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline.checks import check_context, check_token_ids, contexts_of
+from ffp.pipeline.phases import SPEED_PROMPT, Phases, phase_tokens
+from ffp.pipeline.result import Measures, Pruned, weight_bytes
+from ffp.pipeline.texts import AnyText, SplitText, cut_test_windows, cut_windows, open_text
+from ffp.pipeline.work import Work
+from ffp.pruning.cuts import make_cut
+from ffp.store.layout import default_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def prune(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
+    compensate: str | None = None, text: AnyText | None = None, tokens: int | None = None, seed: int = 0,
+    granularity: str = "structured", params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1,
+    keep_blocks: str = "", dense_shape: bool = False, in_place: bool = True, evaluate: bool = True,
+    speed: bool = False, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+) -> Pruned:  # fmt: skip
+    """Prunes a model: chooses how much of each module goes, cuts it, and makes up for what is gone.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        sparsity: Share of the parameters of all attention and FFN modules to remove, in (0, 1).
+        method: What chooses the share of each module: a name of `ffp.list_methods()`, or a method of your own. Default:
+            "fastforward-guided", a search; "ffn-only" with `tokens=0`; "uniform" on single weights.
+        compensate: How what stays makes up for the rest: "none", "bias", "ridge" or "ridge-dense". Default: "ridge"
+            where units are removed.
+        text: What to calibrate, search and test on: documents as strings, files (pathlib.Path to .txt, .jsonl or
+            .parquet), a name of config/texts, or documents under "calibration", "search", "selection" and "test".
+        tokens: Tokens that a search may forward. Default: 24,576.
+        seed: Of the search.
+        granularity: "structured" (heads and channels leave), or zeros: "unstructured", "n-of-4", "n-of-8".
+        params: Hyper-parameters of a method that is given by name.
+        align: Keep FFN channels in multiples of this.
+        min_keep: Units that every module keeps at least.
+        keep_blocks: Blocks that stay whole, e.g. "0-3,-2:".
+        dense_shape: Write zeros in the dense shapes instead of smaller weights.
+        in_place: Cut `model` itself; False cuts a copy.
+        evaluate: Measure perplexity on the test text before and after.
+        speed: Time a prompt and generation before and after.
+        batch_tokens: Tokens in one forward; lower it to save memory.
+        **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`.
+
+    Returns:
+        The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.
+
+    Raises:
+        FfpError: Something that is asked for cannot be done; one line with the remedy.
+    """
+    asked = prune_settings(
+        sparsity, method=method, params=params, tokens=tokens, granularity=granularity, compensate=compensate,
+        seed=seed, **settings,
+    )  # fmt: skip
+    opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
+    with _for_inference(target):
+        prunable = PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        return run(
+            prunable, tokenizer, opened, asked, batch_tokens=batch_tokens, evaluate=evaluate, speed=speed,
+            dense_shape=dense_shape,
+        )  # fmt: skip
+
+
+def allocate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
+    text: AnyText | None = None, tokens: int | None = None, seed: int = 0, granularity: str = "structured",
+    params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1, keep_blocks: str = "",
+    batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+) -> api.AllocationResult:  # fmt: skip
+    """Chooses how much of each module stays, and leaves the model as it is.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        sparsity: Share of the parameters of all attention and FFN modules to remove, in (0, 1).
+        method: A name of `ffp.list_methods()` or a method of your own; see `prune` for the default.
+        text: See `prune`.
+        tokens: Tokens that a search may forward. Default: 24,576.
+        seed: Of the search.
+        granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
+        params: Hyper-parameters of a method that is given by name.
+        align: Keep FFN channels in multiples of this.
+        min_keep: Units that every module keeps at least.
+        keep_blocks: Blocks that stay whole, e.g. "0-3,-2:".
+        batch_tokens: Tokens in one forward; lower it to save memory.
+        **settings: Further fields of ffp.config.pruning.PruneSettings.
+
+    Returns:
+        `.keep` has the kept units by decision; `.trace` a row for each evaluation of a search.
+
+    Raises:
+        ConfigError: A value is not accepted, or the text is too short; one line with the remedy.
+        BudgetError: The sparsity cannot be met.
+    """
+    asked = prune_settings(
+        sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
+    )
+    windows, _ = _windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
+    with _for_inference(model):
+        prunable = PrunableModel(model, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens)
+        return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
+
+
+@contextmanager
+def _for_inference(model: PreTrainedModel) -> Iterator[None]:
+    """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
+    training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(gradients.get(name, False))
+
+
+def run(
+    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, *, batch_tokens: int,
+    evaluate: bool, speed: bool, dense_shape: bool = False, work: Work | None = None,
+    score: Callable[[Any], dict[str, Any]] | None = None,
+) -> Pruned:  # fmt: skip
+    """Prunes a dense model in place, and returns what `prune` returns.
+
+    Args:
+        prunable: The dense model.
+        tokenizer: Its tokenizer.
+        text: What to calibrate, search and test on.
+        settings: What is asked.
+        batch_tokens: Tokens in one forward; at least one window.
+        evaluate: Measure perplexity before and after.
+        speed: Time a prompt and generation before and after.
+        dense_shape: Write zeros in the dense shapes.
+        work: Keeps what is finished, so that a killed run goes on where it was.
+        score: Scores a model on tasks; None for no tasks.
+    """
+    work = work or Work(None)
+    projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
+    windows, test = _windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
+    phases = Phases(phase_tokens(windows, test, settings, speed=speed, tasks=score is not None))
+    prompt = windows.calibration.reshape(1, -1)[:, : _prompt_length(prunable.model)]
+
+    def measure(name: str) -> Measures:
+        model, found = prunable.model, Measures(bytes=weight_bytes(prunable.model))
+        if test is not None:
+            found.ppl = phases.run(
+                f"evaluate the {name} model",
+                lambda: work.perplexity(name, lambda: api.evaluate(model, test, batch_tokens=batch_tokens)),
+            )
+        if score is not None:
+            found.tasks = phases.run(f"score the {name} model on tasks", lambda: score(model))
+        if speed:
+            found.speed = phases.run(f"time the {name} model", lambda: measure_speed(model, prompt))
+        return found
+
+    calibration = phases.run(
+        "calibrate",
+        lambda: work.calibration(prunable, lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens)),
+    )
+    dense = measure("dense")
+    found = phases.run("allocate", lambda: _allocate(prunable, calibration, settings, batch_tokens, work))
+    removed = phases.run("prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, dense_shape))
+    return Pruned(
+        prunable, tokenizer, settings, found, removed, text=text.title, dense=dense, pruned=measure("pruned"),
+        seconds=phases.seconds, dense_shape=dense_shape or settings.granularity != "structured",
+    )  # fmt: skip
+
+
+def _windows(
+    model: Any, tokenizer: Any, text: SplitText, settings: PruneSettings, *, evaluate: bool
+) -> tuple[api.Windows, torch.Tensor | None]:
+    """The windows of all texts that are needed, and of the test text, checked against the model."""
+    check_context(model.config, contexts_of(settings))
+    windows = cut_windows(tokenizer, text, settings)
+    test = cut_test_windows(tokenizer, text, settings) if evaluate else None
+    check_token_ids(dict(windows.items()) | ({} if test is None else {"test": test}), model)
+    return windows, test
+
+
+def _cut_of(settings: PruneSettings) -> Any:
+    return make_cut(
+        settings.granularity, score=settings.calibration.score, compensation=settings.compensate, pruner=settings.pruner
+    )
+
+
+def _allocate(
+    prunable: PrunableModel, calibration: api.Calibration, settings: PruneSettings, batch_tokens: int, work: Work
+) -> api.AllocationResult:
+    search = settings.search
+    return api.allocate(
+        prunable, calibration, settings.method, sparsity=settings.sparsity, cut=_cut_of(settings),
+        granularity=settings.granularity, budget=search.budget(), seed=settings.seed,
+        checkpoints=search.checkpoints, batch_tokens=batch_tokens, journal=work.journal,
+    )  # fmt: skip
+
+
+def _cut(
+    prunable: PrunableModel, calibration: api.Calibration, found: api.AllocationResult, settings: PruneSettings,
+    batch_tokens: int, dense_shape: bool,
+) -> api.PruningSummary:  # fmt: skip
+    cut = _cut_of(settings)
+    masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut, batch_tokens=batch_tokens)
+    return api.install(prunable, found.problem, masks, cut, dense_shape=dense_shape)
+
+
+def _prompt_length(model: Any) -> int:
+    """Tokens of the prompt that is timed, so that some more fit behind it."""
+    return min(SPEED_PROMPT, int(getattr(model.config, "max_position_embeddings", SPEED_PROMPT)) // 2)

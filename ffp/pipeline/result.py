@@ -1,0 +1,237 @@
+"""What `ffp prune` and `ffp.prune` give: the pruned model with its figures, as a checkpoint, a table and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ffp
+from ffp import api
+from ffp.config import Cell, LocalSource, ModelConfig
+from ffp.config.pruning import PruneSettings
+from ffp.measure.speed import Speed
+from ffp.models.card import model_card
+from ffp.models.checkpoint import save_dense_shape, save_pruned
+from ffp.models.prunable import PrunableModel
+from ffp.store import schemas
+from ffp.store.files import whole_folder
+from ffp.store.layout import ExportFiles
+from ffp.store.provenance import provenance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Row = tuple[str, str, str, str]
+
+
+@dataclass
+class Measures:
+    """What was measured of a model.
+
+    Attributes:
+        bytes: Bytes of its weights.
+        ppl: Perplexity on the test text, see ffp.measure.perplexity; None where it was not asked for.
+        speed: How fast it is; None where it was not asked for.
+        tasks: Scores of lm-eval tasks by name.
+    """
+
+    bytes: int
+    ppl: Mapping[str, Any] | None = None
+    speed: Speed | None = None
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the figures as plain data."""
+        ppl = self.ppl and {key: self.ppl[key] for key in ("value", "stderr", "n_tokens", "context")}
+        speed = self.speed and asdict(self.speed)
+        return {"bytes": self.bytes, "perplexity": ppl, "speed": speed, "tasks": dict(self.tasks)}
+
+
+@dataclass
+class Pruned:
+    """A pruned model and what is known of it.
+
+    Attributes:
+        prunable: The model's modules as they are now.
+        tokenizer: The model's tokenizer.
+        settings: What was asked.
+        allocation: The method's answer; `.keep` has the kept units by decision.
+        removed: How many parameters left.
+        text: Title of the text.
+        dense: What was measured before.
+        pruned: What was measured afterwards.
+        seconds: What each part of the work took.
+        dense_shape: Whether removed weights are zeros in tensors of the dense shapes.
+        source: Where the model came from; None for a model in memory.
+        commands: Lines of shell that make the checkpoint again; empty where Python made it.
+        inputs: Digests of what was read.
+    """
+
+    prunable: PrunableModel
+    tokenizer: Any
+    settings: PruneSettings
+    allocation: api.AllocationResult
+    removed: api.PruningSummary
+    text: str
+    dense: Measures
+    pruned: Measures
+    seconds: Mapping[str, float]
+    dense_shape: bool = False
+    source: ModelConfig | None = None
+    commands: Sequence[str] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The pruned model, an ordinary model of transformers."""
+        return self.prunable.model
+
+    @property
+    def name(self) -> str:
+        """Name of the dense model."""
+        return self.origin.title
+
+    @property
+    def origin(self) -> ModelConfig:
+        """Where the model came from; what its configuration says, for a model that was given in memory."""
+        if self.source is not None:
+            return self.source
+        path = str(getattr(self.model.config, "_name_or_path", "")) or str(self.model.config.model_type)
+        return ModelConfig(source=LocalSource(kind="local", path=path), title=Path(path).name)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a checkpoint that transformers loads, with tokenizer, model card and ffp.json, whole or not at all.
+
+        Args:
+            folder: Folder to make.
+            overwrite: Replace a folder that this method, `ffp prune` or `ffp export` wrote.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FfpError: The folder exists, or cannot be written.
+        """
+        with whole_folder(Path(folder), overwrite=overwrite) as partial:
+            files = ExportFiles(partial)
+            if self.dense_shape:
+                save_dense_shape(self.model, partial)
+            else:
+                save_pruned(self.prunable, partial)
+            self.tokenizer.save_pretrained(partial)
+            files.card.write_text(self._card(), encoding="utf-8")
+            seed, asked = self.settings.seed, self.settings.model_dump(mode="json")
+            origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
+            removed = self._removed()
+            schemas.ExportFile(cell=self._cell().as_dict(), **removed, provenance=origin).write(files.manifest)
+        return Path(folder)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns all figures as plain data."""
+        settings, cost = self.settings, self.allocation.cost
+        return {
+            "model": self.name,
+            "settings": settings.model_dump(mode="json"),
+            "text": self.text,
+            **self._removed(),
+            "dense": self.dense.as_dict(),
+            "pruned": self.pruned.as_dict(),
+            "search": {"tokens": cost.n_tokens, "evaluations": cost.evaluations},
+            "seconds": dict(self.seconds),
+            "keep": self.allocation.keep,
+            "commands": list(self.commands),
+        }
+
+    def summary(self) -> str:
+        """Returns a table of the model before and after, and what the pruning cost."""
+        rows: list[Row] = [("", "dense", "pruned", "")]
+        dense, pruned = self.dense, self.pruned
+        if dense.ppl and pruned.ppl:
+            note = f"{dense.ppl['n_tokens']:,} test tokens"
+            rows.append(("perplexity", _plus_minus(dense.ppl), _plus_minus(pruned.ppl), note))
+        rows += [_task_row(task, dense.tasks[task], scores) for task, scores in pruned.tasks.items()]
+        before, after = self.removed.dense_params, self.removed.kept_params
+        rows.append(("parameters", _millions(before), _millions(after), f"{after / before - 1:+.1%}"))
+        rows.append(("weights", _megabytes(dense), _megabytes(pruned), f"{pruned.bytes / dense.bytes - 1:+.1%}"))
+        if dense.speed and pruned.speed:
+            prompt = f"prompt of {dense.speed.prompt} tokens"
+            rows.append(_speed_row(prompt, dense.speed.prefill_s, pruned.speed.prefill_s))
+            rows.append(_speed_row("one token more", dense.speed.decode_s, pruned.speed.decode_s))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        return "\n".join([*lines, "", self._story()])
+
+    def _story(self) -> str:
+        """One paragraph: what was removed, by which method, at what cost."""
+        settings, cost = self.settings, self.allocation.cost
+        made_up = "" if settings.compensate == "none" else f" and {settings.compensate} compensation"
+        searched = f"{cost.n_tokens:,} search tokens, " if cost.n_tokens else ""
+        minutes, seconds = divmod(round(sum(self.seconds.values())), 60)
+        return (
+            f"{self.removed.block_sparsity:.1%} of the attention and FFN parameters removed by {settings.method.name}"
+            f"{made_up}; {searched}{minutes} min {seconds} s. Text: {self.text}."
+        )
+
+    def _removed(self) -> dict[str, Any]:
+        removed = self.removed
+        return {
+            "block_sparsity": removed.block_sparsity,
+            "model_sparsity": removed.model_sparsity,
+            "params": {"dense": removed.dense_params, "kept": removed.kept_params},
+        }
+
+    def _cell(self) -> Cell:
+        """The cell of a grid that this would be."""
+        settings = self.settings
+        return Cell(self.name, settings.granularity, f"{settings.sparsity:.2f}", settings.method.name, settings.seed)
+
+    def _card(self) -> str:
+        settings = self.settings
+        structured, calibration = settings.granularity == "structured", settings.calibration
+        measures = {"dense": self.dense, "pruned": self.pruned}
+        scores = {name: each.ppl and {"ppl": each.ppl, "tasks": each.tasks} for name, each in measures.items()}
+        return model_card(
+            self.origin, self._cell(), method=type(settings.method),
+            ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
+            calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}",
+            removed=self._removed(), scores=scores,
+            commands=self.commands or [self._call()], version=ffp.__version__, dense_shape=self.dense_shape,
+        )  # fmt: skip
+
+    def _call(self) -> str:
+        """The call of ffp.prune, for a model that was given in memory."""
+        asked = self.settings
+        return (
+            f"ffp.prune(model, tokenizer, sparsity={asked.sparsity:g}, method={asked.method.name!r}, "
+            f"compensate={asked.compensate!r}, granularity={asked.granularity!r}, seed={asked.seed}, text=...)"
+        )
+
+
+def _plus_minus(ppl: Mapping[str, Any]) -> str:
+    stderr = "" if ppl["stderr"] is None else f" ± {ppl['stderr']:.2f}"
+    return f"{ppl['value']:,.2f}{stderr}"
+
+
+def _millions(params: int) -> str:
+    return f"{params / 1e6:,.1f} M"
+
+
+def _megabytes(measures: Measures) -> str:
+    return f"{measures.bytes / 1e6:,.0f} MB"
+
+
+def _speed_row(name: str, dense: float, pruned: float) -> Row:
+    return name, f"{dense * 1e3:,.1f} ms", f"{pruned * 1e3:,.1f} ms", f"{dense / pruned:.2f} x as fast"
+
+
+def _task_row(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
+    metric = next(iter(pruned["metrics"]))
+    first, second = (scores["metrics"][metric]["value"] for scores in (dense, pruned))
+    return task, f"{first:.3f}", f"{second:.3f}", f"{metric}, {pruned['n']} documents"
+
+
+def weight_bytes(model: Any) -> int:
+    """Returns the bytes of all parameters, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in set(model.parameters()))

@@ -1,0 +1,119 @@
+"""The text that one model is pruned on: a name, files or strings become four texts, and those become windows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ffp.allocators.base import Search
+from ffp.api import Windows
+from ffp.assets.documents import read_text_files, split_documents
+from ffp.assets.text import fetch_text
+from ffp.config import TextConfig, read_part
+from ffp.config.catalog import entries, find_entry
+from ffp.config.pruning import PruneSettings
+from ffp.core.errors import ConfigError
+from ffp.core.suggest import did_you_mean
+from ffp.measure.windows import token_windows
+from ffp.store.documents import read_documents
+from ffp.store.layout import SPLITS, Layout
+
+log = logging.getLogger("ffp")
+DEFAULT_TEXT = "embedded"  # in wheels, so that no hub is needed
+AnyText = str | Path | Sequence[str] | Sequence[Path] | Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """A text in four parts that share no document.
+
+    Attributes:
+        title: What it is called in tables.
+        documents: Documents of "calibration", "search", "selection" and "test".
+    """
+
+    title: str
+    documents: Mapping[str, Sequence[str]]
+
+
+def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> SplitText:
+    """Returns a text, fetched and split.
+
+    Args:
+        text: The name of a text of the catalog, a file or files (.txt, .jsonl, .parquet), documents as strings, or
+            documents by split, already disjoint. None for the default text.
+        data: Folder to fetch texts of the catalog into.
+        column: Field of a row that holds the text, for files.
+
+    Raises:
+        ConfigError: There is no such name or file.
+        AssetError: It cannot be fetched or read.
+    """
+    if isinstance(text, Mapping):
+        if unknown := text.keys() - set(SPLITS):
+            raise ConfigError(f"text has a part {min(unknown)!r}: {did_you_mean(min(unknown), SPLITS)}")
+        return SplitText("given text", text)
+    if text is None or isinstance(text, str):
+        entry = find_entry("texts", text or DEFAULT_TEXT)
+        if entry is not None:
+            return _fetched(entry, data)
+        if not Path(str(text)).exists():
+            raise ConfigError(
+                f"text {text!r} is no file, and no known text: {did_you_mean(str(text), entries('texts'))}"
+            )
+        text = Path(str(text))
+    if isinstance(text, Path):
+        text = [text]
+    given: list[Any] = list(text)
+    files = [each for each in given if isinstance(each, Path)]
+    title = " + ".join(file.name for file in files) or "given text"
+    return SplitText(title, split_documents(read_text_files(files, column) if files else given))
+
+
+def _fetched(entry: Path, data: Path) -> SplitText:
+    """A text of the catalog."""
+    config, files = read_part(TextConfig, entry), Layout(data, data).text(entry.stem)
+    fetch_text(config, files.folder)
+    return SplitText(config.title, {name: read_documents(files.documents(name)) for name in SPLITS})
+
+
+def cut_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> Windows:
+    """Returns the windows that a method needs; a heuristic needs no search and no selection text.
+
+    Raises:
+        ConfigError: A text is shorter than one window, or the search text than an evaluation.
+    """
+    sizes = {"calibration": (settings.calibration.context, settings.calibration.windows)}
+    if isinstance(settings.method, Search):
+        search = settings.search
+        sizes |= {"search": (search.context, search.windows), "selection": (search.context, search.selection_windows)}
+    found = {name: _windows(tokenizer, text, name, *size) for name, size in sizes.items()}
+    if "search" in found and len(found["search"]) < settings.search.windows_per_evaluation:
+        raise ConfigError(
+            f"the search text has {len(found['search'])} windows of {settings.search.context} tokens, fewer than the "
+            f"{settings.search.windows_per_evaluation} of one evaluation. Give a longer text."
+        )
+    return Windows(**found)
+
+
+def cut_test_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> torch.Tensor:
+    """Returns the windows of the test text."""
+    return _windows(tokenizer, text, "test", settings.evaluation.context, settings.evaluation.windows)
+
+
+def _windows(tokenizer: Any, text: SplitText, name: str, context: int, count: int) -> torch.Tensor:
+    """At most `count` windows of a part of the text; says so where there are fewer."""
+    documents, title = text.documents.get(name, ()), f"{name} text ({text.title})"
+    if not documents:
+        raise ConfigError(f"the {title} has no document. Give more documents, so that each part of the text gets some.")
+    found = token_windows(tokenizer, documents, context=context, windows=count, name=title, at_most=True)
+    if len(found) < count:
+        log.warning(
+            "the %s has %d windows of %d tokens, fewer than %d: all are used", title, len(found), context, count
+        )
+    return found

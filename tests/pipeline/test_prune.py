@@ -1,0 +1,249 @@
+"""`ffp.prune` and `ffp.allocate` in memory: the same result as a grid's cell, any text, a copy or the model itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ffp
+from ffp.allocators.base import Heuristic
+from ffp.config import Experiment
+from ffp.core import projection
+from ffp.core.errors import AssetError, BudgetError, ConfigError
+from ffp.models.checkpoint import load_model, load_tokenizer
+from ffp.pipeline import steps
+from ffp.store import schemas
+from ffp.store.documents import read_documents
+from ffp.store.layout import SPLITS, ExportFiles, Layout
+from tests.helpers import tiny
+
+SMALL = {"calibration": {"windows": 4, "context": 64}, "evaluation": {"windows": 4, "context": 64},
+         "search": {"context": 64, "windows": 8, "selection_windows": 4, "evaluations": 12,
+                    "windows_per_evaluation": 2, "finalists": 2, "checkpoints": [1.0]}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [document["text"] for document in tiny.documents()]
+
+
+@pytest.fixture
+def loaded(tiny_source):
+    """A fresh tiny model and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny_source / "source"
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("method", ["owl", "fastforward-guided"])
+def test_a_grids_cell_with_the_same_settings_has_equal_allocations_and_weights(
+    method, tiny_grid, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tiny_grid)
+    experiment = Experiment(Path("config/grid.yaml"))
+    layout, grid = Layout.from_grid(experiment.grid), experiment.grid
+    cell = next(cell for cell in experiment.cells(dense=False) if cell.method == method)
+    config = experiment.models[cell.model]
+    torch.set_num_threads(config.resources.threads)
+    folder, documents = layout.model(cell.model).folder, layout.text(grid.text).documents
+    model, tokenizer = load_model(folder, config), load_tokenizer(folder)
+    pruned = ffp.prune(
+        model, tokenizer, sparsity=float(cell.sparsity), method=method, seed=cell.seed,
+        compensate=experiment.compensation(method), params=experiment.parameters(method),
+        text={name: read_documents(documents(name)) for name in SPLITS}, batch_tokens=config.batch_tokens,
+        calibration=grid.calibration, search=grid.search, evaluation=grid.evaluation,
+    )  # fmt: skip
+    files = layout.cell(cell)
+    assert schemas.AllocationFile.read(files.allocation).keep == pruned.allocation.allocation.keep
+    scores = schemas.ScoresFile.read(files.scores)
+    assert scores.ppl.value == pruned.pruned.ppl["value"]
+    assert (scores.params.dense, scores.params.kept) == (pruned.removed.dense_params, pruned.removed.kept_params)
+    steps.export(experiment, cell, folder, files.folder, tmp_path / "exported")
+    exported, ours = ffp.load_pruned(tmp_path / "exported").state_dict(), pruned.model.state_dict()
+    assert exported.keys() == ours.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in exported.items())
+
+
+@pytest.mark.parametrize("granularity", ["structured", "unstructured", "n-of-4"])
+def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, loaded, texts, tmp_path, hub_modules):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = loaded
+    pruned = ffp.prune(model, tokenizer, sparsity=0.3, text=texts, tokens=0, granularity=granularity, **SMALL)
+    folder = pruned.save(tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = AutoTokenizer.from_pretrained(folder)("Return a new list.", return_tensors="pt").input_ids
+    assert torch.equal(again(ids).logits, pruned.model(ids).logits)
+    written = schemas.ExportFile.read(ExportFiles(folder).manifest)
+    assert 0.3 <= written.block_sparsity < 0.34
+    assert written.provenance.get("settings")["sparsity"] == 0.3
+    card = ExportFiles(folder).card.read_text()
+    assert f"ffp.prune(model, tokenizer, sparsity=0.3, method={pruned.settings.method.name!r}" in card
+    with pytest.raises(ffp.core.errors.FfpError, match="exists and is not overwritten"):
+        pruned.save(folder)
+    pruned.save(folder, overwrite=True)
+
+
+def test_a_copy_is_cut_where_asked_and_the_model_keeps_its_state(loaded, texts):
+    model, tokenizer = loaded
+    model.train().requires_grad_(True)
+    model.model.embed_tokens.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    pruned = ffp.prune(model, tokenizer, sparsity=0.3, text=texts, tokens=0, in_place=False, **SMALL)
+    assert pruned.model is not model
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    own = ffp.prune(model, tokenizer, sparsity=0.3, text=texts, tokens=0, **SMALL)
+    assert own.model is model
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert model.training and frozen == ["model.embed_tokens.weight"]
+    assert sum(p.numel() for p in model.parameters()) == own.removed.kept_params < own.removed.dense_params
+
+
+def test_a_pruned_model_is_not_pruned_again(loaded, texts, tmp_path):
+    pruned = ffp.prune(*loaded, sparsity=0.2, text=texts, tokens=0, evaluate=False, **SMALL)
+    again = ffp.load_pruned(pruned.save(tmp_path / "small"))
+    with pytest.raises(ConfigError, match="this model was pruned by ffp before"):
+        ffp.prune(again, loaded[1], sparsity=0.2, text=texts, tokens=0, **SMALL)
+
+
+def test_summary_and_figures_tell_the_same(loaded, texts):
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, tokens=1536, speed=True, **SMALL)
+    summary, figures = pruned.summary(), pruned.as_dict()
+    json.dumps(figures, allow_nan=False)
+    assert figures["search"]["tokens"] > 0
+    assert f"{figures['search']['tokens']:,} search tokens" in summary
+    for name in ("dense", "pruned"):
+        assert f"{figures[name]['perplexity']['value']:,.2f} ± " in summary
+        assert f"{figures[name]['speed']['decode_s'] * 1e3:,.1f} ms" in summary
+    assert "by fastforward-guided and ridge compensation" in summary
+    assert figures["pruned"]["bytes"] < figures["dense"]["bytes"]
+    assert sum(figures["seconds"].values()) > 0
+
+
+class Halves(Heuristic):
+    """Keeps half of everything, as far as the budget goes."""
+
+    name: ClassVar[str] = "halves"
+    version: ClassVar[str] = "1"
+    summary: ClassVar[str] = "half of everything"
+    citation: ClassVar[str] = "-"
+
+    def allocate(self, problem, stats):
+        return projection.project_shares(problem, np.full(len(problem.decisions), 0.5))
+
+
+def test_a_method_of_ones_own_is_handed_over_as_an_object(loaded, texts):
+    model, tokenizer = loaded
+    before = copy.deepcopy(model.state_dict())
+    found = ffp.allocate(model, tokenizer, sparsity=0.5, method=Halves(), text=texts, **SMALL)
+    assert all(0.3 < keep / d.n_units < 0.7 for d, keep in found.allocation.items(found.problem))
+    assert found.keep["block00.ffn"] == found.allocation.keep[1]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert ffp.prune(model, tokenizer, sparsity=0.5, method=Halves(), text=texts, **SMALL).removed.block_sparsity >= 0.5
+
+
+@pytest.mark.parametrize(("method", "granularity"), [("owl", "unstructured"), ("flap", "structured")])
+def test_allocate_serves_every_granularity(method, granularity, loaded, texts):
+    found = ffp.allocate(*loaded, sparsity=0.4, method=method, granularity=granularity, text=texts, **SMALL)
+    assert found.problem.granularity == granularity
+    assert found.problem.sparsity_of(found.allocation.keep) >= 0.4
+
+
+def _write(folder: Path, kind: str, texts: list[str], column: str) -> Path:
+    import pandas as pd
+
+    path = folder / f"notes.{kind}"
+    if kind == "parquet":
+        pd.DataFrame({column: texts}).to_parquet(path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({column: text}) + "\n" for text in texts))
+    else:
+        path.write_text("\n\n".join(texts))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_files_give_what_their_documents_give(kind, loaded, texts, tmp_path):
+    from ffp.assets.documents import read_text_files, split_documents
+
+    path = _write(tmp_path, kind, texts, "body")
+    parts = split_documents(read_text_files([path], "body"))
+    assert parts == split_documents(texts) == split_documents(texts[::-1])
+    assert sorted(text for part in parts.values() for text in part) == sorted(set(texts))
+    with pytest.raises(AssetError, match=r"has no column 'text' \(--text-column\): (known: |did you mean )body"):
+        read_text_files([path])
+    found = ffp.allocate(*loaded, sparsity=0.3, method="uniform", text=[_write(tmp_path, kind, texts, "text")], **SMALL)
+    assert found.keep == ffp.allocate(*loaded, sparsity=0.3, method="uniform", text=texts, **SMALL).keep
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=4, max_size=40), st.randoms())
+def test_every_part_gets_documents_by_length_and_none_is_lost(lengths, random):
+    from ffp.assets.documents import SHARES, split_documents
+
+    texts = [" ".join(f"w{number}x{word}" for word in range(length)) for number, length in enumerate(lengths)]
+    parts = split_documents(texts)
+    assert sorted(text for part in parts.values() for text in part) == sorted(texts)
+    assert all(parts.values())
+    random.shuffle(texts)
+    assert split_documents(texts) == parts
+    longest, total = max(map(len, texts)), sum(map(len, texts))
+    assert all(sum(map(len, parts[name])) <= share * total + 4 * longest for name, share in SHARES.items())
+
+
+def test_a_plain_file_is_cut_into_sections_that_make_up_the_whole(texts, tmp_path):
+    from ffp.assets.documents import SECTION, read_text_files
+
+    path = _write(tmp_path, "txt", texts, "text")
+    found = read_text_files([path])
+    assert " ".join(found).split() == path.read_text().split()
+    assert all(len(section) >= SECTION for section in found[:-1])
+
+
+def test_a_heuristic_needs_no_search_text(loaded, texts):
+    text = {"calibration": texts[:8], "test": texts[8:16]}
+    ffp.prune(*loaded, sparsity=0.3, method="owl", text=text, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsity": 1.2}, ConfigError, r"sparsity = '1.2': Input should be less than 1"),
+        ({"sparsity": 0.999}, BudgetError, r"sparsity 1.00 cannot be met"),
+        ({"method": "olw"}, ConfigError, r"unknown method 'olw': did you mean owl"),
+        ({"method": "owl", "params": {"strenght": 1}}, ConfigError, "strenght"),
+        ({"method": "flap", "granularity": "unstructured"}, ConfigError, "flap serves structured pruning only"),
+        ({"granularity": "unstructured", "compensate": "ridge"}, ConfigError, "compensation serves structured"),
+        ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),
+        ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
+        ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
+        ({"text": "embeded"}, ConfigError, r"text 'embeded' is no file, and no known text: did you mean embedded"),
+        ({"text": ["short", "texts"]}, AssetError, "has 2 documents that share no run of 13 words; it is split into 4"),
+        (
+            {"text": ["a b", "c d", "e f", "g h"]},
+            ConfigError,
+            r"the calibration text \(given text\) has \d tokens, 0 windows",
+        ),
+        ({"text": [1, 2]}, AssetError, "a document of the text is a int"),
+        ({"text": {"calibration": ["a"], "train": ["b"]}}, ConfigError, "text has a part 'train'"),
+        ({"keep_blocks": "7"}, ConfigError, "7"),
+        ({"calibration": {"windows": 4, "context": 256}}, ConfigError, "max_position_embeddings|128"),
+    ],
+)
+def test_bad_input_is_refused_before_a_token_is_spent(options, error, message, loaded, texts, monkeypatch):
+    spent = []
+    monkeypatch.setattr(type(loaded[0]), "forward", lambda *_, **__: spent.append(1))
+    monkeypatch.setattr(type(loaded[0].base_model), "forward", lambda *_, **__: spent.append(1))
+    with pytest.raises(error, match=message) as refusal:
+        ffp.prune(*loaded, **{"sparsity": 0.3, "text": texts, **SMALL, **options})
+    assert len(str(refusal.value).splitlines()) == 1
+    assert not spent

@@ -1,0 +1,214 @@
+"""`ffp prune` on the command line: every kind of model, the end that it prints, kills, and inputs that are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import ffp
+from ffp.cli import main
+from ffp.store.files import sha256
+from tests.helpers import hub, tiny
+
+SIZES = ("--context", "64", "--calibration-tokens", "512", "--threads", "1")
+
+
+@pytest.fixture
+def folder(tiny_source, tmp_path, monkeypatch):
+    """A folder with a model and documents, and a configuration that names both; the current one."""
+    shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
+    tiny.configure(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
+    return tmp_path
+
+
+def prune(model: str, *words: str, text: str = "docs.jsonl") -> int:
+    return main(["prune", model, "--sparsity", "0.3", "--text", text, "--tokens", "0", *SIZES, *words])
+
+
+def test_the_end_says_what_came_out_and_how_to_go_on(folder, capsys, hub_modules):
+    assert prune("tiny", "--out", "small", text="docs") == 0
+    printed = capsys.readouterr().out
+    for row in ("perplexity", "parameters", "weights", "prompt of", "one token more", "Saved in small"):
+        assert row in printed
+    lines = [line.strip() for line in printed.splitlines()]
+    start = lines.index("from transformers import AutoModelForCausalLM, AutoTokenizer")
+    found: dict[str, object] = {}
+    exec("\n".join(lines[start : start + 3]), found)
+    assert found["model"].num_parameters() < 40_000
+    again = next(line for line in lines if line.startswith("ffp prune tiny --sparsity 0.3"))
+    assert main([*shlex.split(again)[1:-1], "again"]) == 0
+    assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
+    assert again in (folder / "small/README.md").read_text()
+    assert not list(folder.glob(".small*"))
+
+
+def test_json_has_every_figure(folder, capsys):
+    assert prune("source", "--out", "small", "--json", "--no-evaluate") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["settings"]["method"]["use"] == "ffn-only"
+    assert figures["dense"]["perplexity"] is None
+    assert figures["params"]["kept"] < figures["params"]["dense"]
+
+
+def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, tmp_path_factory, monkeypatch, caplog):
+    with hub.serve() as served:
+        hub.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
+        commit = served.push("org/tiny", folder / "source")
+        caplog.set_level("INFO")
+        assert prune("org/tiny", "--out", "small") == 0
+        assert f"org/tiny is at commit {commit}" in caplog.text
+        card = (folder / "small/README.md").read_text()
+        assert f"org/tiny at revision {commit}" in card
+        assert f"ffp prune org/tiny@{commit} " in card
+        assert prune(f"org/tiny@{commit[:0]}main", "--out", "small-2") == 0
+        assert sha256(folder / "small/model.safetensors") == sha256(folder / "small-2/model.safetensors")
+
+
+def test_a_local_folder_and_a_name_give_the_same_weights(folder):
+    batch = ("--batch-tokens", "256")  # the sums of other batches differ in their last bits
+    assert prune("source", "--out", "a", *batch) == prune("tiny", "--out", "b", *batch) == 0
+    assert sha256(folder / "a/model.safetensors") == sha256(folder / "b/model.safetensors")
+    assert not (folder / "data/models/source").exists()  # a folder is pruned where it lies
+
+
+def test_a_bfloat16_checkpoint_stays_one(folder):
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained("source", dtype=torch.bfloat16).save_pretrained("bf16")
+    for file in (folder / "source").glob("tokenizer*"):
+        shutil.copy(file, "bf16")
+    assert prune("bf16", "--out", "small") == 0
+    with safe_open("small/model.safetensors", framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in list(file.keys())} == {torch.bfloat16}
+    assert Path("small/model.safetensors").stat().st_size < Path("bf16/model.safetensors").stat().st_size
+
+
+def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
+    words = ["ffp.cli", "prune", "tiny", "--sparsity", "0.3", "--text", "docs", "--tokens", "19200", *SIZES]
+    whole = tiny.run(folder, *words, "--out", "whole")
+    assert whole.returncode == 0, whole.output
+    run = tiny.run(folder, *words, "--out", "small", start_only=True)
+    deadline = time.monotonic() + 120
+    while not any(len(path.read_bytes().splitlines()) > 20 for path in folder.glob(".small.work-*/journal.txt")):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert not (folder / "small").exists()
+    second = tiny.run(folder, *words, "--out", "small")
+    assert second.returncode == 0 and "resuming: " in second.output, second.output
+    assert sha256(folder / "small/model.safetensors") == sha256(folder / "whole/model.safetensors")
+    assert not list(folder.glob(".small*"))
+
+
+@pytest.fixture
+def no_search(monkeypatch):
+    """Fails the test when a search begins."""
+    monkeypatch.setattr(ffp.api, "allocate", lambda *_, **__: pytest.fail("the search began"))
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line by which `ffp prune` refuses."""
+    assert prune(*words, "--out", "refused") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert not Path("refused").exists()
+    return lines[0]
+
+
+def test_a_checkpoint_that_ffp_pruned_is_refused(folder, capsys):
+    assert prune("tiny", "--out", "small", "--no-evaluate") == 0
+    capsys.readouterr()
+    assert "pruned" in refused(capsys, "small")
+
+
+def test_a_gated_repository_is_refused_with_the_login(folder, capsys, tmp_path_factory, monkeypatch):
+    with hub.serve() as served:
+        hub.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
+        served.push("org/tiny", folder / "source")
+        served.gated.add("org/tiny")
+        assert "hf auth login" in refused(capsys, "org/tiny")
+        assert "no repository org/nothing" in refused(capsys, "org/nothing")
+
+
+def test_numbers_that_overflow_are_refused_before_the_search(folder, capsys, no_search):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("source")
+    model.model.layers[1].mlp.down_proj.weight.data *= 3e5
+    model.to(torch.float16).save_pretrained("half")
+    for file in (folder / "source").glob("tokenizer*"):
+        shutil.copy(file, "half")
+    assert "overflow in float16" in refused(capsys, "half")
+
+
+def test_a_token_that_the_model_lacks_is_refused_before_the_search(folder, capsys, no_search):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("source")
+    tokenizer.add_tokens(["Return"])
+    tokenizer.save_pretrained("source")
+    assert "its tokenizer has tokens that the model lacks" in refused(capsys, "source")
+
+
+def test_a_short_test_text_is_refused_before_the_search(folder, capsys, no_search):
+    short = [json.dumps({"text": f"{word} " * 3}) for word in ("one", "two", "three", "four")]
+    (folder / "short.jsonl").write_text("\n".join(short) + "\n")
+    assert main(["prune", "tiny", "--sparsity", "0.3", "--text", "short.jsonl", *SIZES, "--out", "small"]) == 2
+    assert "tokens, 0 windows of 64" in capsys.readouterr().err
+
+
+def test_a_folder_is_replaced_only_where_asked_and_where_ffp_wrote_it(folder, capsys):
+    assert prune("tiny", "--out", "small", "--no-evaluate") == 0
+    assert prune("tiny", "--out", "small", "--no-evaluate") == 2
+    assert "small exists and is not overwritten. Give another --out" in capsys.readouterr().err
+    assert prune("tiny", "--out", "small", "--no-evaluate", "--yes", "--format", "dense-shape") == 0
+    assert not (folder / "small/modeling_pruned.py").exists()
+    (folder / "mine").mkdir()
+    assert prune("tiny", "--out", "mine", "--yes") == 2
+    assert "was not written by ffp" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
+    assert prune("source", "--out", "small", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    for part in ("ffn-only", "3 blocks", "memory", "disk", "tokens"):
+        assert part in printed, printed
+    assert not (folder / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nothing/here/at/all",), "is no folder, no ORG/NAME of the hub, and no known model: known: "),
+        (("tyni",), "and no known model: did you mean tiny"),
+        (("tiny", "--text", "nothing.jsonl"), "--text docs is a text of `ffp list texts`, which stands alone"),
+        (("tiny", "--text", "nothing"), "--text docs is a text"),
+        (("tiny", "--param", "strength"), "--param 'strength' is not NAME=VALUE"),
+        (("tiny", "--tasks", "dmeo"), "no set of tasks 'dmeo': did you mean demo"),
+        (("tiny", "--context", "256"), "max_position_embeddings"),
+        (("tiny", "--align", "7"), "align"),
+        (("tiny", "--keep-blocks", "9"), "9"),
+        (("tiny", "--out", "/proc/small"), "/proc"),
+        (("tiny", "--calibration-tokens", "10"), "--context 64 is not from 2 to --calibration-tokens 10"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_the_search(words, message, folder, capsys, monkeypatch):
+    monkeypatch.setattr(ffp.api, "calibrate", lambda *_, **__: pytest.fail("a token was spent"))
+    assert main(["prune", "--sparsity", "0.3", "--text", "docs", *SIZES, "--out", "small", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0], lines
+    assert not (folder / "small").exists()
