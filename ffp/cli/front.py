@@ -30,9 +30,9 @@ def prune(
     pruner: options.Pruner = None, align: options.Align = None, min_keep: options.MinKeep = None,
     keep_blocks: options.KeepBlocks = None, dtype: options.Dtype = None, device: options.Device = None,
     threads: options.Threads = None, batch_tokens: options.BatchTokens = None, offload: options.Offload = False,
-    evaluate: options.Evaluate = True, tasks: options.Tasks = None, format: options.Format = "transformers",
-    yes: options.Yes = False, data: options.Data = None, dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    evaluate: options.Evaluate = True, tasks: options.Tasks = None, documents: options.Documents = EVALUATION.documents,
+    format: options.Format = "transformers", yes: options.Yes = False, data: options.Data = None,
+    dry_run: options.DryRun = False, as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     r"""Prune a model and save it as a checkpoint.
 
@@ -46,7 +46,7 @@ def prune(
     """
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
-        compensate=compensate, seed=seed, **_given(pruner=pruner), **_sizes(context, calibration_tokens),
+        compensate=compensate, seed=seed, **_given(pruner=pruner), **_sizes(context, calibration_tokens, documents),
     )  # fmt: skip
     resources = Resources(threads=threads or cpu_count(), gpu=1)
     changes = _given(
@@ -102,17 +102,19 @@ def _params(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _sizes(context: int, calibration_tokens: int) -> dict[str, Any]:
+def _sizes(context: int, calibration_tokens: int, documents: int) -> dict[str, Any]:
     """The windows of the texts."""
     if not 2 <= context <= calibration_tokens:
         raise ConfigError(
             f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
         )
+    if documents < 0:
+        raise ConfigError(f"--documents {documents} is below 0. Give a number of documents, or 0 for all.")
     calibration = {"context": context, "windows": calibration_tokens // context}
     return {
         "calibration": CALIBRATION.model_copy(update=calibration),
         "search": SEARCH.model_copy(update={"context": context, "evaluations": max(1, TOKENS // context)}),
-        "evaluation": EVALUATION.model_copy(update={"context": 2 * context}),
+        "evaluation": EVALUATION.model_copy(update={"context": 2 * context, "documents": documents}),
     }
 
 

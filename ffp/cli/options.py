@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ffp.config.pruning import CALIBRATION, CONTEXT, TOKENS, Compensation
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
 
 WHAT, HOW, MODEL, OUTPUT = "What goes", "How", "The model", "What comes out"
 
@@ -69,6 +69,9 @@ Offload = Annotated[
 ]
 Evaluate = Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.", rich_help_panel=OUTPUT)]
 Tasks = Annotated[str | None, _option("Score lm-eval tasks too: a name of `ffp list tasks`.", OUTPUT)]
+Documents = Annotated[
+    int, _option(f"Documents of each task; 0 for all (lm-eval: limit). Default: {EVALUATION.documents}.", OUTPUT)
+]
 Format = Annotated[
     Literal["transformers", "dense-shape"],
     _option("Smaller weights (transformers, the default), or zeros in the dense shapes.", OUTPUT),

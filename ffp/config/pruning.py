@@ -22,7 +22,7 @@ SEARCH = SearchConfig(
     context=CONTEXT, windows=16, selection_windows=8, evaluations=TOKENS // CONTEXT, windows_per_evaluation=1,
     finalists=3, checkpoints=(1.0,),
 )  # fmt: skip
-EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12)
+EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12, documents=100)
 
 
 class PruneSettings(Strict):

@@ -153,6 +153,7 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         "threads": model.resources.threads,
         "offload": model.offload or None,
         "tasks": request.tasks,
+        "documents": settings.evaluation.documents if request.tasks else None,
         "text-column": request.column if request.column != "text" else None,
         "format": "dense-shape" if request.dense_shape else None,
     }

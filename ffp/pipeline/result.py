@@ -228,8 +228,13 @@ def _speed_row(name: str, dense: float, pruned: float) -> Row:
 
 def _task_row(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
     metric = next(iter(pruned["metrics"]))
-    first, second = (scores["metrics"][metric]["value"] for scores in (dense, pruned))
-    return task, f"{first:.3f}", f"{second:.3f}", f"{metric}, {pruned['n']} documents"
+    first, second = (_metric(scores["metrics"][metric]) for scores in (dense, pruned))
+    return task, first, second, f"{metric}, {pruned['n']} documents"
+
+
+def _metric(found: Mapping[str, Any]) -> str:
+    stderr = "" if found["stderr"] is None else f" ± {found['stderr']:.3f}"
+    return f"{found['value']:.3f}{stderr}"
 
 
 def weight_bytes(model: Any) -> int:
