@@ -110,5 +110,5 @@ def test_the_steps_of_the_workflow_give_what_the_api_gives(tiny_grid, monkeypatc
 def test_the_public_functions_are_listed_and_imported_on_demand():
     import ffp
 
-    assert {"calibrate", "allocate", "make_masks", "prune", "evaluate", "load_pruned"} <= set(ffp.__all__)
+    assert {"prune", "allocate", "Pruned", "load_pruned", "list_methods"} <= set(ffp.__all__)
     assert all(callable(getattr(ffp, name)) for name in ffp.__all__)

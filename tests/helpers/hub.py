@@ -152,7 +152,7 @@ def use(url: str, home: Path, patch: pytest.MonkeyPatch) -> None:
     """
     import huggingface_hub
 
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         patch.delenv(name, raising=False)
     environment = {"HF_ENDPOINT": url, "HF_HOME": home, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     for name, value in environment.items():

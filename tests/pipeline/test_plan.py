@@ -65,9 +65,10 @@ def test_sizes_equal_those_of_the_model(tmp_path):
 def test_bytes_are_those_of_the_models_own_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]}
+    small = {part: {"context": 64} for part in ("calibration", "search", "evaluation")}
 
     def found(**model):
-        return plan.plan_model(experiment(tmp_path, model), "tiny")
+        return plan.plan_model(experiment(tmp_path, model, **small), "tiny")
 
     whole = found()
     half = found(architecture={**sizes, "dtype": "bfloat16"})
@@ -139,7 +140,7 @@ def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     many = {"calibration": {"windows": 4_000, "context": 64}, "search": {"context": 64}, "evaluation": {"context": 64}}
     plain = experiment(tmp_path, methods=["owl"], **many)
     ridge = experiment(tmp_path, methods=["owl"], variants={"owl": {"compensate": "ridge"}}, **many)
-    prunable = PrunableModel(tiny("llama"))
+    prunable = PrunableModel(tiny("llama").float())
     memory = plan.plan_model(plain, "tiny").memory
     assert plan.peak_memory(prunable, ridge, "tiny") == memory["apply"] > plan.peak_memory(prunable, plain, "tiny")
     assert plan.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])

@@ -29,6 +29,7 @@ BODIES: dict[type[schemas.JsonFile], dict[str, Any]] = {
     },
     schemas.AnswersFile: {"points": [{"tokens": 8, "share": 0.5, "keep": [3], "loss": 0.25}]},
     schemas.ScoresFile: {"cell": CELL, **REMOVED, "ppl": PPL, "tasks": {}, "cost": {}, "settings": {}},
+    schemas.PerplexityFile: PPL,
     schemas.ExportFile: {"cell": CELL, **REMOVED},
     schemas.CompareFile: {"changed": False, "cells": [], "provenance": {"commit": {"a -> b": 1}}},
 }  # fmt: skip
