@@ -53,13 +53,14 @@ def prune(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, dtype=dtype, device=device, batch_tokens=batch_tokens,
         offload=offload or None, resources=resources,
     )  # fmt: skip
+    # first, since it says what the libraries read when they are imported
+    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)
     from ffp.pipeline import command
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
         evaluate=evaluate, dense_shape=format == "dense-shape", overwrite=yes, data=data or default_data(),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)
     if dry_run:
         print(command.dry_run(request))
         return

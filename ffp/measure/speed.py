@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +27,24 @@ class Speed:
 
 
 @torch.inference_mode()
-def measure_speed(model: Any, prompt: torch.Tensor, *, steps: int = 8, rounds: int = 3) -> Speed:
-    """Times a model; a first round warms up and does not count.
+def measure_speed(
+    models: Mapping[str, Any], prompt: torch.Tensor, *, steps: int = 8, rounds: int = 3
+) -> dict[str, Speed]:
+    """Times models that take turns, so that what slows the machine for a while slows all of them.
 
     Args:
-        model: A causal language model of transformers.
+        models: Causal language models of transformers by name. Each runs once more at first, which does not count.
         prompt: Token ids, (1, n) int64.
         steps: Greedy tokens after the prompt.
         rounds: Rounds that count.
     """
-    ids = prompt.to(model.device)
-    times = [time_round(model, ids, steps)[:2] for _ in range(rounds + 1)][1:]
-    prefill, decode = zip(*times, strict=True)
-    return Speed(ids.shape[1], statistics.median(prefill), statistics.median(decode))
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        for name, model in models.items():
+            prefill_s, decode_s, _ = time_round(model, prompt.to(model.device), steps)
+            times[name] += [(prefill_s, decode_s)] if number else []
+    medians = {name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in times.items()}
+    return {name: Speed(prompt.shape[1], prefill, decode) for name, (prefill, decode) in medians.items()}
 
 
 def time_round(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, Any]:

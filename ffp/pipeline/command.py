@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ffp.allocators import Search
 from ffp.assets.tasks import fetch_tasks
 from ffp.config import TasksConfig, read_part
@@ -84,13 +86,15 @@ def prune(request: PruneRequest) -> Pruned:
     work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
     pruned = run(
         prunable, tokenizer, text, request.settings, batch_tokens=config.batch_tokens, evaluate=request.evaluate,
-        speed=request.evaluate and not config.offload, dense_shape=request.dense_shape, work=work,
+        dense_shape=request.dense_shape, work=work,
         score=tasks and _scorer(tokenizer, *tasks, request.settings, config.batch_tokens),
     )  # fmt: skip
     pruned.source, pruned.commands = config, [command(request, opened)]
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
     pruned.save(request.out, overwrite=request.overwrite)
     work.remove()
+    if request.evaluate and not config.offload:
+        _time(pruned, opened)
     return pruned
 
 
@@ -108,7 +112,7 @@ def dry_run(request: PruneRequest) -> str:
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
     windows = cut_windows(tokenizer, text, settings)
     test = cut_test_windows(tokenizer, text, settings) if request.evaluate else None
-    parts = phase_tokens(windows, test, settings, speed=request.evaluate, tasks=request.tasks is not None)
+    parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
     return found.describe(opened.name, text.title, request.out, sum(parts.values()))
 
 
@@ -170,6 +174,15 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
     for param in params:
         words += ["--param", param]
     return shlex.join([*words, "--out", str(request.out)])
+
+
+def _time(pruned: Pruned, opened: OpenedModel) -> None:
+    """Times the saved model beside the dense one, where there is memory for both."""
+    log.info("timing both models")
+    try:
+        pruned.time_against(load_model(opened.folder, opened.config))
+    except (MemoryError, torch.OutOfMemoryError):
+        log.warning("the models were not timed: there is no memory for both")
 
 
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:

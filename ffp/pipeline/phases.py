@@ -16,7 +16,6 @@ from ffp.config.pruning import PruneSettings
 
 log = logging.getLogger("ffp")
 T = TypeVar("T")
-SPEED_PROMPT = 512  # tokens of the prompt that is timed, at most
 TASK_TOKENS = 100_000  # of a set of tasks: a guess, for the time left
 
 
@@ -51,7 +50,7 @@ class Phases:
 
 
 def phase_tokens(
-    windows: Windows, test: torch.Tensor | None, settings: PruneSettings, *, speed: bool, tasks: bool
+    windows: Windows, test: torch.Tensor | None, settings: PruneSettings, *, tasks: bool
 ) -> dict[str, float]:
     """Returns what each part of a run forwards; compensation passes the calibration text through a block three times.
 
@@ -59,7 +58,6 @@ def phase_tokens(
         windows: Windows of the texts.
         test: Windows of the test text, if perplexity is measured.
         settings: What is asked.
-        speed: Whether the models are timed.
         tasks: Whether tasks are scored.
     """
     sizes, search = {name: ids.numel() for name, ids in windows.items()}, settings.search
@@ -67,7 +65,7 @@ def phase_tokens(
     def measured(name: str) -> dict[str, float]:
         found: dict[str, float] = {} if test is None else {f"evaluate the {name} model": test.numel()}
         found |= {f"score the {name} model on tasks": TASK_TOKENS} if tasks else {}
-        return found | ({f"time the {name} model": 6 * SPEED_PROMPT} if speed else {})
+        return found
 
     allocation = 1.0
     if isinstance(settings.method, Search):

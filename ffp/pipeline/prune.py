@@ -17,10 +17,9 @@ from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.core import projection
-from ffp.measure.speed import measure_speed
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids, contexts_of
-from ffp.pipeline.phases import SPEED_PROMPT, Phases, phase_tokens
+from ffp.pipeline.phases import Phases, phase_tokens
 from ffp.pipeline.result import Measures, Pruned, weight_bytes
 from ffp.pipeline.texts import AnyText, SplitText, cut_test_windows, cut_windows, open_text
 from ffp.pipeline.work import Work
@@ -46,10 +45,8 @@ def prune(
         sparsity: Share of the parameters of all attention and FFN modules to remove, in (0, 1).
         method: What chooses the share of each module: a name of `ffp.list_methods()`, or a method of your own. Default:
             "fastforward-guided", a search; "ffn-only" with `tokens=0`; "uniform" on single weights.
-        compensate: How what stays makes up for the rest: "none", "bias", "ridge" or "ridge-dense". Default: "ridge"
-            where units are removed.
-        text: What to calibrate, search and test on: documents as strings, files (pathlib.Path to .txt, .jsonl or
-            .parquet), a name of config/texts, or documents under "calibration", "search", "selection" and "test".
+        compensate: What makes up for removed units: "none", "bias", "ridge" (the default) or "ridge-dense".
+        text: Documents as strings, files (pathlib.Path), a name of config/texts, or lists of strings by part of the text.
         tokens: Tokens that a search may forward. Default: 24,576.
         seed: Of the search.
         granularity: "structured" (heads and channels leave), or zeros: "unstructured", "n-of-4", "n-of-8".
@@ -60,7 +57,7 @@ def prune(
         dense_shape: Write zeros in the dense shapes instead of smaller weights.
         in_place: Cut `model` itself; False cuts a copy.
         evaluate: Measure perplexity on the test text before and after.
-        speed: Time a prompt and generation before and after.
+        speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`.
 
@@ -75,12 +72,20 @@ def prune(
         seed=seed, **settings,
     )  # fmt: skip
     opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
+    dense = copy.deepcopy(model).eval() if in_place and speed else model
     with _for_inference(target):
-        prunable = PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
-        return run(
-            prunable, tokenizer, opened, asked, batch_tokens=batch_tokens, evaluate=evaluate, speed=speed,
+        pruned = run(
+            PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks),
+            tokenizer,
+            opened,
+            asked,
+            batch_tokens=batch_tokens,
+            evaluate=evaluate,
             dense_shape=dense_shape,
-        )  # fmt: skip
+        )
+        if speed:
+            pruned.time_against(dense)
+        return pruned
 
 
 def allocate(
@@ -139,7 +144,7 @@ def _for_inference(model: PreTrainedModel) -> Iterator[None]:
 
 def run(
     prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, *, batch_tokens: int,
-    evaluate: bool, speed: bool, dense_shape: bool = False, work: Work | None = None,
+    evaluate: bool, dense_shape: bool = False, work: Work | None = None,
     score: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Pruned:  # fmt: skip
     """Prunes a dense model in place, and returns what `prune` returns.
@@ -151,7 +156,6 @@ def run(
         settings: What is asked.
         batch_tokens: Tokens in one forward; at least one window.
         evaluate: Measure perplexity before and after.
-        speed: Time a prompt and generation before and after.
         dense_shape: Write zeros in the dense shapes.
         work: Keeps what is finished, so that a killed run goes on where it was.
         score: Scores a model on tasks; None for no tasks.
@@ -159,8 +163,7 @@ def run(
     work = work or Work(None)
     projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
     windows, test = _windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
-    phases = Phases(phase_tokens(windows, test, settings, speed=speed, tasks=score is not None))
-    prompt = windows.calibration.reshape(1, -1)[:, : _prompt_length(prunable.model)]
+    phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
 
     def measure(name: str) -> Measures:
         model, found = prunable.model, Measures(bytes=weight_bytes(prunable.model))
@@ -171,8 +174,6 @@ def run(
             )
         if score is not None:
             found.tasks = phases.run(f"score the {name} model on tasks", lambda: score(model))
-        if speed:
-            found.speed = phases.run(f"time the {name} model", lambda: measure_speed(model, prompt))
         return found
 
     calibration = phases.run(
@@ -223,8 +224,3 @@ def _cut(
     cut = _cut_of(settings)
     masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut, batch_tokens=batch_tokens)
     return api.install(prunable, found.problem, masks, cut, dense_shape=dense_shape)
-
-
-def _prompt_length(model: Any) -> int:
-    """Tokens of the prompt that is timed, so that some more fit behind it."""
-    return min(SPEED_PROMPT, int(getattr(model.config, "max_position_embeddings", SPEED_PROMPT)) // 2)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import ffp
 from ffp import api
 from ffp.config import Cell, LocalSource, ModelConfig
 from ffp.config.pruning import PruneSettings
-from ffp.measure.speed import Speed
+from ffp.measure.speed import Speed, measure_speed
 from ffp.models.card import model_card
 from ffp.models.checkpoint import save_dense_shape, save_pruned
 from ffp.models.prunable import PrunableModel
@@ -23,6 +26,7 @@ from ffp.store.provenance import provenance
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SPEED_PROMPT = 512  # tokens of the prompt that is timed, at most
 Row = tuple[str, str, str, str]
 
 
@@ -77,7 +81,7 @@ class Pruned:
     text: str
     dense: Measures
     pruned: Measures
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
     dense_shape: bool = False
     source: ModelConfig | None = None
     commands: Sequence[str] = ()
@@ -127,6 +131,15 @@ class Pruned:
             removed = self._removed()
             schemas.ExportFile(cell=self._cell().as_dict(), **removed, provenance=origin).write(files.manifest)
         return Path(folder)
+
+    def time_against(self, dense: Any) -> None:
+        """Times a prompt and generation beside the dense model, which lies on the same device."""
+        started, positions = time.perf_counter(), int(dense.config.max_position_embeddings)
+        length = min(SPEED_PROMPT, positions // 2)
+        prompt = torch.arange(length)[None] % int(dense.config.vocab_size)
+        speeds = measure_speed({"dense": dense, "pruned": self.model}, prompt)
+        self.dense.speed, self.pruned.speed = speeds["dense"], speeds["pruned"]
+        self.seconds["time both models"] = time.perf_counter() - started
 
     def as_dict(self) -> dict[str, Any]:
         """Returns all figures as plain data."""
