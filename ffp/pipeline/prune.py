@@ -46,7 +46,7 @@ def prune(
         method: What chooses the share of each module: a name of `ffp.list_methods()`, or a method of your own. Default:
             "fastforward-guided", a search; "ffn-only" with `tokens=0`; "uniform" on single weights.
         compensate: What makes up for removed units: "none", "bias", "ridge" (the default) or "ridge-dense".
-        text: Documents as strings, files (pathlib.Path), a name of config/texts, or lists of strings by part of the text.
+        text: Documents as strings, files (pathlib.Path), a name of config/texts, or lists of documents by part.
         tokens: Tokens that a search may forward. Default: 24,576.
         seed: Of the search.
         granularity: "structured" (heads and channels leave), or zeros: "unstructured", "n-of-4", "n-of-8".
@@ -74,15 +74,8 @@ def prune(
     opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     with _for_inference(target):
-        pruned = run(
-            PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks),
-            tokenizer,
-            opened,
-            asked,
-            batch_tokens=batch_tokens,
-            evaluate=evaluate,
-            dense_shape=dense_shape,
-        )
+        prunable = PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        pruned = run(prunable, tokenizer, opened, asked, batch_tokens, evaluate=evaluate, dense_shape=dense_shape)
         if speed:
             pruned.time_against(dense)
         return pruned
@@ -143,7 +136,7 @@ def _for_inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def run(
-    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, *, batch_tokens: int,
+    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, batch_tokens: int, *,
     evaluate: bool, dense_shape: bool = False, work: Work | None = None,
     score: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Pruned:  # fmt: skip
