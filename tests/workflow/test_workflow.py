@@ -232,8 +232,9 @@ def read_all(terminal: int) -> str:
     return b"".join(chunks).decode()
 
 
-def test_a_terminal_shows_bars_and_other_outputs_plain_lines(site: Site) -> None:
+def test_a_terminal_shows_bars_and_other_outputs_plain_lines(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The local profile asks whether its output is a terminal."""
+    monkeypatch.setenv("TERM", "xterm-256color")  # a dumb one shows no bars
     plain = site.snakemake("--forcerun", "report").stdout
     assert "report of config/grid.yaml" in plain and "2 of 2 steps (100%) done" in plain
     assert "\x1b[" not in plain
