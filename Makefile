@@ -1,6 +1,6 @@
 # make demo     install the locked packages into .venv, run the benchmark on a real model, write results/report/
 # make test     all tests but the long ones; one of them: make test PYTEST_ARGS="-k owl"
-# make quick    the unit tests, in at most a minute of one core
+# make quick    the unit tests, a few minutes; of one package: make quick QUICK=tests/core
 # make check    formatter, linters, types, import order, dry run
 # make docs     the documentation site, in site/
 # make schemas  the JSON schemas of the configuration, for editors
@@ -13,6 +13,8 @@ VENV ?= .venv
 GRID ?= config/grids/demo.yaml
 PROFILE ?= $(or $(SNAKEMAKE_PROFILE),profiles/local)
 PYTEST_ARGS ?=
+# A process for each core, and in each a single thread: the models of the tests are tiny.
+SHARED := -n logical --maxprocesses 4 --dist loadfile
 QUICK := $(addprefix tests/,core allocators models pruning measure store config assets)
 
 BIN := $(VENV)/bin
@@ -47,12 +49,11 @@ demo: install
 	  $(SNAKEMAKE); \
 	fi
 
-# A process for each core, and in each a single thread: the models of the tests are tiny.
 test: install
-	@$(RUN) python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) python -m pytest $(SHARED) $(PYTEST_ARGS)
 
 quick: install
-	@$(RUN) python -m pytest -m 'not slurm and not long and not slow' $(QUICK) $(PYTEST_ARGS)
+	@$(RUN) python -m pytest $(SHARED) -m 'not slurm and not long and not slow' $(QUICK) $(PYTEST_ARGS)
 
 # Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
 test-faults: install
