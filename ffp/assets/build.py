@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ffp.core.errors import ArtifactError, AssetError
-from ffp.store.files import crc32, digest, sha256
+from ffp.store.files import crc32, digest, sha256, swap_folder
 from ffp.store.layout import AssetFiles, downloads_of
 from ffp.store.schemas import AssetFile
 
@@ -46,7 +46,7 @@ def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Pa
         try:
             make(partial)
             _seal(partial, kind, source)
-            _swap(partial, out)
+            swap_folder(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     LOG.info("%s %s is complete", kind, out)
@@ -125,18 +125,3 @@ def _seal(partial: Path, kind: str, source: Mapping[str, Any]) -> None:
         files[path.name], crcs[path.name] = sha256(path), crc32(path)
     manifest = AssetFile(kind=kind, source=dict(source), files=files, crc32=crcs, digest=digest(files))
     manifest.write(AssetFiles(partial).manifest)
-
-
-def _swap(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`, in place of an outdated folder, which comes back if that fails."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

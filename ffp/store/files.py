@@ -80,15 +80,27 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 os.fsync(written.fileno())
             file.chmod(0o666 & ~_umask())
         partial.chmod(0o777 & ~_umask())
-        if path.exists():
-            path.rename(partial.with_suffix(".old"))
-        partial.rename(path)
-        shutil.rmtree(partial.with_suffix(".old"), ignore_errors=True)
+        swap_folder(partial, path)
     except OSError as error:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def swap_folder(partial: Path, out: Path) -> None:
+    """Renames `partial` to `out`, in place of a folder that is there, which comes back if that fails."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_new_folder(path: Path, *, overwrite: bool) -> None:
