@@ -99,7 +99,12 @@ def _params(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise ConfigError(f"--param {pair!r} is not NAME=VALUE, such as strength=0.1.")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"--param {pair!r} has a value that is no YAML. Write a number, a word or a list."
+            ) from error
     return found
 
 

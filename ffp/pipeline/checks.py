@@ -18,14 +18,13 @@ from typing import Any
 import torch
 
 from ffp.config import GridConfig
-from ffp.config.pruning import PruneSettings
 from ffp.core.errors import AssetError, ConfigError
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
 
 
-def contexts_of(grid: GridConfig | PruneSettings) -> dict[str, int]:
+def contexts_of(grid: GridConfig) -> dict[str, int]:
     """Returns every context by its key."""
     return {f"{part}.context": getattr(grid, part).context for part in ("calibration", "search", "evaluation")}
 

@@ -27,9 +27,9 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.estimate import estimate
 from ffp.pipeline.models import OpenedModel, open_model
 from ffp.pipeline.phases import phase_tokens
-from ffp.pipeline.prune import run
+from ffp.pipeline.prune import open_windows, run
 from ffp.pipeline.result import Pruned
-from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, cut_test_windows, cut_windows, open_text
+from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
 from ffp.store.files import check_new_folder, digest
 from ffp.store.identity import code_of
@@ -105,13 +105,13 @@ def dry_run(request: PruneRequest) -> str:
         FfpError: As `prune`, as far as it can be known before the model runs.
     """
     check_new_folder(request.out, overwrite=request.overwrite)
+    _open_tasks(request)
     opened = open_model(request.model, data=request.data, changes=request.changes)
     text = open_text(request.text, data=request.data, column=request.column)
     found = estimate(opened.folder, opened.config, request.settings)
     found.check(request.out)
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
-    windows = cut_windows(tokenizer, text, settings)
-    test = cut_test_windows(tokenizer, text, settings) if request.evaluate else None
+    windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
     parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
     return found.describe(opened.name, text.title, request.out, sum(parts.values()))
 

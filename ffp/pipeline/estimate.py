@@ -15,7 +15,7 @@ from ffp.core import projection
 from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
+from ffp.pipeline.checks import check_disk, check_memory
 from ffp.pipeline.plan import forward_flops, step_memory
 
 PRODUCT = 1024  # rows and columns of the matrices that time the device
@@ -41,12 +41,11 @@ class Estimate:
     disk: int
 
     def check(self, out: Path) -> None:
-        """Checks that the sparsity, the contexts, the device and the disk allow it.
+        """Checks that the sparsity, the device and the disk allow it.
 
         Raises:
             FfpError: One of them does not; one line with the remedy.
         """
-        check_context(self.prunable.config, contexts_of(self.settings))
         projection.kept_budget(self.prunable.problem(self.settings.sparsity, self.settings.granularity))
         check_memory(self.memory, choose_device(self.config.device))
         check_disk(out, self.disk)

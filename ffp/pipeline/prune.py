@@ -18,7 +18,7 @@ from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.core import projection
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_token_ids, contexts_of
+from ffp.pipeline.checks import check_context, check_token_ids
 from ffp.pipeline.phases import Phases, phase_tokens
 from ffp.pipeline.result import Measures, Pruned, weight_bytes
 from ffp.pipeline.texts import AnyText, SplitText, cut_test_windows, cut_windows, open_text
@@ -115,7 +115,7 @@ def allocate(
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
     )
-    windows, _ = _windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
+    windows, _ = open_windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
     with _for_inference(model):
         prunable = PrunableModel(model, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens)
@@ -155,7 +155,7 @@ def run(
     """
     work = work or Work(None)
     projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
-    windows, test = _windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
+    windows, test = open_windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
 
     def measure(name: str) -> Measures:
@@ -182,14 +182,19 @@ def run(
     )  # fmt: skip
 
 
-def _windows(
+def open_windows(
     model: Any, tokenizer: Any, text: SplitText, settings: PruneSettings, *, evaluate: bool
 ) -> tuple[api.Windows, torch.Tensor | None]:
-    """The windows of all texts that are needed, and of the test text, checked against the model."""
-    check_context(model.config, contexts_of(settings))
+    """Returns the windows of all texts that are needed, and of the test text, checked against the model.
+
+    Raises:
+        FfpError: A text is too short, or the model lacks a position or an embedding.
+    """
     windows = cut_windows(tokenizer, text, settings)
     test = cut_test_windows(tokenizer, text, settings) if evaluate else None
-    check_token_ids(dict(windows.items()) | ({} if test is None else {"test": test}), model)
+    used = dict(windows.items()) | ({} if test is None else {"test": test})
+    check_context(model.config, {f"the context of the {name} text": ids.shape[1] for name, ids in used.items()})
+    check_token_ids(used, model)
     return windows, test
 
 

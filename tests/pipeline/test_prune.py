@@ -209,6 +209,13 @@ def test_a_plain_file_is_cut_into_sections_that_make_up_the_whole(texts, tmp_pat
     assert all(len(section) >= SECTION for section in found[:-1])
 
 
+def test_only_contexts_that_are_used_have_to_fit_the_model(loaded, texts):
+    long = {**SMALL, "evaluation": {"windows": 1, "context": 512}}  # the model has 128 positions
+    ffp.allocate(*loaded, sparsity=0.3, method="uniform", text=texts, **long)
+    with pytest.raises(ConfigError, match="the context of the test text = 512 exceeds the 128 positions"):
+        ffp.prune(*loaded, sparsity=0.3, method="uniform", text={"calibration": texts, "test": texts}, **long)
+
+
 def test_a_heuristic_needs_no_search_text(loaded, texts):
     text = {"calibration": texts[:8], "test": texts[8:16]}
     ffp.prune(*loaded, sparsity=0.3, method="owl", text=text, **SMALL)

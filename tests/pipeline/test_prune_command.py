@@ -165,10 +165,17 @@ def test_a_token_that_the_model_lacks_is_refused_before_the_search(folder, capsy
 
 
 def test_a_short_test_text_is_refused_before_the_search(folder, capsys, no_search):
-    short = [json.dumps({"text": f"{word} " * 3}) for word in ("one", "two", "three", "four")]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("source")
+    ids = [tokenizer(document["text"])["input_ids"][:90] for document in tiny.documents()[:4]]
+    short = [json.dumps({"text": tokenizer.decode(each)}) for each in ids]  # a window of 64 each, and none of 128
     (folder / "short.jsonl").write_text("\n".join(short) + "\n")
-    assert main(["prune", "tiny", "--sparsity", "0.3", "--text", "short.jsonl", *SIZES, "--out", "small"]) == 2
-    assert "tokens, 0 windows of 64" in capsys.readouterr().err
+    assert (
+        main(["prune", "tiny", "--sparsity", "0.3", "--text", "short.jsonl", "--tokens", "0", *SIZES, "--out", "s"])
+        == 2
+    )
+    assert "the test text (short.jsonl) has " in (line := capsys.readouterr().err) and "0 windows of 128" in line
 
 
 def test_a_folder_is_replaced_only_where_asked_and_where_ffp_wrote_it(folder, capsys):
@@ -198,8 +205,9 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
         (("tiny", "--text", "nothing.jsonl"), "--text docs is a text of `ffp list texts`, which stands alone"),
         (("tiny", "--text", "nothing"), "--text docs is a text"),
         (("tiny", "--param", "strength"), "--param 'strength' is not NAME=VALUE"),
+        (("tiny", "--param", "strength=["), "has a value that is no YAML"),
         (("tiny", "--tasks", "dmeo"), "no set of tasks 'dmeo': did you mean demo"),
-        (("tiny", "--context", "256"), "max_position_embeddings"),
+        (("tiny", "--context", "128"), "max_position_embeddings"),
         (("tiny", "--align", "7"), "align"),
         (("tiny", "--keep-blocks", "9"), "9"),
         (("tiny", "--out", "/proc/small"), "/proc"),
