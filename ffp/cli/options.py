@@ -19,7 +19,9 @@ def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 Model = Annotated[
     str,
-    typer.Argument(help="ORG/NAME[@REVISION] of the hub, a folder, a .gguf file, or a name of `ffp list models`."),
+    typer.Argument(
+        help="ORG/NAME or ORG/NAME@REVISION of the hub, a folder, a .gguf file, or a name of `ffp list models`."
+    ),
 ]
 Sparsity = Annotated[float, _option("Share of the attention and FFN parameters to remove, in (0, 1).", WHAT)]
 Out = Annotated[Path, _option("Folder to make.", OUTPUT)]
