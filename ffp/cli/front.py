@@ -55,11 +55,12 @@ def prune(
     )  # fmt: skip
     # first, since it says what the libraries read when they are imported
     start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)
+    from ffp.models import formats
     from ffp.pipeline import command
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
-        evaluate=evaluate, dense_shape=format == "dense-shape", overwrite=yes, data=data or default_data(),
+        evaluate=evaluate, format=formats.create(format), overwrite=yes, data=data or default_data(),
     )  # fmt: skip
     if dry_run:
         print(command.dry_run(request))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ffp.cli import options
 from ffp.cli.app import GRIDS, RESULTS, STEPS, app, start_torch
 from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig, read_part
 from ffp.core.errors import ConfigError
@@ -219,23 +220,22 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; default: the grid's results."),
     ] = None,
-    dense_shape: Annotated[
-        bool, typer.Option("--dense-shape", help="Keep the parent's shapes and write zeros for what was removed.")
-    ] = False,
+    format: options.Format = "transformers",
 ) -> None:
-    r"""Write a cell's model as a checkpoint that transformers loads.
+    r"""Write a cell's model as a folder that an engine loads.
 
     Example:
       ffp export --config config/grids/demo.yaml --out pruned \
           --cell smollm2-135m/structured/s0.20/owl/seed0
     """
     experiment, point = _open(config, cell)
-    from ffp.pipeline import steps
+    from ffp.models import formats
+    from ffp.pipeline.export import export as write
 
     layout = Layout.from_grid(experiment.grid)
     model_dir, cut = model_dir or layout.model(point.model).folder, cut or layout.cell(point).folder
-    steps.export(experiment, point, model_dir, cut, out, dense_shape=dense_shape)
-    print(out)
+    saved = write(experiment, point, model_dir, cut, out, format=formats.create(format))
+    print("\n".join([str(out), *saved.notes]))
 
 
 @app.command(rich_help_panel=RESULTS)

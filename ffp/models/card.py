@@ -10,29 +10,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffp.config import Cell, HubSource, ModelConfig
+from ffp.models.formats import Saved
 
 if TYPE_CHECKING:
     from ffp.allocators.base import Method
-
-SMALLER = """Heads and FFN channels are physically removed; every block has its own sizes (`pruned` in config.json).
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(PATH, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(PATH, trust_remote_code=True)
-```
-
-To load it without running the modelling file of this folder, use `ffp.load_pruned(PATH)` of the package ffp, and
-`trust_remote_code=False` for the tokenizer."""
-ZEROS = """Removed weights are zeros in tensors of the parent's shapes: whatever runs the parent runs
-this checkpoint, which is neither smaller nor faster."""
 
 
 def model_card(
     model: ModelConfig, cell: Cell, *, method: type[Method], ranking: str, compensation: str, calibration: str,
     removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None], commands: Sequence[str], version: str,
-    dense_shape: bool,
+    saved: Saved,
 ) -> str:  # fmt: skip
     """Returns the card as Markdown with the hub's metadata in front.
 
@@ -47,7 +34,7 @@ def model_card(
         scores: Contents of scores.json under "dense" and "pruned"; None where that cell is not scored.
         commands: Lines of shell that make the checkpoint again.
         version: Version of ffp.
-        dense_shape: Whether the checkpoint has the parent's shapes.
+        saved: What was written.
     """
     what = f"single weights ({cell.granularity}), pruned by `{ranking}`"
     if cell.granularity == "structured":
@@ -63,9 +50,10 @@ def model_card(
 - Calibration: {calibration}.
 - Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
     sections = [
-        f"---\n{yaml.safe_dump(_metadata(model, dense_shape), sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_metadata(model, saved), sort_keys=False)}---",
         f"# {model.title}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
-        ZEROS if dense_shape else SMALLER,
+        saved.text,
+        f"```{saved.language}\n" + "\n".join(saved.run) + "\n```",
         "## What was done",
         done,
         "## Scores",
@@ -77,26 +65,26 @@ def model_card(
 
 
 def remake_commands(
-    *, grid_file: str, cell_path: str, scores_file: str, dense_shape: bool, commit: str | None, dirty: bool
+    *, grid_file: str, cell_path: str, scores_file: str, format: Sequence[str], commit: str | None, dirty: bool
 ) -> list[str]:
     """Returns lines of shell that make a checkpoint again: the code's commit, the cell's last file, the export."""
     export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
     lines = [
         shlex.join(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
-        shlex.join([*export, "--dense-shape"] if dense_shape else export),
+        shlex.join([*export, *format]),
     ]
     if commit:
         lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
     return lines
 
 
-def _metadata(model: ModelConfig, dense_shape: bool) -> dict[str, Any]:
+def _metadata(model: ModelConfig, saved: Saved) -> dict[str, Any]:
     """What the hub reads of a card."""
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "license": model.license or "other",
-        "tags": ["ffp", "pruned", *([] if dense_shape else ["custom_code"])],
+        "tags": ["ffp", "pruned", *saved.tags],
     }
     if isinstance(model.source, HubSource):
         head["base_model"] = model.source.repo

@@ -26,6 +26,7 @@ class Family:
         head_counts: Attributes of the attention module that hold the number of query ("q") or KV ("k") heads, for
             classes that do not infer it from the projections' sizes; "config.X" means the module's own copy of the
             configuration.
+        ffn_width: Name of the FFN's width in the configuration.
     """
 
     blocks: str
@@ -35,6 +36,7 @@ class Family:
     ffn_inputs: tuple[tuple[str, int], ...]
     ffn_output: str
     head_counts: Mapping[str, str]
+    ffn_width: str = "intermediate_size"
 
 
 _LLAMA = Family(
@@ -63,6 +65,7 @@ _OPT = Family(
     ffn_inputs=(("fc1", 1),),
     ffn_output="fc2",
     head_counts={"num_heads": "q"},
+    ffn_width="ffn_dim",
 )
 _GPT_NEOX = Family(
     blocks="gpt_neox.layers",
@@ -82,17 +85,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-PRUNED = "ffp_"  # begins the model_type of checkpoints that were cut
-
-
 def family_of(model_type: str) -> Family:
     """Returns the entry for transformers' config.model_type.
 
     Raises:
-        ConfigError: There is none, and the message says what a new entry needs; or it is that of a pruned checkpoint.
+        ConfigError: There is none; the message says what a new entry needs.
     """
-    if model_type.startswith(PRUNED):
-        raise ConfigError("this model was pruned by ffp before. Prune its parent, by the whole sparsity that you want.")
     if model_type not in FAMILIES:
         raise ConfigError(
             f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "

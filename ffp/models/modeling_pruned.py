@@ -1,23 +1,28 @@
-"""A causal language model of transformers whose blocks keep their own numbers of heads and FFN channels.
+"""A model of transformers whose blocks keep their own numbers of heads and FFN channels.
 
 This file travels inside pruned checkpoints. It needs torch and transformers only.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 
-def resize(model: Any, pruned: dict[str, Any]) -> None:
+def resize(model: Any, prefix: str = "") -> None:
     """Gives the linears of every block the sizes of a pruned checkpoint, before its weights are loaded.
 
     Args:
-        model: The parent model as its class builds it; its blocks are changed in place.
-        pruned: {"blocks": path of the list of blocks, "linears": {path in the block: {"in", "out", "bias": one value
-            a block}}, "counts": {path of an attribute in the block: one value a block}}.
+        model: The parent model as its class builds it; its blocks are changed in place. Its config.pruned is
+            {"blocks": path of the list of blocks, "attention": path in the block, "linears": {path in the block:
+            {"in", "out", "bias": one value a block}}, "counts": {path of an attribute in the block: one value a
+            block}, "missing_kv_heads": one value a block}.
+        prefix: What the path of the blocks begins with and the model lacks, for the model without its head.
     """
-    for index, block in enumerate(model.get_submodule(pruned["blocks"])):
+    pruned = model.config.pruned
+    for index, block in enumerate(model.get_submodule(pruned["blocks"].removeprefix(prefix))):
         for path, sizes in pruned["linears"].items():
             old = block.get_submodule(path)
             like = {"device": old.weight.device, "dtype": old.weight.dtype}
@@ -26,6 +31,7 @@ def resize(model: Any, pruned: dict[str, Any]) -> None:
             setattr(block.get_submodule(parent), name, new)
         for path, counts in pruned["counts"].items():
             set_count(model, block, path, counts[index])
+        share_cache(block.get_submodule(pruned["attention"]), pruned["missing_kv_heads"][index])
 
 
 def set_count(model: Any, block: Any, path: str, value: int) -> None:
@@ -43,9 +49,58 @@ def set_count(model: Any, block: Any, path: str, value: int) -> None:
     setattr(module.config, name, value)
 
 
+def share_cache(attention: Any, missing: int) -> None:
+    """Lets an attention with fewer KV heads than the parent's use the cache of continuous batching.
+
+    That cache has the parent's number of KV heads for every block: the missing ones are stored as zeros.
+    """
+
+    def hook(module: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        if keywords.get("cache") is None:
+            return None
+        return arguments, {**keywords, "cache": pad_cache(keywords["cache"], missing)}
+
+    if missing:
+        attention.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def pad_cache(cache: Any, missing: int) -> Any:
+    """Returns the same cache, for keys and values (1, heads, tokens, head_dim) that lack some heads."""
+
+    def update(key_states: Any, value_states: Any, *arguments: Any, **keywords: Any) -> Any:
+        heads = key_states.shape[1]
+        padded = [nn.functional.pad(states, (0, 0, 0, 0, 0, missing)) for states in (key_states, value_states)]
+        return tuple(states[:, :heads] for states in cache.update(*padded, *arguments, **keywords))
+
+    view = copy.copy(cache)  # of the same class, as attention asks, and with the same memory
+    view.update = update
+    return view
+
+
+@contextmanager
+def one_size(config: Any) -> Iterator[None]:
+    """Lets the parent's class read a configuration as one without values per block, and the blocks keep copies."""
+    values = config.__dict__.pop("_heterogeneity_spec", None)
+    try:
+        yield
+    finally:
+        if values is not None:
+            config.__dict__["_heterogeneity_spec"] = values
+
+
+class PrunedBase:
+    """Mixin before the class of a model without its head: builds it with the sizes of config.pruned."""
+
+    def __init__(self, config: Any, *arguments: Any, **keywords: Any):
+        with one_size(config):
+            super().__init__(config, *arguments, **keywords)  # type: ignore[call-arg]
+            resize(self, self.base_model_prefix + ".")  # type: ignore[attr-defined]
+
+
 class Pruned:
     """Mixin before a causal language model's class: builds the model with the sizes of config.pruned."""
 
-    def __init__(self, config: Any):
-        super().__init__(config)  # type: ignore[call-arg]
-        resize(self, config.pruned)
+    def __init__(self, config: Any, *arguments: Any, **keywords: Any):
+        with one_size(config):
+            super().__init__(config, *arguments, **keywords)  # type: ignore[call-arg]
+            resize(self)

@@ -87,14 +87,18 @@ class PrunableModel:
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
 
         Raises:
-            ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
-                model.
+            ConfigError: The family is unknown, the model was pruned before, `align` does not divide the channels, or
+                `keep_blocks` are not of this model.
         """
         self.model = model
         self.min_keep = min_keep
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
+        self.heads: int = model.config.num_attention_heads
+        self.kv_heads: int = getattr(model.config, "num_key_value_heads", None) or self.heads
+        self.head_dim: int = self.linear(self._path(0, self.family.attention_output)).in_features // self.heads
+        self._check_whole()
         self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}
         self.modules = tuple(
             module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block, align))
@@ -162,6 +166,25 @@ class PrunableModel:
         """Returns the parameters of the whole model as it is now, tied ones counted once."""
         return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
 
+    def sizes(self, block: int) -> dict[str, int]:
+        """Returns the sizes of a block as it is now, by their names in the configuration."""
+        family = self.family
+        heads = self.linear(self._path(block, family.attention_output)).in_features // self.head_dim
+        found = {"num_attention_heads": heads, "head_dim": self.head_dim}
+        if hasattr(self.config, "num_key_value_heads"):
+            found["num_key_value_heads"] = heads * self.kv_heads // self.heads
+        return found | {family.ffn_width: self.linear(self._path(block, family.ffn_output)).in_features}
+
+    def _check_whole(self) -> None:
+        """Raises ConfigError where a block's sizes are not those of the configuration."""
+        width = self.family.ffn_width
+        for block in range(len(self.blocks)):
+            found = self.sizes(block)
+            if found["num_attention_heads"] != self.heads or found[width] != getattr(self.config, width):
+                raise ConfigError(
+                    "this model was pruned by ffp before. Prune its parent, by the whole sparsity that you want."
+                )
+
     def _least(self, name: str, n_units: int, min_keep: int) -> int:
         """Units of a decision that have to stay: all of them in a block that stays whole."""
         return n_units if name.partition(".")[0] in self._whole else min(min_keep, n_units)
@@ -170,11 +193,8 @@ class PrunableModel:
         return f"{self.family.blocks}.{block}.{name}"
 
     def _attention(self, block: int) -> PrunableModule:
-        family, config = self.family, self.config
-        heads = config.num_attention_heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
+        family, heads, groups, head_dim = self.family, self.heads, self.kv_heads, self.head_dim
         output = self._path(block, family.attention_output)
-        head_dim = self.linear(output).in_features // heads
         width = {"q": heads // groups * head_dim, "k": head_dim, "v": head_dim, "head": 3 * head_dim}
         segments = []
         for name, roles in family.attention_inputs:

@@ -23,6 +23,7 @@ from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
 from ffp.measure.tasks import score_tasks, stock_files
 from ffp.models.checkpoint import load_model, load_tokenizer
+from ffp.models.formats import Format
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.estimate import estimate
 from ffp.pipeline.models import OpenedModel, open_model
@@ -47,11 +48,11 @@ class PruneRequest:
         out: Folder to make.
         settings: What is pruned, and how.
         changes: Fields of ModelConfig that differ from the model's own.
+        format: How the checkpoint is written.
         text: See open_text.
         column: Field of a row that holds the text.
         tasks: Name of a set of tasks; None for none.
         evaluate: Measure perplexity and speed before and after.
-        dense_shape: Write zeros in the dense shapes.
         overwrite: Replace a folder that ffp wrote.
         data: Folder for what is fetched.
     """
@@ -60,11 +61,11 @@ class PruneRequest:
     out: Path
     settings: PruneSettings
     changes: Mapping[str, Any]
+    format: Format
     text: str | Sequence[Path] | None = None
     column: str = "text"
     tasks: str | None = None
     evaluate: bool = True
-    dense_shape: bool = False
     overwrite: bool = False
     data: Path = Path("data")
 
@@ -80,18 +81,20 @@ def prune(request: PruneRequest) -> Pruned:
     opened = open_model(request.model, data=request.data, changes=request.changes)
     text = open_text(request.text, data=request.data, column=request.column)
     tokenizer, config = load_tokenizer(opened.folder), opened.config
-    estimate(opened.folder, config, request.settings).check(request.out)
+    found = estimate(opened.folder, config, request.settings)
+    found.check(request.out)
+    request.format.check(found.prunable.config, tokenizer)
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
     work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
     pruned = run(
         prunable, tokenizer, text, request.settings, batch_tokens=config.batch_tokens, evaluate=request.evaluate,
-        dense_shape=request.dense_shape, work=work,
+        dense_shape=request.format.zeros, work=work,
         score=tasks and _scorer(tokenizer, *tasks, request.settings, config.batch_tokens),
     )  # fmt: skip
-    pruned.source, pruned.commands = config, [command(request, opened)]
+    pruned.source, pruned.folder, pruned.commands = config, opened.folder, [command(request, opened)]
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
-    pruned.save(request.out, overwrite=request.overwrite)
+    pruned.save(request.out, format=request.format, overwrite=request.overwrite)
     work.remove()
     if request.evaluate and not config.offload:
         _time(pruned, opened)
@@ -111,6 +114,7 @@ def dry_run(request: PruneRequest) -> str:
     found = estimate(opened.folder, opened.config, request.settings)
     found.check(request.out)
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
+    request.format.check(found.prunable.config, tokenizer)
     windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
     parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
     return found.describe(opened.name, text.title, request.out, sum(parts.values()))
@@ -118,15 +122,17 @@ def dry_run(request: PruneRequest) -> str:
 
 def ending(pruned: Pruned, out: Path) -> str:
     """Returns what the command prints at its end: the table, where the model lies, how to run it and make it again."""
-    remote = "" if pruned.dense_shape else ", trust_remote_code=True"
+    saved = pruned.saved
+    assert saved is not None
+    path = repr(str(out)) if saved.language == "python" else shlex.quote(str(out))
+    run = "\n".join(f"  {line}".replace("PATH", path) for line in saved.run if line)
+    notes = "".join(f"\n{note}" for note in saved.notes)
     return f"""
 {pruned.summary()}
 
-Saved in {out}. To run it:
+Saved in {out}.{notes} To run it:
 
-  from transformers import AutoModelForCausalLM, AutoTokenizer
-  model = AutoModelForCausalLM.from_pretrained({str(out)!r}{remote})
-  tokenizer = AutoTokenizer.from_pretrained({str(out)!r}{remote})
+{run}
 
 To make it again:
 
@@ -159,7 +165,6 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         "tasks": request.tasks,
         "documents": settings.evaluation.documents if request.tasks else None,
         "text-column": request.column if request.column != "text" else None,
-        "format": "dense-shape" if request.dense_shape else None,
     }
     texts: Sequence[str | Path] = [DEFAULT_TEXT]
     if request.text is not None:
@@ -173,7 +178,7 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         words += ["--text", str(text)]
     for param in params:
         words += ["--param", param]
-    return shlex.join([*words, "--out", str(request.out)])
+    return shlex.join([*words, *request.format.words(), "--out", str(request.out)])
 
 
 def _time(pruned: Pruned, opened: OpenedModel) -> None:

@@ -14,13 +14,14 @@ import ffp
 from ffp import api
 from ffp.config import Cell, LocalSource, ModelConfig
 from ffp.config.pruning import PruneSettings
+from ffp.core.errors import ConfigError
 from ffp.measure.speed import Speed, measure_speed
+from ffp.models import formats
 from ffp.models.card import model_card
-from ffp.models.checkpoint import save_dense_shape, save_pruned
+from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
+from ffp.pipeline.export import write_export
 from ffp.store import schemas
-from ffp.store.files import whole_folder
-from ffp.store.layout import ExportFiles
 from ffp.store.provenance import provenance
 
 if TYPE_CHECKING:
@@ -69,8 +70,10 @@ class Pruned:
         seconds: What each part of the work took.
         dense_shape: Whether removed weights are zeros in tensors of the dense shapes.
         source: Where the model came from; None for a model in memory.
+        folder: Folder of the dense model, whose tokenizer files are kept; None for a model in memory.
         commands: Lines of shell that make the checkpoint again; empty where Python made it.
         inputs: Digests of what was read.
+        saved: What `save` wrote last.
     """
 
     prunable: PrunableModel
@@ -84,8 +87,10 @@ class Pruned:
     seconds: dict[str, float]
     dense_shape: bool = False
     source: ModelConfig | None = None
+    folder: Path | None = None
     commands: Sequence[str] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    saved: Saved | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -105,31 +110,33 @@ class Pruned:
         path = str(getattr(self.model.config, "_name_or_path", "")) or str(self.model.config.model_type)
         return ModelConfig(source=LocalSource(kind="local", path=path), title=Path(path).name)
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes a checkpoint that transformers loads, with tokenizer, model card and ffp.json, whole or not at all.
+    def save(self, folder: str | Path, *, format: str | Format = "transformers", overwrite: bool = False) -> Path:
+        """Writes the model with its tokenizer, a model card and ffp.json, whole or not at all.
 
         Args:
             folder: Folder to make.
+            format: A name of ffp.models.formats.FORMATS, or a format with options.
             overwrite: Replace a folder that this method, `ffp prune` or `ffp export` wrote.
 
         Returns:
-            The folder.
+            The folder; `saved` then says how to run what is in it.
 
         Raises:
-            FfpError: The folder exists, or cannot be written.
+            FfpError: The folder exists or cannot be written, or the format cannot hold the model.
         """
-        with whole_folder(Path(folder), overwrite=overwrite) as partial:
-            files = ExportFiles(partial)
-            if self.dense_shape:
-                save_dense_shape(self.model, partial)
-            else:
-                save_pruned(self.prunable, partial)
-            self.tokenizer.save_pretrained(partial)
-            files.card.write_text(self._card(), encoding="utf-8")
-            seed, asked = self.settings.seed, self.settings.model_dump(mode="json")
-            origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
-            removed = self._removed()
-            schemas.ExportFile(cell=self._cell().as_dict(), **removed, provenance=origin).write(files.manifest)
+        if isinstance(format, str):
+            format = formats.create(format)
+        format = DenseShape() if self.dense_shape and format.name == "transformers" else format
+        if format.zeros and not self.dense_shape:
+            raise ConfigError(f"units were cut out, which {format.name} needs as zeros. Prune with dense_shape=True.")
+        format.check(self.model.config, self.tokenizer)
+        seed, asked = self.settings.seed, self.settings.model_dump(mode="json")
+        origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
+        manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self._removed(), provenance=origin)
+        self.saved = write_export(
+            self.prunable, self.tokenizer, format, Path(folder), card=self._card, manifest=manifest,
+            parent=self.folder, overwrite=overwrite,
+        )  # fmt: skip
         return Path(folder)
 
     def time_against(self, dense: Any) -> None:
@@ -200,7 +207,7 @@ class Pruned:
         settings = self.settings
         return Cell(self.name, settings.granularity, f"{settings.sparsity:.2f}", settings.method.name, settings.seed)
 
-    def _card(self) -> str:
+    def _card(self, saved: Saved) -> str:
         settings = self.settings
         structured, calibration = settings.granularity == "structured", settings.calibration
         measures = {"dense": self.dense, "pruned": self.pruned}
@@ -210,7 +217,7 @@ class Pruned:
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
             calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}",
             removed=self._removed(), scores=scores,
-            commands=self.commands or [self._call()], version=ffp.__version__, dense_shape=self.dense_shape,
+            commands=self.commands or [self._call()], version=ffp.__version__, saved=saved,
         )  # fmt: skip
 
     def _call(self) -> str:

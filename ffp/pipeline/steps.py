@@ -9,27 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-import ffp
 from ffp import api
 from ffp.allocators.base import Heuristic, Search
 from ffp.config import Cell, Experiment
-from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.errors import ArtifactError
 from ffp.core.problem import PruningProblem
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
 from ffp.measure.windows import token_windows
-from ffp.models.card import model_card, remake_commands
-from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer, save_dense_shape, save_pruned
+from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
 from ffp.store.documents import read_documents
-from ffp.store.files import crc32, digest, sha256, whole_folder
+from ffp.store.files import crc32, digest, sha256
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, ExportFiles, Layout
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
 from ffp.store.provenance import provenance
 
 log = logging.getLogger("ffp")
@@ -138,7 +136,7 @@ def evaluate(
         out: scores.json.
     """
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
-    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **_cut_digests(cut_dir)}
+    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cut_dir)}
     inputs["tasks"] = asset_digest(tasks_dir) if tasks_dir else None
     prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
     removed = prune_by_files(prunable, experiment, cell, cut_dir)
@@ -163,39 +161,6 @@ def evaluate(
         settings=step_settings(experiment, "evaluate", cell),
         provenance=provenance(inputs, device=str(prunable.model.device)),
     ).write(out)
-
-
-def export(
-    experiment: Experiment, cell: Cell, model_dir: Path, cut_dir: Path, out: Path, *, dense_shape: bool = False
-) -> None:
-    """Writes a cell's model as a checkpoint folder, whole or not at all: weights, tokenizer and model card.
-
-    Works on the CPU, in the model's dtype.
-
-    Args:
-        experiment: The grid.
-        cell: One of its pruned cells.
-        model_dir: The fetched model.
-        cut_dir: Folder of the cell's masks and updates; scores there, and of the dense cell, go into the card.
-        out: Folder to make.
-        dense_shape: Zeros in the parent's shapes instead of smaller weights; single weights always have them.
-    """
-    if cell.method == "dense":
-        raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
-    dense_shape |= cell.granularity != "structured"
-    prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
-    with whole_folder(out) as folder:
-        files = ExportFiles(folder)
-        removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=dense_shape)
-        if dense_shape:
-            save_dense_shape(prunable.model, folder)
-        else:
-            save_pruned(prunable, folder)
-        load_tokenizer(model_dir).save_pretrained(folder)
-        origin = provenance({"model": asset_digest(model_dir), **_cut_digests(cut_dir)})
-        card = _card(experiment, cell, CellFiles(cut_dir), removed, origin, dense_shape=dense_shape)
-        files.card.write_text(card, encoding="utf-8")
-        schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin).write(files.manifest)
 
 
 def cut_of(experiment: Experiment, cell: Cell) -> Cut:
@@ -328,7 +293,8 @@ def _text_windows(
     return windows
 
 
-def _cut_digests(cut_dir: Path | None) -> dict[str, str | None]:
+def cut_digests(cut_dir: Path | None) -> dict[str, str | None]:
+    """Returns the digests of a cell's masks and updates, by which results name them; None for the dense model."""
     if cut_dir is None:
         return {"masks": None, "updates": None}
     return {"masks": sha256(CellFiles(cut_dir).masks), "updates": sha256(CellFiles(cut_dir).updates)}
@@ -362,36 +328,3 @@ def _write_allocation(
         settings=settings,
         provenance=origin,
     ).write(files.allocation)
-
-
-def _card(
-    experiment: Experiment,
-    cell: Cell,
-    files: CellFiles,
-    removed: dict[str, Any],
-    origin: schemas.Provenance,
-    *,
-    dense_shape: bool,
-) -> str:
-    """The model card, with the scores that are there."""
-    grid, structured = experiment.grid, cell.granularity == "structured"
-    layout, dense = Layout.from_grid(grid), Cell(cell.model, cell.granularity, "0.00", "dense", 0)
-    scores = {"dense": layout.cell(dense).scores, "pruned": files.scores}
-    found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
-    calibration = grid.calibration
-    return model_card(
-        experiment.models[cell.model],
-        cell,
-        method=experiment.method(cell.method),
-        ranking=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
-        compensation=experiment.compensation(cell.method),
-        calibration=f"{calibration.windows} windows of {calibration.context} tokens; text: {experiment.text.title}",
-        removed=removed,
-        scores={name: body.model_dump() if body else None for name, body in found.items()},
-        commands=remake_commands(
-            grid_file=str(experiment.file), cell_path=cell.path, scores_file=str(layout.cell(cell).scores),
-            dense_shape=dense_shape, commit=origin.commit, dirty=origin.dirty,
-        ),
-        version=ffp.__version__,
-        dense_shape=dense_shape,
-    )  # fmt: skip

@@ -13,10 +13,9 @@ from ffp.assets import fetch_model
 from ffp.assets.model import model_files
 from ffp.config import ModelConfig
 from ffp.core.errors import AssetError
-from ffp.models.checkpoint import save_pruned
-from ffp.models.prunable import PrunableModel
+from ffp.models.formats import Transformers
 from ffp.store.schemas import AssetFile
-from tests.helpers.families import tiny
+from tests.helpers import families
 from tests.helpers.hub import Hub
 from tests.helpers.wheels import make_wheel
 
@@ -52,7 +51,7 @@ def pruned(tiny_source: Path, tmp_path: Path) -> Path:
     """A checkpoint as `ffp export` writes one."""
     folder = Path(shutil.copytree(tiny_source / "source", tmp_path / "pruned"))
     (folder / "model.safetensors").unlink()
-    save_pruned(PrunableModel(tiny("llama")), folder)
+    Transformers().save(families.pruned("llama"), families.tokenizer(), folder)
     return folder
 
 

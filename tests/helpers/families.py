@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import cut
 
 COMMON = {
     "vocab_size": 97,
@@ -46,3 +51,21 @@ def tiny(model_type: str, seed: int = 0) -> transformers.PreTrainedModel:
 def tokens(n: int = 2, context: int = 20) -> torch.Tensor:
     """Random token windows of COMMON's vocabulary."""
     return torch.randint(3, 97, (n, context), generator=torch.Generator().manual_seed(1))
+
+
+def pruned(model_type: str, *, equal: bool = False) -> PrunableModel:
+    """A tiny model with units cut out: as many in every block, or in each block others."""
+    prunable = PrunableModel(tiny(model_type))
+    gone = {"attention": (1, 0, 1), "ffn": (3, 4, 7)}
+    if equal:
+        gone = {"attention": (0, 0, 0), "ffn": (8, 8, 8)}
+    cut(prunable, {m.decision.name: range(gone[m.kind][m.block], m.n_indices) for m in prunable.modules})
+    return prunable
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of COMMON's vocabulary: a character is a token."""
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {chr(33 + i): 3 + i for i in range(94)}
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>")

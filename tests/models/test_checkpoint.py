@@ -17,13 +17,13 @@ from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models.card import model_card, remake_commands
-from ffp.models.checkpoint import save_pruned
+from ffp.models.formats import Saved, Transformers
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
 from ffp.pruning.structured import check_kept, kept_units
 from ffp.store.files import whole_folder
-from tests.helpers.families import tiny
+from tests.helpers.families import tiny, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
     prunable = PrunableModel(tiny("llama"))
     cut(prunable, {m.decision.name: range(1 + m.block % m.decision.n_units) for m in prunable.modules})
-    save_pruned(prunable, folder)
+    folder.mkdir()
+    Transformers().save(prunable, tokenizer(), folder)
     return folder
 
 
@@ -52,24 +53,16 @@ def test_the_config_lists_the_sizes_of_each_block(checkpoint):
 def test_the_modelling_file_imports_torch_and_transformers_only(checkpoint):
     lines = (checkpoint / "modeling_pruned.py").read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert imported == {"copy", "typing", "torch", "transformers"}
-
-
-def test_without_trust_transformers_says_what_to_pass_instead_of_listing_sizes(checkpoint):
-    from transformers import AutoModelForCausalLM
-
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert imported == {"collections", "contextlib", "copy", "typing", "torch", "transformers"}
 
 
 def test_a_folder_without_a_pruned_checkpoint_is_refused(checkpoint, tmp_path):
     with pytest.raises(ArtifactError, match=r"has no readable config\.json\. Give a folder that `ffp export` wrote"):
         ffp.load_pruned(tmp_path)
-    tiny("llama").save_pretrained(tmp_path / "dense")
-    with pytest.raises(ArtifactError, match=r"schema None, expected 'ffp/checkpoint/1'.*other models load by transf"):
-        ffp.load_pruned(tmp_path / "dense")
+    with pytest.raises(ArtifactError, match=r"schema 'ffp/checkpoint/1', expected .*/2'\. Export it again"):
+        ffp.load_pruned(changed(checkpoint, tmp_path / "older", pruned={"schema": "ffp/checkpoint/1"}))
     with pytest.raises(ArtifactError, match=r"is a pruned 'martian' model, which this version of transformers"):
-        ffp.load_pruned(changed(checkpoint, tmp_path / "martian", model_type="ffp_martian"))
+        ffp.load_pruned(changed(checkpoint, tmp_path / "martian", model_type="martian"))
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(checkpoint, tmp_path):
@@ -86,7 +79,7 @@ def _deeper(checkpoint):
     """The sizes of one block more than there are weights for."""
     pruned = json.loads((checkpoint / "config.json").read_text())["pruned"]
     longer = {k: {n: [*v, v[-1]] for n, v in sizes.items()} for k, sizes in pruned["linears"].items()}
-    return pruned | {"linears": longer}
+    return pruned | {"linears": longer, "missing_kv_heads": [0] * 4}
 
 
 def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
@@ -94,7 +87,8 @@ def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
     model.generation_config.temperature = 0.5
     with pytest.raises(ValueError, match="do_sample"):
         model.save_pretrained(tmp_path / "stock")
-    save_pruned(PrunableModel(model), tmp_path / "pruned")
+    (tmp_path / "pruned").mkdir()
+    Transformers().save(PrunableModel(model), tokenizer(), tmp_path / "pruned")
     assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
 
 
@@ -168,14 +162,15 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     figure = {"value": 20.25, "stderr": 0.5}
     scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
     words = {
-        "method": find("owl"), "ranking": "wanda", "compensation": "none", "version": "1.2", "dense_shape": False,
+        "method": find("owl"), "ranking": "wanda", "compensation": "none", "version": "1.2",
+        "saved": Saved("Run it so.", ["load(PATH)"], tags=("custom_code",)),
         "calibration": "8 windows of 64 tokens; text: SQuAD, DROP and others",
         "removed": {
             "block_sparsity": 0.3001, "model_sparsity": 0.2369, "params": {"dense": 134515008, "kept": 102650000}
         },
         "commands": remake_commands(
             grid_file="config/grids/demo.yaml", cell_path=cell.path, scores_file="results/scores.json",
-            dense_shape=False, commit="abc", dirty=True,
+            format=["--format", "gguf"], commit="abc", dirty=True,
         ),
     }  # fmt: skip
     model = experiment.models[cell.model]
@@ -188,7 +183,8 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
         "8 windows of 64 tokens; text: SQuAD, DROP and", "ranked by `wanda`", "With ffp 1.2",
         "git checkout abc  # and its local changes\n",
         "Licence of the parent, which holds for this checkpoint too: apache-2.0",
-        "ffp export --config config/grids/demo.yaml --cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT",
+        "--cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT --format gguf",
+        "Run it so.\n\n```python\nload(PATH)\n```",
         "snakemake --cores all --config grid=config/grids/demo.yaml -- results/scores.json",
         "| perplexity, 8,176 tokens | - | 20.25 ± 0.5 |",
     ):  # fmt: skip

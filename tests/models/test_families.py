@@ -6,19 +6,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-import ffp
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.problem import GRANULARITIES
 from ffp.measure.calibration import collect
 from ffp.measure.loss import token_losses
-from ffp.models.checkpoint import save_pruned
 from ffp.models.families import FAMILIES, family_of
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut, mask
-from ffp.pruning.compensation import compensate, load_updates, spread_updates
 from ffp.pruning.cuts import make_cut
 from ffp.pruning.structured import kept_units
 from tests.helpers.families import CONFIGS, tiny, tokens
@@ -137,45 +133,6 @@ def test_nothing_is_removed_from_blocks_that_stay_whole(granularity):
         for path, _ in prunable.linears(block):
             torch.testing.assert_close(prunable.linear(path).weight, dense.get_submodule(path).weight, rtol=0, atol=0)
     assert prunable.linear("model.layers.1.mlp.up_proj").weight.count_nonzero() < 40 * 48
-
-
-@pytest.mark.parametrize("compensation", ["bias", "ridge"])
-@pytest.mark.parametrize("family", CONFIGS)
-def test_exported_checkpoints_reload_to_equal_logits(family, compensation, tmp_path, hub_modules):
-    """With their own code and without it; what the first saves again reloads too."""
-    model = tiny(family)
-    prunable = PrunableModel(model)
-    kept = prefix_units(prunable, random_orders(prunable), random_keep(prunable))
-    updates = compensate(prunable, kept, tokens(6), kind=compensation, batch_tokens=40)
-    cut(prunable, kept)
-    load_updates(prunable, {name: tensor.numpy() for name, tensor in updates.items()})
-    save_pruned(prunable, tmp_path / "a")
-    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "a", trust_remote_code=True, dtype="auto")
-    remote.save_pretrained(tmp_path / "b")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "b", trust_remote_code=True, dtype="auto")
-    expected = logits(model)
-    for loaded in (ffp.load_pruned(tmp_path / "a", device="cpu"), remote, again):
-        torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=0)
-        assert PrunableModel(model).model_params() == sum(p.numel() for p in set(loaded.parameters()))
-    words = {"max_new_tokens": 6, "do_sample": False}
-    assert remote.generate(tokens(1), **words).tolist() == model.generate(tokens(1), **words).tolist()
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_dense_shaped_checkpoints_reload_by_stock_classes(family, tmp_path):
-    pruned, dense = tiny(family), tiny(family)
-    prunable = PrunableModel(pruned)
-    kept = prefix_units(prunable, random_orders(prunable), random_keep(prunable))
-    new = compensate(prunable, kept, tokens(6), kind="ridge", batch_tokens=40)
-    updates = {name: tensor.numpy() for name, tensor in new.items()}
-    cut(prunable, kept)
-    load_updates(prunable, updates)
-    mask(PrunableModel(dense), kept)
-    load_updates(PrunableModel(dense), spread_updates(PrunableModel(dense), kept, updates))
-    dense.save_pretrained(tmp_path)
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
-    assert type(stock).__module__.startswith("transformers.models")
-    torch.testing.assert_close(logits(stock), logits(pruned), **EXACT)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

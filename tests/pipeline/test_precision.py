@@ -9,7 +9,9 @@ from safetensors import safe_open
 
 from ffp.assets import fetch_model, fetch_text
 from ffp.config import Experiment
+from ffp.models.formats import DenseShape, Transformers
 from ffp.pipeline import steps
+from ffp.pipeline.export import export
 from ffp.store.layout import Layout
 from tests.helpers import tiny
 
@@ -37,14 +39,14 @@ def dtypes(file):
         return {weights.get_tensor(name).dtype for name in weights.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("dense_shape", [False, True])
-def test_a_bfloat16_checkpoint_is_pruned_and_exported_as_such(site, dense_shape):
+@pytest.mark.parametrize("format", [Transformers(), DenseShape()])
+def test_a_bfloat16_checkpoint_is_pruned_and_exported_as_such(site, format):
     experiment, model = site
     cell, out = next(iter(experiment.cells(dense=False))), Path("cell")
     steps.allocate(experiment, cell, model, Path("calibration"), out)
     steps.apply(experiment, cell, model, Path("calibration"), out / "allocation.json", out)
-    steps.export(experiment, cell, model, out, Path("exported"), dense_shape=dense_shape)
+    export(experiment, cell, model, out, Path("exported"), format=format)
     dense, pruned = (folder / "model.safetensors" for folder in (model, Path("exported")))
     assert dtypes(dense) == dtypes(pruned) == {torch.bfloat16}
     share = pruned.stat().st_size / dense.stat().st_size
-    assert share > 0.99 if dense_shape else 0.45 < share < 0.55
+    assert share > 0.99 if format.zeros else 0.45 < share < 0.55

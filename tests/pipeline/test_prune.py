@@ -19,7 +19,8 @@ from ffp.config import Experiment
 from ffp.core import projection
 from ffp.core.errors import AssetError, BudgetError, ConfigError
 from ffp.models.checkpoint import load_model, load_tokenizer
-from ffp.pipeline import steps
+from ffp.models.formats import Transformers
+from ffp.pipeline.export import export
 from ffp.store import schemas
 from ffp.store.documents import read_documents
 from ffp.store.layout import SPLITS, ExportFiles, Layout
@@ -67,7 +68,7 @@ def test_a_grids_cell_with_the_same_settings_has_equal_allocations_and_weights(
     scores = schemas.ScoresFile.read(files.scores)
     assert scores.ppl.value == pruned.pruned.ppl["value"]
     assert (scores.params.dense, scores.params.kept) == (pruned.removed.dense_params, pruned.removed.kept_params)
-    steps.export(experiment, cell, folder, files.folder, tmp_path / "exported")
+    export(experiment, cell, folder, files.folder, tmp_path / "exported", format=Transformers())
     exported, ours = ffp.load_pruned(tmp_path / "exported").state_dict(), pruned.model.state_dict()
     assert exported.keys() == ours.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in exported.items())

@@ -1,0 +1,59 @@
+"""Zeros in tensors of the dense shapes: whatever runs the dense model runs it, neither smaller nor faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ffp.models.formats.base import Format, Saved
+from ffp.models.formats.hub_folder import save_model, save_tokenizer
+from ffp.models.prunable import PrunableModel
+
+MASK = "mask.npz"  # no safetensors: engines that read all of them would take it for weights
+TEXT = f"""Removed weights are zeros in tensors of the parent's shapes: whatever runs the parent runs
+this checkpoint, which is neither smaller nor faster.
+
+**Tuning fills the zeros again**, also through merged LoRA weights. `{MASK}` has a bit for each entry
+of the pruned tensors, by name, 1 where it was kept; multiply the tensors by it after every step:
+
+```python
+import numpy, torch
+
+bits = numpy.load("PATH/{MASK}")
+for name, parameter in model.named_parameters():
+    if name in bits:
+        kept = numpy.unpackbits(bits[name], count=parameter.numel()).reshape(parameter.shape)
+        parameter.data.mul_(torch.from_numpy(kept).to(parameter.device))
+```"""
+RUN = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    "model = AutoModelForCausalLM.from_pretrained(PATH)",
+    "tokenizer = AutoTokenizer.from_pretrained(PATH)",
+)
+
+
+@dataclass(frozen=True)
+class DenseShape(Format):
+    """Zeros in the dense shapes, for engines that accept no others."""
+
+    name: ClassVar[str] = "dense-shape"
+    summary: ClassVar[str] = "zeros in the dense shapes"
+    zeros: ClassVar[bool] = True
+
+    def save(self, prunable: PrunableModel, tokenizer: Any, folder: Path, *, parent: Path | None = None) -> Saved:
+        """Writes weights with zeros, and which entries were kept as bits."""
+        save_model(prunable.model, folder)
+        save_tokenizer(tokenizer, folder, parent)
+        np.savez_compressed(folder / MASK, **kept_bits(prunable))
+        return Saved(TEXT, RUN)
+
+
+def kept_bits(prunable: PrunableModel) -> dict[str, Any]:
+    """Returns a bit for each entry of every block linear's weight and bias, 0 where it is zero, packed as uint8."""
+    paths = [path for block in range(len(prunable.blocks)) for path, _ in prunable.linears(block)]
+    parameters = ((f"{path}.{name}", p) for path in paths for name, p in prunable.linear(path).named_parameters())
+    return {name: np.packbits((parameter != 0).flatten().cpu().numpy()) for name, parameter in parameters}

@@ -1,0 +1,78 @@
+"""A folder of transformers that versions 4 and 5 read alike: weights, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHARD = "5GB"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+# transformers 5 calls every tokenizer that has no class of its own by the first name, which 4 does not know.
+BACKEND, PORTABLE = "TokenizersBackend", "PreTrainedTokenizerFast"
+MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
+Body = dict[str, Any]
+
+
+def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """Saves weights in shards, configuration and generation defaults.
+
+    transformers loads generation defaults with a temperature and without do_sample, but refuses to save them; do_sample
+    is set then, since a temperature asks for sampling.
+    """
+    defaults: Any = model.generation_config
+    try:
+        if defaults is not None:
+            defaults.validate(strict=True)
+    except ValueError:
+        defaults.do_sample = True
+    model.save_pretrained(folder, max_shard_size=SHARD, **options)
+    edit(folder / "config.json", lambda body: body | legacy_keys(body))
+
+
+def legacy_keys(body: Body) -> Body:
+    """Returns the keys by which transformers 4 reads the rotary embedding of a config.json of version 5.
+
+    Without them it takes a default base silently. Version 5 reads both and finds the same.
+    """
+    rope = body.get("rope_parameters") or {}
+    if "full_attention" in rope:  # a base for each kind of attention
+        own = {"rope_theta": rope["full_attention"]["rope_theta"]}
+        return own | {"rope_local_base_freq": rope.get("sliding_attention", own)["rope_theta"]}
+    found: Body = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if body["model_type"] == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        found = {names[key]: value for key, value in found.items()}
+    if rope.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return found
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, parent: Path | None) -> None:
+    """Saves a tokenizer: the parent's own files where there are any, else as transformers writes them."""
+    own = [parent / name for name in TOKENIZER_FILES if (parent / name).is_file()] if parent else []
+    for file in own:
+        shutil.copyfile(file, folder / file.name)
+    if not own:
+        tokenizer.save_pretrained(folder)
+    if (folder / "tokenizer_config.json").is_file():
+        edit(folder / "tokenizer_config.json", _portable)
+
+
+def edit(path: Path, change: Any) -> None:
+    """Rewrites a JSON file by a function of its content."""
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8"))), indent=2) + "\n", "utf-8")
+
+
+def _portable(body: Body) -> Body:
+    """What both versions read of a tokenizer's configuration."""
+    if body.get("tokenizer_class") == BACKEND:
+        body["tokenizer_class"] = PORTABLE
+    return {key: value for key, value in body.items() if key not in MACHINE_KEYS}

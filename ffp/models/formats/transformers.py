@@ -1,0 +1,169 @@
+"""A folder of transformers with smaller tensors: the parent's own architecture where all blocks are equal in size.
+
+Otherwise config.json has transformers' own `per_layer_config`, and a modelling file builds each block with its sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ffp.models import modeling_pruned
+from ffp.models.formats.base import Format, Saved
+from ffp.models.formats.hub_folder import Body, edit, save_model, save_tokenizer
+from ffp.models.prunable import PrunableModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+SCHEMA = "ffp/checkpoint/2"
+MODELING = "modeling_pruned.py"
+CONFIG, BASE, MODEL = "PrunedConfig", "PrunedModel", "PrunedForCausalLM"
+IMPORT = "from transformers import {config}, {base}, {model}\n"
+CLASSES = '''
+
+class PrunedConfig({config}):
+    """The parent's configuration with the sizes of each block in `pruned` and `per_layer_config`."""
+
+    model_type = "{model_type}"
+
+
+class PrunedModel(PrunedBase, {base}):
+    """The parent model without its head, with the sizes of config.pruned."""
+
+    config_class = PrunedConfig
+
+
+class PrunedForCausalLM(Pruned, {model}):
+    """The parent model with the sizes of config.pruned."""
+
+    config_class = PrunedConfig
+'''
+STOCK = "All blocks have equal sizes: an ordinary checkpoint of the parent's architecture, without code of its own."
+SIZES = """Heads and FFN channels are physically removed; every block has its own sizes (`per_layer_config` in
+config.json). `modeling_pruned.py` builds them, so that transformers and vLLM ask for `trust_remote_code`.
+To load it without running the modelling file, use `ffp.load_pruned(PATH)` of the package ffp."""
+
+
+@dataclass(frozen=True)
+class Transformers(Format):
+    """Smaller tensors, for transformers and what is built on it."""
+
+    name: ClassVar[str] = "transformers"
+    summary: ClassVar[str] = "smaller weights, for transformers and vLLM"
+
+    def save(self, prunable: PrunableModel, tokenizer: Any, folder: Path, *, parent: Path | None = None) -> Saved:
+        """Writes weights, configuration and, where the blocks differ in size, a modelling file."""
+        save_tokenizer(tokenizer, folder, parent)
+        config = stock_config(prunable)
+        if config is not None:
+            _save_as(prunable, config, folder)
+            return Saved(STOCK, _run(remote=False))
+        save_model(prunable.model, folder, save_original_format=False)
+        add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
+        return Saved(SIZES, _run(remote=True), tags=("custom_code",))
+
+
+def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
+    """Returns the configuration by which the parent's own class builds this model; None if there is none.
+
+    The blocks have to be equal in size, and the class has to build tensors of just these names and shapes.
+    """
+    each = [prunable.sizes(block) for block in range(len(prunable.blocks))]
+    if any(found != each[0] for found in each):
+        return None
+    config = copy.deepcopy(prunable.config)
+    for name, value in each[0].items():
+        if getattr(config, name, None) != value:
+            setattr(config, name, value)
+    try:
+        with torch.device("meta"):
+            skeleton = type(prunable.model)(config)
+    except ValueError:  # the class takes no such sizes
+        return None
+    return config if _shapes(skeleton) == _shapes(prunable.model) else None
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _save_as(prunable: PrunableModel, config: PreTrainedConfig, folder: Path) -> None:
+    """Saves the model under another configuration."""
+    model, own = prunable.model, prunable.model.config
+    model.config = config
+    try:
+        save_model(model, folder)
+    finally:
+        model.config = own
+
+
+def sizes(prunable: PrunableModel) -> Body:
+    """Returns what modeling_pruned.resize needs: sizes of the linears and head counts of each block, as they are."""
+    family, blocks = prunable.family, prunable.blocks
+    start = len(f"{family.blocks}.0.")
+    linears = {}
+    for path in (path[start:] for path, _ in prunable.linears(0)):
+        found: Any = [block.get_submodule(path) for block in blocks]
+        linears[path] = {
+            "in": [linear.in_features for linear in found],
+            "out": [linear.out_features for linear in found],
+            "bias": [linear.bias is not None for linear in found],
+        }
+    counts = {}
+    for name in family.head_counts:
+        owner, _, attribute = name.rpartition(".")
+        modules: Any = [block.get_submodule(family.attention) for block in blocks]
+        counts[f"{family.attention}.{name}"] = [getattr(m.config if owner else m, attribute) for m in modules]
+    heads = [prunable.sizes(block)["num_attention_heads"] for block in range(len(blocks))]
+    missing = [(prunable.heads - kept) * prunable.kv_heads // prunable.heads for kept in heads]
+    own = {"blocks": family.blocks, "attention": family.attention, "missing_kv_heads": missing}
+    return {"pruned": {"schema": SCHEMA, **own, "linears": linears, "counts": counts}}
+
+
+def per_layer(prunable: PrunableModel) -> Body:
+    """Returns the keys of transformers' own description of blocks that differ in size; version 4 does not read them."""
+    each = {str(block): prunable.sizes(block) for block in range(len(prunable.blocks))}
+    head_dim = each["0"]["head_dim"]
+    for values in each.values():
+        del values["head_dim"]
+    # Code that asks for one value of all blocks gets the parent's.
+    return {"head_dim": head_dim, "per_layer_config": each, "allow_global_per_layer_attribute_access": True}
+
+
+def add_sizes(folder: Path, model: type, keys: Body) -> None:
+    """Adds sizes of each block to a saved model, and the modelling file that builds them.
+
+    Args:
+        folder: What save_pretrained wrote.
+        model: The parent's class of the model.
+        keys: What goes into config.json.
+    """
+    from transformers import MODEL_MAPPING
+
+    parent: Any = model.config_class  # type: ignore[attr-defined]
+    auto = {"AutoConfig": CONFIG, "AutoModel": BASE, "AutoModelForCausalLM": MODEL}
+    more = {"architectures": [MODEL], "auto_map": {name: f"modeling_pruned.{found}" for name, found in auto.items()}}
+    edit(folder / "config.json", lambda body: body | more | keys)
+    base: Any = MODEL_MAPPING[parent]
+    names = {
+        "config": parent.__name__, "base": base.__name__, "model": model.__name__, "model_type": parent.model_type,
+    }  # fmt: skip
+    imports = "from torch import nn\n"
+    source = inspect.getsource(modeling_pruned).replace(imports, imports + IMPORT.format(**names))
+    (folder / MODELING).write_text(source + CLASSES.format(**names), encoding="utf-8")
+
+
+def _run(*, remote: bool) -> list[str]:
+    trust = ", trust_remote_code=True" if remote else ""
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained(PATH{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(PATH)",
+    ]

@@ -1,0 +1,113 @@
+"""Writes pruned models: a folder in one of the formats, with model card and ffp.json, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ffp
+from ffp.config import Cell, Experiment
+from ffp.core.errors import ConfigError
+from ffp.models.card import model_card, remake_commands
+from ffp.models.checkpoint import load_tokenizer
+from ffp.models.formats import DenseShape, Format, Saved
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline.steps import asset_digest, cut_digests, load_prunable, prune_by_files
+from ffp.store import schemas
+from ffp.store.files import whole_folder
+from ffp.store.layout import CellFiles, ExportFiles, Layout
+from ffp.store.provenance import provenance
+
+
+def export(
+    experiment: Experiment, cell: Cell, model_dir: Path, cut_dir: Path, out: Path, *, format: Format
+) -> Saved:  # fmt: skip
+    """Writes a cell's model. Works on the CPU, in the model's dtype.
+
+    Args:
+        experiment: The grid.
+        cell: One of its pruned cells.
+        model_dir: The fetched model.
+        cut_dir: Folder of the cell's masks and updates; scores there, and of the dense cell, go into the card.
+        out: Folder to make.
+        format: How to write it; single weights are zeros in any of them.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: The cell is the dense model, or the format cannot hold this model.
+    """
+    if cell.method == "dense":
+        raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
+    format = fitting(format, cell.granularity)
+    tokenizer = load_tokenizer(model_dir)
+    format.check(load_prunable(experiment, cell.model, model_dir, weights=False).config, tokenizer)
+    prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
+    zeros = format.zeros or cell.granularity != "structured"
+    removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros)
+    origin = provenance({"model": asset_digest(model_dir), **cut_digests(cut_dir)})
+    manifest = schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin)
+
+    def card(saved: Saved) -> str:
+        return _card(experiment, cell, CellFiles(cut_dir), removed, origin, format, saved)
+
+    return write_export(prunable, tokenizer, format, out, card=card, manifest=manifest, parent=model_dir)
+
+
+def write_export(
+    prunable: PrunableModel, tokenizer: Any, format: Format, out: Path, *, card: Callable[[Saved], str],
+    manifest: schemas.ExportFile, parent: Path | None, overwrite: bool = False,
+) -> Saved:  # fmt: skip
+    """Writes a pruned model with its card and ffp.json, whole or not at all.
+
+    Args:
+        prunable: The model, pruned in place.
+        tokenizer: Its tokenizer.
+        format: How to write it.
+        out: Folder to make.
+        card: Makes the model card.
+        manifest: What ffp.json holds.
+        parent: Folder of the dense model; None if there is none.
+        overwrite: Replace a folder that ffp wrote.
+    """
+    with whole_folder(out, overwrite=overwrite) as folder:
+        files = ExportFiles(folder)
+        saved = format.save(prunable, tokenizer, folder, parent=parent)
+        files.card.write_text(card(saved), encoding="utf-8")
+        manifest.write(files.manifest)
+    return saved
+
+
+def fitting(format: Format, granularity: str) -> Format:
+    """Returns the format for a granularity: single weights stay as zeros, so that `transformers` is `dense-shape`."""
+    return DenseShape() if granularity != "structured" and format.name == "transformers" else format
+
+
+def _card(
+    experiment: Experiment, cell: Cell, files: CellFiles, removed: Mapping[str, Any], origin: schemas.Provenance,
+    format: Format, saved: Saved,
+) -> str:  # fmt: skip
+    """The model card, with the scores that are there."""
+    grid, structured = experiment.grid, cell.granularity == "structured"
+    layout, dense = Layout.from_grid(grid), Cell(cell.model, cell.granularity, "0.00", "dense", 0)
+    scores = {"dense": layout.cell(dense).scores, "pruned": files.scores}
+    found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
+    calibration = grid.calibration
+    return model_card(
+        experiment.models[cell.model],
+        cell,
+        method=experiment.method(cell.method),
+        ranking=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
+        compensation=experiment.compensation(cell.method),
+        calibration=f"{calibration.windows} windows of {calibration.context} tokens; text: {experiment.text.title}",
+        removed=removed,
+        scores={name: body.model_dump() if body else None for name, body in found.items()},
+        commands=remake_commands(
+            grid_file=str(experiment.file), cell_path=cell.path, scores_file=str(layout.cell(cell).scores),
+            format=format.words(), commit=origin.commit, dirty=origin.dirty,
+        ),
+        version=ffp.__version__,
+        saved=saved,
+    )  # fmt: skip
