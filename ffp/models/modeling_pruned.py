@@ -18,7 +18,7 @@ def resize(model: Any, prefix: str = "") -> None:
         model: The parent model as its class builds it; its blocks are changed in place. Its config.pruned is
             {"blocks": path of the list of blocks, "attention": path in the block, "linears": {path in the block:
             {"in", "out", "bias": one value a block}}, "counts": {path of an attribute in the block: one value a
-            block}, "missing_kv_heads": one value a block}.
+            block}, "missing_kv_heads": one value a block, "head": name of the output layer}.
         prefix: What the path of the blocks begins with and the model lacks, for the model without its head.
     """
     pruned = model.config.pruned
@@ -104,3 +104,8 @@ class Pruned:
         with one_size(config):
             super().__init__(config, *arguments, **keywords)  # type: ignore[call-arg]
             resize(self)
+        if not hasattr(self, config.pruned["head"]):
+            raise ValueError(
+                f"the output layer of this checkpoint is {config.pruned['head']}, as transformers 5 names it. Install "
+                "transformers>=5."
+            )

@@ -122,7 +122,10 @@ def sizes(prunable: PrunableModel) -> Body:
         counts[f"{family.attention}.{name}"] = [getattr(m.config if owner else m, attribute) for m in modules]
     heads = [prunable.sizes(block)["num_attention_heads"] for block in range(len(blocks))]
     missing = [(prunable.heads - kept) * prunable.kv_heads // prunable.heads for kept in heads]
-    own = {"blocks": family.blocks, "attention": family.attention, "missing_kv_heads": missing}
+    head = next(
+        name for name, module in prunable.model.named_modules() if module is prunable.model.get_output_embeddings()
+    )
+    own = {"blocks": family.blocks, "attention": family.attention, "head": head, "missing_kv_heads": missing}
     return {"pruned": {"schema": SCHEMA, **own, "linears": linears, "counts": counts}}
 
 
