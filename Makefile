@@ -53,7 +53,7 @@ test: install
 	@$(RUN) python -m pytest $(SHARED) $(PYTEST_ARGS)
 
 quick: install
-	@$(RUN) python -m pytest $(SHARED) -m 'not slurm and not long and not slow' $(QUICK) $(PYTEST_ARGS)
+	@$(RUN) python -m pytest $(SHARED) -m 'not slurm and not long and not slow and not vllm' $(QUICK) $(PYTEST_ARGS)
 
 # Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
 test-faults: install
