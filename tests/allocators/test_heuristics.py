@@ -13,13 +13,13 @@ from ffp.allocators.heuristics.flap import Flap, best_units, unit_scores
 from ffp.allocators.heuristics.imported import Import
 from ffp.allocators.heuristics.ramp import Ramp
 from ffp.allocators.heuristics.shortgpt import ShortGpt
-from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.heuristics.uniform import Uniform, uniform_allocation
 from ffp.allocators.searches.error_table_dp import ErrorTableDp, interpolate, knapsack
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.projection import kept_budget
 from ffp.measure.calibration import BlockInfluence
 from ffp.models.prunable import PrunableModel
-from tests.helpers.families import tiny, tokens
+from tests.helpers.families import CONFIGS, tiny, tokens
 from tests.helpers.synthetic import (
     SyntheticReward,
     SyntheticStats,
@@ -35,6 +35,25 @@ def allocate(method, problem):
 
 def removed_shares(problem, allocation):
     return 1 - np.array(allocation.keep) / problem.n_units
+
+
+@pytest.mark.parametrize("target", [0.05, 0.2, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_equal_uniform_gives_all_blocks_the_same_sizes_for_less_than_a_unit_each(family, target):
+    problem = PrunableModel(tiny(family)).problem(target)
+    allocation = Uniform(equal=True).allocate(problem, SyntheticStats(problem))
+    allocation.check(problem)
+    assert len(set(allocation.keep[::2])) == len(set(allocation.keep[1::2])) == 1
+    slack = problem.removed_by(allocation.keep) - problem.params_to_remove
+    room = [d for d, keep in allocation.items(problem) if keep < d.n_units and d.module == "ffn"]
+    assert not room or slack < sum(d.params_per_unit for d in room)
+
+
+def test_equal_uniform_leaves_whole_blocks_whole():
+    problem = PrunableModel(tiny("llama"), keep_blocks="1").problem(0.3)
+    allocation = Uniform(equal=True).allocate(problem, SyntheticStats(problem))
+    allocation.check(problem)
+    assert allocation.keep[2:4] == (2, 40) and allocation.keep[:2] == allocation.keep[4:] != (2, 40)
 
 
 def test_ramp_is_an_arithmetic_progression():

@@ -1,19 +1,46 @@
-"""Uniform: every decision keeps the same share. An allocation has to beat it to be worth anything."""
+"""Uniform: every decision keeps the same share. An allocation has to beat it to be worth anything.
+
+The budget leaves a few units over, which some decisions get. With `equal` nobody gets them: all blocks are equal in
+size, and the pruned model is an ordinary one of its architecture.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.core.problem import Allocation, PruningProblem
-from ffp.core.projection import project_shares
+from ffp.core.projection import kept_budget, project_shares
 
 
 def uniform_allocation(problem: PruningProblem) -> Allocation:
     """Keeps the share 1 - target of every decision, up to whole units."""
     return project_shares(problem, np.full(len(problem.decisions), 1 - problem.target))
+
+
+def equal_allocation(problem: PruningProblem) -> Allocation:
+    """Keeps the same number of units in all decisions of a kind, as near to the share 1 - target as the budget allows.
+
+    Kinds with expensive units (KV groups) are rounded first, and the one with the cheapest units (FFN channels) fills
+    the budget, up to less than one of its units a block. Decisions that have to stay whole do.
+    """
+    keep, budget = problem.n_units.copy(), kept_budget(problem)
+    kinds: dict[tuple[int, str, int], list[int]] = {}
+    for index, decision in enumerate(problem.decisions):
+        if decision.min_keep < decision.n_units:
+            kinds.setdefault((decision.params_per_unit, decision.module, decision.n_units), []).append(index)
+    ordered = [kinds[kind] for kind in sorted(kinds, reverse=True)]
+    for mine in ordered:
+        keep[mine] = np.clip(round((1 - problem.target) * keep[mine[0]]), problem.min_keep[mine].max(), keep[mine[0]])
+    for mine in reversed(ordered):  # the cheapest kind gives way, or takes, first
+        least, most = problem.min_keep[mine].max(), problem.n_units[mine[0]]
+        price = int(problem.params_per_unit[mine].sum())
+        slack = budget - int(np.dot(keep, problem.params_per_unit))
+        keep[mine] = np.clip(keep[mine[0]] + slack // price, least, most)
+    return Allocation.of(problem, keep)
 
 
 class Uniform(Heuristic):
@@ -26,6 +53,10 @@ class Uniform(Heuristic):
     equation: ClassVar[str] = r"k_i = 1 - s \quad \text{for every decision } i"
     reads_weights: ClassVar[bool] = False
 
+    equal: bool = Field(
+        False, description="Keep the same number of units in every block, and leave over what that cannot share out."
+    )
+
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
-        """Returns `uniform_allocation`."""
-        return uniform_allocation(problem)
+        """Returns `uniform_allocation`, or `equal_allocation`."""
+        return equal_allocation(problem) if self.equal else uniform_allocation(problem)
