@@ -54,8 +54,10 @@ Pruner = Annotated[
     Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"] | None,
     _option("How single weights are chosen. Default: sparsegpt.", WHAT),
 ]
-Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64 or 128.", WHAT)]
-MinKeep = Annotated[int | None, _option("Units that every module keeps at least. Default: 1.", WHAT)]
+Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT)]
+MinKeep = Annotated[
+    int | None, _option("Units that every module keeps at least; 0 lets whole modules go. Default: 1.", WHAT)
+]
 KeepBlocks = Annotated[
     str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
 ]

@@ -74,13 +74,17 @@ class ModelConfig(Strict):
         "auto", description="Precision of weights and computation, and of exported checkpoints; auto: the model's own."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of every step.")
-    min_keep: Count = Field(1, description="Units (KV groups, FFN channels) that every module keeps at least.")
+    min_keep: int = Field(
+        1,
+        ge=0,
+        description="Units (KV groups, FFN channels) that every module keeps at least; with 0, whole modules may go.",
+    )
     keep_blocks: str = Field(
         "",
         description="Blocks that lose nothing, in quotes: numbers, ranges and slices with commas between them, e.g. "
         '"0-3,-2:" for the first four and the last two.',
     )
-    align: Literal[1, 8, 16, 32, 64, 128] = Field(
+    align: Literal[1, 8, 16, 32, 64, 128, 256] = Field(
         1, description="The number of kept FFN channels is a multiple of this."
     )
     batch_tokens: Count = Field(

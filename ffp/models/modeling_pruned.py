@@ -6,6 +6,7 @@ This file travels inside pruned checkpoints. It needs torch and transformers onl
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,8 @@ def resize(model: Any, prefix: str = "") -> None:
 
     Args:
         model: The parent model as its class builds it; its blocks are changed in place. Its config.pruned is
-            {"blocks": path of the list of blocks, "attention": path in the block, "linears": {path in the block:
+            {"blocks": path of the list of blocks, "attention": path in the block, "output":
+            path of its output linear, "linears": {path in the block:
             {"in", "out", "bias": one value a block}}, "counts": {path of an attribute in the block: one value a
             block}, "missing_kv_heads": one value a block, "head": name of the output layer}.
         prefix: What the path of the blocks begins with and the model lacks, for the model without its head.
@@ -31,7 +33,9 @@ def resize(model: Any, prefix: str = "") -> None:
             setattr(block.get_submodule(parent), name, new)
         for path, counts in pruned["counts"].items():
             set_count(model, block, path, counts[index])
-        share_cache(block.get_submodule(pruned["attention"]), pruned["missing_kv_heads"][index])
+        attention = block.get_submodule(pruned["attention"])
+        skip_attention(attention, pruned["output"], pruned["linears"][pruned["output"]]["in"][index] == 0)
+        share_cache(attention, pruned["missing_kv_heads"][index])
 
 
 def set_count(model: Any, block: Any, path: str, value: int) -> None:
@@ -47,6 +51,25 @@ def set_count(model: Any, block: Any, path: str, value: int) -> None:
     if module.config is model.config:
         module.config = copy.copy(model.config)
     setattr(module.config, name, value)
+
+
+def skip_attention(attention: Any, output: str, skip: bool) -> None:
+    """Lets an attention without heads return what is left of it, or computes an attention with heads again.
+
+    Args:
+        attention: The module.
+        output: Path of its output linear in the block.
+        skip: Whether it has no heads.
+    """
+    attention.__dict__.pop("forward", None)
+    if skip:
+        attention.output_name = output.rpartition(".")[2]
+        attention.forward = MethodType(without_heads, attention)
+
+
+def without_heads(attention: Any, hidden_states: Any, *arguments: Any, **keywords: Any) -> tuple[Any, None]:
+    """The forward of an attention without heads: zeros, or the bias of its output linear."""
+    return attention.get_submodule(attention.output_name)(hidden_states[..., :0]), None
 
 
 def share_cache(attention: Any, missing: int) -> None:

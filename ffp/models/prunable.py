@@ -81,7 +81,8 @@ class PrunableModel:
 
         Args:
             model: Its weights may lie on torch's meta device.
-            min_keep: KV groups, channels or weights that stay in every decision.
+            min_keep: KV groups, channels or weights that stay in every decision. With 0, whole modules may go; the
+                attention of block 0 keeps a KV group, from which caches and engines read the length of the past.
             align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
                 channels go together is not fixed: they are bundled in the order of their scores.
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
@@ -187,6 +188,8 @@ class PrunableModel:
 
     def _least(self, name: str, n_units: int, min_keep: int) -> int:
         """Units of a decision that have to stay: all of them in a block that stays whole."""
+        if name == "block00.attention":
+            min_keep = max(1, min_keep)
         return n_units if name.partition(".")[0] in self._whole else min(min_keep, n_units)
 
     def _path(self, block: int, name: str) -> str:

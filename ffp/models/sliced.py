@@ -8,6 +8,7 @@ prefixes are copied together when the allocation changes.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ffp.core.problem import Allocation
-from ffp.models.modeling_pruned import set_count
+from ffp.models.modeling_pruned import set_count, skip_attention
 from ffp.models.placement import float64, forward_as
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 
@@ -186,6 +187,39 @@ def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tens
         _set_head_counts(prunable, module, len(kept))
 
 
+@contextmanager
+def without_empty_blocks(prunable: PrunableModel) -> Iterator[None]:
+    """Takes the blocks in which nothing is left out of the model while the context is open.
+
+    Block 0 always stays, since its attention keeps a KV group. Configurations that name a kind of attention for each
+    block lose those of the blocks that are left out.
+    """
+    model, blocks, config = prunable.model, prunable.blocks, prunable.model.config
+    stay = [number for number in range(len(blocks)) if not _is_empty(prunable, number)]
+    if len(stay) == len(blocks):
+        yield
+        return
+    owner, _, name = prunable.family.blocks.rpartition(".")
+    shorter = copy.copy(config)
+    shorter.num_hidden_layers = len(stay)
+    if types := getattr(config, "layer_types", None):
+        shorter.layer_types = [types[number] for number in stay]
+    prunable.blocks = nn.ModuleList([blocks[number] for number in stay])
+    setattr(model.get_submodule(owner), name, prunable.blocks)
+    prunable.config = model.config = shorter
+    try:
+        yield
+    finally:
+        prunable.blocks, prunable.config, model.config = blocks, config, config
+        setattr(model.get_submodule(owner), name, blocks)
+
+
+def _is_empty(prunable: PrunableModel, block: int) -> bool:
+    """Whether neither attention nor FFN of a block has a unit or a bias left."""
+    outputs = [prunable.linear(module.output) for module in prunable.modules if module.block == block]
+    return all(linear.in_features == 0 and linear.bias is None for linear in outputs)
+
+
 def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:
     """Zeroes all parameters of the units that are not kept, in place: the dense shape, the pruned function."""
     for module in prunable.modules:
@@ -209,10 +243,11 @@ def _by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
 def _set_head_counts(prunable: PrunableModel, module: PrunableModule, groups: int) -> None:
     """Sets an attention module's numbers of heads where its class does not infer them from the sizes."""
     family, block = prunable.family, prunable.blocks[module.block]
-    per_group = prunable.config.num_attention_heads // module.decision.n_units
+    per_group = prunable.heads // prunable.kv_heads
     for name, role in family.head_counts.items():
         count = groups * (per_group if role == "q" else 1)
         set_count(prunable.model, block, f"{family.attention}.{name}", count)
+    skip_attention(block.get_submodule(family.attention), family.attention_output, groups == 0)
 
 
 def _permute(prunable: PrunableModel, module: PrunableModule, order: torch.Tensor) -> None:

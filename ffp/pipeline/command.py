@@ -156,7 +156,7 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         "context": settings.calibration.context,
         "seed": settings.seed,
         "align": model.align if model.align > 1 else None,
-        "min-keep": model.min_keep if model.min_keep > 1 else None,
+        "min-keep": model.min_keep if model.min_keep != 1 else None,
         "keep-blocks": model.keep_blocks or None,
         "dtype": model.dtype,
         "device": model.device,

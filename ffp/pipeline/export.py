@@ -13,6 +13,7 @@ from ffp.models.card import model_card, remake_commands
 from ffp.models.checkpoint import load_tokenizer
 from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import without_empty_blocks
 from ffp.pipeline.steps import asset_digest, cut_digests, load_prunable, prune_by_files
 from ffp.store import schemas
 from ffp.store.files import whole_folder
@@ -74,7 +75,8 @@ def write_export(
     """
     with whole_folder(out, overwrite=overwrite) as folder:
         files = ExportFiles(folder)
-        saved = format.save(prunable, tokenizer, folder, parent=parent)
+        with without_empty_blocks(prunable):
+            saved = format.save(prunable, tokenizer, folder, parent=parent)
         files.card.write_text(card(saved), encoding="utf-8")
         manifest.write(files.manifest)
     return saved

@@ -50,6 +50,8 @@ def ridge_weight(
     Returns:
         W', (out, n_kept) float64.
     """
+    if len(columns) == 0:
+        return right.T
     alpha = max(ridge * float(gram.diagonal().mean()), 1e-30)
     gram.diagonal().add_(alpha)
     for start in range(0, len(right), COLUMNS):

@@ -51,6 +51,17 @@ def test_the_sparsity_is_the_target_and_less_than_a_unit_more(name, kind, target
     assert all(type(k) is int for k in allocation.keep)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "structured"])
+@pytest.mark.parametrize("target", [0.2, 0.6])
+def test_whole_modules_go_where_nothing_has_to_stay(name, target):
+    decisions = [dataclasses.replace(each, min_keep=0) for each in PROBLEMS["structured"](target).decisions]
+    problem = PruningProblem(tuple(decisions), target)
+    allocation = answer(method_for(name, problem), problem, BUDGETS[-1])
+    allocation.check(problem)
+    if name == "shortgpt":
+        assert 0 in allocation.keep
+
+
 @each_case
 def test_an_allocation_and_its_problem_survive_json(name, kind):
     problem = PROBLEMS[kind]()

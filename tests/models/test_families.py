@@ -19,6 +19,7 @@ from ffp.pruning.cuts import make_cut
 from ffp.pruning.structured import kept_units
 from tests.helpers.families import CONFIGS, tiny, tokens
 
+BY_FAMILY = pytest.mark.parametrize("family", CONFIGS)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -175,6 +176,34 @@ def test_chunked_losses_equal_the_models_own(family):
         losses = token_losses(model, ids, chunk=7)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, expected)
+
+
+@BY_FAMILY
+def test_whole_modules_may_go(family):
+    """Attention and FFN of a block with nothing left: views, masks and cuts agree, and generation goes on."""
+    masked, removed, sliced = tiny(family), tiny(family), tiny(family)
+    prunable = PrunableModel(sliced, min_keep=0)
+    least = [module.decision.min_keep for module in prunable.modules]
+    assert least == [1, 0, 0, 0, 0, 0]
+    kept = {m.decision.name: range(m.n_indices) for m in prunable.modules} | {
+        "block00.ffn": [], "block01.attention": [], "block01.ffn": [3], "block02.attention": [], "block02.ffn": []
+    }  # fmt: skip
+    orders = {m.decision.name: np.arange(m.n_indices) for m in prunable.modules} | {
+        "block01.ffn": np.roll(np.arange(40), -3)
+    }
+    mask(PrunableModel(masked), kept)
+    cut(PrunableModel(removed), kept)
+    view = SlicedModel(prunable, orders)
+    view.set_keep([len(kept[m.decision.name]) for m in prunable.modules])
+    for each in (removed, sliced):
+        torch.testing.assert_close(logits(each), logits(masked), **EXACT)
+        words = {"max_new_tokens": 5, "do_sample": False}
+        assert each.generate(tokens(1), **words).tolist() == masked.generate(tokens(1), **words).tolist()
+    with view.gated(view.keep, 0.1) as gates, torch.enable_grad():
+        sliced(tokens(), labels=tokens(), use_cache=False).loss.backward()
+    assert all(gate.sums[1, 1] > 0 for gate in gates[1:5])
+    view.restore()
+    torch.testing.assert_close(logits(sliced), logits(tiny(family)), **EXACT)
 
 
 def test_kv_groups_move_with_their_query_heads():

@@ -17,7 +17,7 @@ from ffp.models.families import family_of
 from ffp.models.formats import DenseShape, Transformers
 from ffp.models.formats.dense_shape import MASK
 from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import cut, mask
+from ffp.models.sliced import cut, mask, without_empty_blocks
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
 from tests.helpers.families import CONFIGS, pruned, tiny, tokenizer, tokens
 
@@ -121,6 +121,33 @@ def test_per_layer_config_names_the_sizes_of_each_block(saved):
         assert sizes["num_attention_heads"] == heads
         assert sizes[family.ffn_width] == block.get_submodule(family.ffn_output).in_features
     assert body["model_type"] == model.config.model_type
+
+
+@pytest.mark.parametrize("compensation", ["none", "bias", "ridge"])
+@BY_FAMILY
+def test_modules_and_blocks_with_nothing_left_are_not_written(family, compensation, tmp_path, hub_modules):
+    prunable = PrunableModel(tiny(family), min_keep=0)
+    kept = {m.decision.name: np.arange(m.n_indices // 2 + 1) for m in prunable.modules} | {
+        "block00.ffn": [], "block01.attention": [], "block02.attention": [], "block02.ffn": []
+    }  # fmt: skip
+    updates = {}
+    if compensation != "none":
+        updates = compensate(prunable, kept, tokens(6), kind=compensation, batch_tokens=40)
+    cut(prunable, kept)
+    load_updates(prunable, {name: tensor.numpy() for name, tensor in updates.items()})
+    assert prunable.linear(prunable.modules[5].output).weight.numel() == 0
+    model = prunable.model
+    with without_empty_blocks(prunable):
+        save(prunable, tmp_path / "saved")
+    assert len(prunable.blocks) == model.config.num_hidden_layers == 3
+    biased = prunable.linear(prunable.modules[5].output).bias is not None  # which keeps the block
+    words = {"max_new_tokens": 6, "do_sample": False}
+    for loaded in (remote(tmp_path / "saved"), ffp.load_pruned(tmp_path / "saved", device="cpu")):
+        assert loaded.config.num_hidden_layers == (3 if biased else 2)
+        torch.testing.assert_close(logits(loaded), logits(model), **EXACT)
+        expected = model.generate(tokens(1, 7), **words).tolist()
+        for options in ({}, {"cache_implementation": "static"}):
+            assert loaded.generate(tokens(1, 7), **words, **options).tolist() == expected
 
 
 @BY_FAMILY

@@ -4,7 +4,7 @@
 
 Blocks are emptied in rising order of BI until the budget is met; the last one in part.
 
-Departures: an emptied block keeps min_keep units of each decision, so it stays in the model. The budget is of
+Departures: an emptied block keeps min_keep units of each decision; with `min_keep: 0` it is gone. The budget is of
 parameters, not of blocks. The method stands for depth pruning: it is the most uneven allocation possible.
 """
 

@@ -84,7 +84,7 @@ def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
     try:
         with torch.device("meta"):
             skeleton = type(prunable.model)(config)
-    except ValueError:  # the class takes no such sizes
+    except (ValueError, ZeroDivisionError):  # the class takes no such sizes
         return None
     return config if _shapes(skeleton) == _shapes(prunable.model) else None
 
@@ -122,10 +122,14 @@ def sizes(prunable: PrunableModel) -> Body:
         counts[f"{family.attention}.{name}"] = [getattr(m.config if owner else m, attribute) for m in modules]
     heads = [prunable.sizes(block)["num_attention_heads"] for block in range(len(blocks))]
     missing = [(prunable.heads - kept) * prunable.kv_heads // prunable.heads for kept in heads]
-    head = next(
-        name for name, module in prunable.model.named_modules() if module is prunable.model.get_output_embeddings()
-    )
-    own = {"blocks": family.blocks, "attention": family.attention, "head": head, "missing_kv_heads": missing}
+    output = prunable.model.get_output_embeddings()
+    own: Body = {
+        "blocks": family.blocks,
+        "attention": family.attention,
+        "output": family.attention_output,
+        "head": next(name for name, module in prunable.model.named_modules() if module is output),
+        "missing_kv_heads": missing,
+    }
     return {"pruned": {"schema": SCHEMA, **own, "linears": linears, "counts": counts}}
 
 
@@ -135,6 +139,9 @@ def per_layer(prunable: PrunableModel) -> Body:
     head_dim = each["0"]["head_dim"]
     for values in each.values():
         del values["head_dim"]
+        if values["num_attention_heads"] == 0:  # never computed, and no configuration allows 0
+            least = {"num_attention_heads": prunable.heads // prunable.kv_heads, "num_key_value_heads": 1}
+            values |= {name: least[name] for name in values.keys() & least.keys()}
     # Code that asks for one value of all blocks gets the parent's.
     return {"head_dim": head_dim, "per_layer_config": each, "allow_global_per_layer_attribute_access": True}
 
