@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -35,10 +37,10 @@ CONFIGS = {
 }
 
 
-def tiny(model_type: str, seed: int = 0) -> transformers.PreTrainedModel:
-    """A float64 random model of the family, for inference."""
+def tiny(model_type: str, seed: int = 0, **changes: Any) -> transformers.PreTrainedModel:
+    """A float64 random model of the family, for inference; changes: of its configuration."""
     name, own = CONFIGS[model_type]
-    config = getattr(transformers, name)(**{**COMMON, **own})
+    config = getattr(transformers, name)(**{**COMMON, **own, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     for name, parameter in model.named_parameters():
