@@ -31,7 +31,8 @@ def prune(
     keep_blocks: options.KeepBlocks = None, dtype: options.Dtype = None, device: options.Device = None,
     threads: options.Threads = None, batch_tokens: options.BatchTokens = None, offload: options.Offload = False,
     evaluate: options.Evaluate = True, tasks: options.Tasks = None, documents: options.Documents = EVALUATION.documents,
-    format: options.Format = "transformers", yes: options.Yes = False, data: options.Data = None,
+    format: options.Format = "transformers", quantize: options.Quantize = None, pad: options.Pad = None,
+    yes: options.Yes = False, data: options.Data = None,
     dry_run: options.DryRun = False, as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     r"""Prune a model and save it as a checkpoint.
@@ -41,6 +42,7 @@ def prune(
     Example:
       ffp prune smollm2-135m --sparsity 0.3 --out small
       ffp prune Qwen/Qwen2.5-0.5B --sparsity 0.3 --out qwen-30
+      ffp prune smollm2-135m --sparsity 0.3 --out small-gguf --format gguf --quantize Q8_0
       ffp prune ./my-model --sparsity 0.3 --method ffn-only \
           --text notes.jsonl --keep-blocks 0-1 --out my-model-30
     """
@@ -60,7 +62,8 @@ def prune(
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
-        evaluate=evaluate, format=formats.create(format), overwrite=yes, data=data or default_data(),
+        evaluate=evaluate, format=formats.create(format, quantize=quantize, pad=pad), overwrite=yes,
+        data=data or default_data(),
     )  # fmt: skip
     if dry_run:
         print(command.dry_run(request))

@@ -221,6 +221,8 @@ def export(
         typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; default: the grid's results."),
     ] = None,
     format: options.Format = "transformers",
+    quantize: options.Quantize = None,
+    pad: options.Pad = None,
 ) -> None:
     r"""Write a cell's model as a folder that an engine loads.
 
@@ -234,7 +236,14 @@ def export(
 
     layout = Layout.from_grid(experiment.grid)
     model_dir, cut = model_dir or layout.model(point.model).folder, cut or layout.cell(point).folder
-    saved = write(experiment, point, model_dir, cut, out, format=formats.create(format))
+    saved = write(
+        experiment,
+        point,
+        model_dir,
+        cut,
+        out,
+        format=formats.create(format, quantize=quantize, pad=pad),
+    )
     print("\n".join([str(out), *saved.notes]))
 
 

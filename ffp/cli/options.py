@@ -77,8 +77,19 @@ Documents = Annotated[
     int, _option(f"Documents of each task; 0 for all (lm-eval: limit). Default: {EVALUATION.documents}.", OUTPUT)
 ]
 Format = Annotated[
-    Literal["transformers", "dense-shape"],
-    _option("Smaller weights (transformers, the default), or zeros in the dense shapes.", OUTPUT),
+    Literal["transformers", "gguf", "dense-shape"],
+    _option(
+        "For transformers and vLLM (transformers, the default), for llama.cpp (gguf), or zeros in the dense shapes.",
+        OUTPUT,
+    ),
+]
+Quantize = Annotated[
+    list[str] | None,
+    _option("Type of a GGUF file: F16, BF16, F32, Q8_0, Q4_0 or Q4_K_M; repeat it for more files.", OUTPUT),
+]
+Pad = Annotated[
+    int | None,
+    _option("GGUF: fill widths up with zeros to multiples of this; 256 suits Q4_K_M. Default: 32.", OUTPUT),
 ]
 Yes = Annotated[bool, _option("Replace a folder that ffp wrote.", OUTPUT, "--yes")]
 Data = Annotated[

@@ -16,9 +16,10 @@ from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk, check_memory
-from ffp.pipeline.plan import forward_flops, step_memory
+from ffp.pipeline.plan import forward_flops, step_memory, takes_gradients
 
-PRODUCT = 1024  # rows and columns of the matrices that time the device
+PRODUCT = 1024  # rows and columns of the matrices that time a CPU
+GPU_PRODUCT, QUEUED = 4096, 16  # the same of a GPU, and products that wait there at once: starting each takes time
 SHARE = 0.5  # of that speed, which a whole model reaches
 
 
@@ -61,11 +62,12 @@ class Estimate:
         """
         problem = self.prunable.problem(self.settings.sparsity, self.settings.granularity)
         method, device = self.settings.method, choose_device(self.config.device)
-        minutes = tokens * forward_flops(self.prunable) / (_flops_per_second(device) * SHARE) / 60
+        precision = dtype_of(self.prunable.model, self.config)
+        minutes = tokens * forward_flops(self.prunable) / (flops_per_second(device, precision) * SHARE) / 60
         params = sum(parameter.numel() for parameter in self.prunable.model.parameters())
         budget = self.settings.search.budget().tokens(self.settings.search.context)
         searched = f"searches with {budget:,} tokens" if isinstance(method, Search) else "searches nothing"
-        dtype = str(dtype_of(self.prunable.model, self.config)).removeprefix("torch.")
+        dtype = str(precision).removeprefix("torch.")
         return "\n".join([
             f"model       {name}: {len(self.prunable.blocks)} blocks, {params / 1e6:,.1f} M parameters, {dtype}",
             f"pruning     {problem.target:.0%} of {problem.total_params / 1e6:,.1f} M prunable parameters "
@@ -84,19 +86,27 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
     prunable = PrunableModel(
         load_skeleton(folder), min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks
     )
-    memory = step_memory(prunable, settings, config)
+    memory = step_memory(prunable, settings, config, gradients=takes_gradients(type(settings.method)))
     steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
     size = sum(p.numel() for p in prunable.model.parameters()) * dtype_of(prunable.model, config).itemsize
     return Estimate(prunable, config, settings, max(memory[step] for step in steps), size)
 
 
-def _flops_per_second(device: torch.device) -> float:
-    """How many multiplications and additions a product of two matrices reaches on a device."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    left = torch.ones(PRODUCT, PRODUCT, dtype=dtype, device=device)
-    torch.mm(left, left)
+def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns how many multiplications and additions a second products of two matrices reach on a device.
+
+    Args:
+        device: Where they are taken.
+        dtype: Precision of the model. A CPU multiplies float32, since it can be slow at other precisions.
+    """
+    size, queued = (GPU_PRODUCT, QUEUED) if device.type == "cuda" else (PRODUCT, 1)
+    precision = {"cpu": torch.float32, "cuda": dtype}.get(device.type, torch.bfloat16)
+    left = torch.ones(size, size, dtype=precision, device=device)
+    float(torch.mm(left, left)[0, 0])
     started, rounds = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < 0.2:
-        float(torch.mm(left, left)[0, 0])
-        rounds += 1
-    return 2 * PRODUCT**3 * rounds / spent
+        for _ in range(queued):
+            product = torch.mm(left, left)
+        float(product[0, 0])  # waits for all of them
+        rounds += queued
+    return 2 * size**3 * rounds / spent

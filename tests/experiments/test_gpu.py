@@ -51,7 +51,8 @@ def test_each_step_has_seconds_and_the_figures_of_the_plan(steps, out):
         assert steps[name]["plan"]["flops"] == 2 * matrices * 32 * windows * forwards
         assert steps[name]["plan"]["memory_bytes"] > 4 * matrices
     origin = read_json(out, [gpu.SCHEMA])[1]["provenance"]
-    assert origin["commit"] and origin["device"] == "cpu" and origin["settings"]["windows"] == 3
+    assert (origin["commit"], origin["dirty"], origin["device"]) == ("abc", False, "cpu")  # whatever git says
+    assert origin["settings"]["windows"] == 3
 
 
 def test_candidates_are_rewarded_against_the_dense_model(steps):
@@ -61,6 +62,13 @@ def test_candidates_are_rewarded_against_the_dense_model(steps):
     assert found["dense"]["over_dense"] == found["dense"]["flops_over_dense"] == 1
     for name in list(found)[1:]:
         assert found[name]["sparsity"] >= float(name.split("/")[0]) and found[name]["flops_over_dense"] < 1
+
+
+def test_gradients_are_taken_with_each_align(steps):
+    found = steps["gate"]["aligns"]
+    assert list(found) == ["1", "32"] and found["1"]["seconds"] == steps["gate"]["seconds"]
+    assert all(one["over_reward"] > 0 and one["reward_s"] > 0 for one in found.values())
+    assert steps["gate"]["plan"]["memory_bytes"] > steps["candidate"]["plan"]["memory_bytes"]  # a backward's
 
 
 def test_the_export_has_the_bytes_of_what_is_left(steps):

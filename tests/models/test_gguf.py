@@ -51,7 +51,7 @@ def assert_equal(file, model):
 
 def written(prunable, folder, **options):
     """The file of a cut model, whose format says nothing."""
-    assert Gguf(**options).save(prunable, TOKENIZER, folder) == []
+    assert Gguf(**options).save(prunable, TOKENIZER, folder).notes == []
     (file,) = folder.glob("*.gguf")
     return file
 
@@ -133,11 +133,11 @@ def test_what_is_gone_takes_no_space_where_the_architecture_can_do_without(tmp_p
 
 
 @pytest.mark.parametrize("saved", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("dtype", ["auto", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", [None, "F32", "F16", "BF16"])
 def test_a_file_has_the_models_own_precision_or_that_asked_for(dtype, saved, tmp_path):
     model = random("llama").to(gguf_quantize.FLOATS[saved])
-    file = written(PrunableModel(model), tmp_path, dtype=dtype)
-    kind = saved if dtype == "auto" else dtype
+    file = written(PrunableModel(model), tmp_path, quantize=(dtype,) if dtype else ())
+    kind = dtype or saved
     assert file.name == f"model-{kind}.gguf"
     assert {tensor.tensor_type.name for tensor in GGUFReader(file).tensors} == {"F32", kind}
     tolerance = 0.5 if "BF16" in (saved, kind) else 0.05
@@ -148,7 +148,7 @@ def test_weights_beyond_the_range_of_f16_are_refused(tmp_path):
     model = random("llama")
     model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e5
     with pytest.raises(ConfigError, match=r"beyond the range of F16\. Write the GGUF file in BF16 or F32\.$"):
-        Gguf(dtype="F16").save(PrunableModel(model), TOKENIZER, tmp_path)
+        Gguf(quantize=("F16",)).save(PrunableModel(model), TOKENIZER, tmp_path)
 
 
 def wide(family="llama"):
@@ -168,7 +168,7 @@ def wide(family="llama"):
 @pytest.mark.parametrize("pad", [1, 32, 256])
 def test_quantised_files_compute_nearly_the_same(kind, family, pad, tmp_path):
     prunable = wide(family)
-    lines = Gguf(quantize=(kind,), pad=pad).save(prunable, TOKENIZER, tmp_path)
+    lines = Gguf(quantize=(kind,), pad=pad).save(prunable, TOKENIZER, tmp_path).notes
     (file,) = tmp_path.iterdir()
     assert file.name == f"model-{kind}.gguf"
     found, expected = log_probs(file), torch_log_probs(prunable.model)
@@ -186,7 +186,7 @@ def test_quantised_files_compute_nearly_the_same(kind, family, pad, tmp_path):
 
 
 def test_what_has_another_type_is_said(tmp_path):
-    lines = Gguf(quantize=("Q8_0", "Q4_K_M"), pad=1).save(wide(), TOKENIZER, tmp_path)
+    lines = Gguf(quantize=("Q8_0", "Q4_K_M"), pad=1).save(wide(), TOKENIZER, tmp_path).notes
     assert lines == [
         "Q8_0: 2 of 22 matrices as F16, since their width is no multiple of 32",
         "Q4_K_M: 4 of 22 matrices as F16 or Q5_0, since their width is no multiple of 256",
@@ -287,9 +287,8 @@ def test_what_an_architecture_lacks_is_refused(family, changes, match):
 @pytest.mark.bad_input
 def test_settings_that_make_no_sense_are_refused():
     config = random("llama").config
-    refused("dtype 'F17' is none of GGUF's, did you mean", config, dtype="F17")
     refused("pad is 0. Give 1", config, pad=0)
-    refused("quantisation 'Q3_X' is unknown. Choose from Q8_0, Q4_0, Q4_K_M", config, quantize=("Q3_X",))
+    refused("GGUF type 'Q3_X' is unknown. Choose from F32, F16, BF16, Q8_0, Q4_0, Q4_K_M", config, quantize=("Q3_X",))
 
 
 @pytest.mark.bad_input
@@ -339,7 +338,9 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():
 
 
 @pytest.mark.parametrize("quantize", [(), ("Q4_0", "Q8_0")])
-def test_the_card_says_how_to_run_the_file(quantize):
-    text = Gguf(quantize=quantize).usage("small")
-    name = "model-Q4_0.gguf" if quantize else "MODEL.gguf"
-    assert f"llama-cli -m {name}" in text and f"FROM ./{name}" in text and "xllamacpp 2026.10" in text
+def test_the_card_says_how_to_run_the_file(quantize, tmp_path):
+    saved = Gguf(quantize=quantize).save(PrunableModel(random("llama")), TOKENIZER, tmp_path)
+    name = f"model-{quantize[0]}.gguf" if quantize else "model-F32.gguf"
+    assert (tmp_path / name).is_file() and saved.language == "shell"
+    assert saved.run[0].startswith(f"llama-cli -m PATH/{name}")
+    assert f"FROM ./{name}" in saved.text and "xllamacpp 2026.10" in saved.text

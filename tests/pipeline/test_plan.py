@@ -1,21 +1,34 @@
 """What a grid will take, against counts of the models themselves, and what is refused or warned of before it starts."""
 
+import inspect
 import json
+import weakref
 
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ffp import api
+from ffp.allocators import METHODS, is_search
+from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
+from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline import plan
+from ffp.pipeline import estimate, plan
+from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
 
 PAPER = Experiment("config/grids/paper.yaml")
 PUBLISHED_PARAMS = {"opt-1.3b": 1_315_758_080, "llama-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
+
+
+def build(sizes):
+    return build_skeleton(sizes)
 
 
 def experiment(folder, model=None, **grid):
@@ -89,6 +102,92 @@ def test_offloading_leaves_one_block_of_the_weights_on_the_device(tmp_path):
     assert {whole.memory[step] - offloaded.memory[step] for step in whole.memory} == {2 * block * 4}
 
 
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while it is open, and the most that were there at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.seen = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if id(storage) not in self.seen | before:
+                self.seen.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, id(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def free(self, key, size):
+        self.seen.discard(key)
+        self.now -= size
+
+
+def peak(action):
+    with PeakBytes() as counted:
+        action()
+    return counted.peak
+
+
+WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
+SHAPES = {
+    "llama": {"intermediate_size": 344, "num_key_value_heads": 4, "dtype": "bfloat16"},
+    "mistral": {"intermediate_size": 448, "num_key_value_heads": 2, "sliding_window": None, "dtype": "bfloat16"},
+    "qwen3": {"intermediate_size": 384, "num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"},
+    "phi3": {"intermediate_size": 384, "num_key_value_heads": 2, "resid_pdrop": 0.0, "dtype": "bfloat16"},
+    "opt": {"ffn_dim": 512, "word_embed_proj_dim": 128, "dropout": 0.0, "dtype": "bfloat16"},
+    "gpt_neox": {"intermediate_size": 512, "hidden_dropout": 0.0, "dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_peaks_are_those_of_the_tensors_that_each_step_makes(tmp_path, family):
+    """Of a candidate that removes nothing; bounds are looser for other shapes of modules than LLaMA's."""
+    context, windows, exact = 64, 8, family in ("llama", "mistral")
+    sizes = {"model_type": family, **COMMON, **WIDE, **SHAPES[family]}
+    parts = {part: {"context": context, "windows": windows} for part in ("calibration", "search", "evaluation")}
+    ids = torch.randint(3, 97, (windows, context), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for method in ("fastforward-guided", "evolutionary"):
+        config = {"architecture": sizes, "batch_tokens": windows * context}
+        body = experiment(tmp_path, config, methods=[method], **parts)
+        prunable = PrunableModel(plan._skeleton(body, "tiny"))
+        planned = plan.step_memory(
+            prunable, body.grid, body.models["tiny"], gradients=plan.takes_gradients(METHODS[method])
+        )
+        found[method] = {step: bytes_ - plan.plan_model(body, "tiny").host for step, bytes_ in planned.items()}
+    model = build(sizes)
+    prunable, batch = PrunableModel(model), windows * context
+    known = []
+    counted = {"calibrate": peak(lambda: known.append(api.calibrate(
+        prunable, api.Windows(ids, ids, ids), batch_tokens=batch)))}  # fmt: skip
+    problem, cut = prunable.problem(0.0), make_cut("structured", score="wanda", compensation="none", pruner="wanda")
+    allocation, candidates = uniform_allocation(problem), cut.candidates(known[0].statistics)
+    text = Text("search", ids, known[0].dense_loss["search"])
+
+    def reward():
+        return ModelReward(candidates, text, text, batch_tokens=batch)
+
+    counted["allocate"] = peak(lambda: reward()(allocation, windows=range(windows)))
+    counted["gates"] = peak(lambda: reward().marginal_utility(allocation, windows=range(windows)))
+    candidates.restore()
+    ridge, updates = make_cut("structured", score="wanda", compensation="ridge", pruner="wanda"), []
+    counted["apply"] = peak(lambda: updates.append(api.make_masks(
+        prunable, known[0], problem, allocation, ridge, batch_tokens=batch)))  # fmt: skip
+    expected = found["evolutionary"] | {"gates": found["fastforward-guided"]["allocate"]}
+    print(family, {step: round(bytes_ / expected[step], 3) for step, bytes_ in counted.items()})
+
+
+def test_searches_that_take_gradients_are_planned_with_a_backward():
+    """A method takes them from its tracker."""
+    for name, method in METHODS.items():
+        module = inspect.getsource(inspect.getmodule(method))
+        assert plan.takes_gradients(method) == (is_search(method) and ".utility(" in module), name
+
+
 def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path):
     """Torch's counter sees attention's own products (bmm) too, which grow with the context."""
     prunable = PrunableModel(tiny("mistral"))
@@ -150,3 +249,28 @@ def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
     assert "warning: tiny: a job asks for 1 MB and takes about" in text
+
+
+def test_odd_widths_are_advised_against_where_a_gpu_runs_them(tmp_path, monkeypatch):
+    def advised(gpu, grid=None, **model):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        text = plan.report(experiment(tmp_path, model, **(grid or {})), tflops=100.0)
+        return [line for line in text.splitlines() if line.startswith("advice: tiny: align is 1. ")]
+
+    assert len(advised(False, device="cuda")) == len(advised(True, device="auto")) == 1
+    assert not advised(False, device="auto") + advised(True, device="cpu") + advised(True, device="cuda", align=8)
+    assert not advised(True, {"granularities": ["n-of-4"], "sparsities": [0.5], "methods": ["uniform"]}, device="cuda")
+
+
+def test_the_speed_of_a_device_is_that_of_products_that_were_waited_for(monkeypatch):
+    """On a GPU several are queued before each wait."""
+    sizes, product = [], torch.mm
+
+    def count(left, right):
+        sizes.append((len(left), left.dtype))
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "mm", count)
+    monkeypatch.setattr(estimate, "PRODUCT", 32)
+    assert estimate.flops_per_second(torch.device("cpu"), torch.bfloat16) > 0
+    assert set(sizes) == {(32, torch.float32)} and len(sizes) > 2

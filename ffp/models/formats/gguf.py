@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGUFWriter
 from gguf import GGMLQuantizationType as Type
 
 from ffp.core.errors import ConfigError
-from ffp.core.suggest import did_you_mean
+from ffp.models.formats.base import Format, Saved
 from ffp.models.formats.gguf_quantize import (
     FILE_TYPES,
     FLOATS,
@@ -36,15 +36,9 @@ INSTEAD = "Use --format transformers, or --format dense-shape and llama.cpp's ow
 ROPES = {"deci": ("default", "linear", "llama3"), "openelm": ("default",)}
 TESTED = "xllamacpp 2026.10.11549"
 
-UNNAMED = "MODEL.gguf"
 USAGE = """llama.cpp, and what is built on it, runs this model as it is; tested with the llama.cpp of {tested}. Every
-block has its own numbers of heads and FFN channels, so the file names the architecture `deci` or `openelm`, whose
-blocks may differ.
-
-```
-llama-cli -m {file} -p "Once upon a time"
-llama-server -m {file} --port 8080
-```
+block has its own numbers of heads and FFN channels, so the file names the architecture `{arch}`, whose blocks may
+differ.
 
 In Python, by `pip install xllamacpp`:
 
@@ -52,41 +46,33 @@ In Python, by `pip install xllamacpp`:
 import xllamacpp
 
 params = xllamacpp.CommonParams()
-params.model.path = "{file}"
+params.model.path = "PATH/{file}"
 server = xllamacpp.Server(params)
 print(server.handle_completions({{"prompt": "Once upon a time", "max_tokens": 64}}))
 ```
 
-In Ollama (not tested), by a file `Modelfile` that says `FROM ./{file}`:
-
-```
-ollama create {name} -f Modelfile
-ollama run {name}
-```"""
+In Ollama (not tested), a file `Modelfile` that says `FROM ./{file}`, then `ollama create NAME -f Modelfile`.
+From a shell:"""
+RUN = ('llama-cli -m PATH/{file} -p "Once upon a time"', "llama-server -m PATH/{file} --port 8080")
 
 
 @dataclass(frozen=True)
-class Gguf:
+class Gguf(Format):
     """Writes GGUF files, with tokenizer and chat template in them.
 
     Attributes:
-        dtype: "F32", "F16", "BF16", or "auto" for the model's own.
         pad: Query heads and FFN channels are filled up with zeros, so that the inputs of attn_output and ffn_down are
             multiples of this: quantised types have blocks of 32 numbers, K-quants of 256. 1 adds none.
-        quantize: "Q8_0", "Q4_0", "Q4_K_M", a file each; without any, one file in `dtype`.
+        quantize: "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K_M", a file each; without any, one in the model's dtype.
     """
 
     name: ClassVar[str] = "gguf"
     summary: ClassVar[str] = "one file for llama.cpp, Ollama and others that read GGUF"
-    zeros: ClassVar[bool] = False
-    dtype: str = "auto"
     pad: int = 32
     quantize: tuple[str, ...] = ()
 
     def check(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ConfigError where GGUF cannot hold a model or its tokenizer, or a package is missing."""
-        if self.dtype not in ("auto", *FLOATS):
-            raise ConfigError(f"dtype {self.dtype!r} is none of GGUF's, {did_you_mean(self.dtype, ['auto', *FLOATS])}")
         if self.pad < 1:
             raise ConfigError(f"pad is {self.pad}. Give 1, for no padding, or more.")
         check_kinds(self.quantize)
@@ -95,7 +81,7 @@ class Gguf:
 
     def save(
         self, prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, parent: Path | None = None
-    ) -> list[str]:
+    ) -> Saved:
         """Writes model-TYPE.gguf into a folder, one file for each type, tensor by tensor.
 
         Args:
@@ -105,7 +91,7 @@ class Gguf:
             parent: Not used: all is in the model and its tokenizer.
 
         Returns:
-            Lines that say which tensors have another type than was asked for.
+            How to run it; the notes say which tensors have another type than was asked for.
 
         Raises:
             ConfigError: GGUF cannot hold the model; see check().
@@ -117,26 +103,18 @@ class Gguf:
             layout.tensors.append(Tensor("rope_freqs.weight", tuple(factors.shape), lambda: factors))
         rows = layout.tensors[0].shape[0]
         vocabulary = read_vocabulary(tokenizer, rows)
-        lines = []
-        for kind in self.quantize or (self._dtype(prunable),):
-            path = folder / f"model-{kind}.gguf"
-            lines += _write(path, kind, arch, layout, vocabulary, prunable)
-        return lines
+        kinds = self.quantize or (_own_type(prunable),)
+        notes: list[str] = []
+        for kind in kinds:
+            notes += _write(folder / f"model-{kind}.gguf", kind, arch, layout, vocabulary, prunable)
+        file = f"model-{kinds[0]}.gguf"
+        text = USAGE.format(arch=arch, file=file, tested=TESTED)
+        return Saved(text, [line.format(file=file) for line in RUN], "shell", tags=("gguf",), notes=notes)
 
-    def usage(self, name: str) -> str:
-        """Returns Markdown that says how to run the files.
 
-        Args:
-            name: What the model is called, e.g. the name of its folder.
-        """
-        files = [f"model-{kind}.gguf" for kind in self.quantize or ([self.dtype] if self.dtype != "auto" else [])]
-        known = "" if files else f"{UNNAMED} stands for the file of this folder.\n\n"
-        return known + USAGE.format(name=name, file=(files or [UNNAMED])[0], tested=TESTED)
-
-    def _dtype(self, prunable: PrunableModel) -> str:
-        """Name of the type that matrices have without quantisation."""
-        own = {dtype: name for name, dtype in FLOATS.items()}
-        return self.dtype if self.dtype != "auto" else own.get(prunable.model.dtype, "F32")
+def _own_type(prunable: PrunableModel) -> str:
+    """Name of the type of a model's dtype."""
+    return {dtype: name for name, dtype in FLOATS.items()}.get(prunable.model.dtype, "F32")
 
 
 def _check_family(config: Any) -> None:
@@ -221,11 +199,11 @@ def _other_types(kind: str, layout: Layout, types: list[Type], wanted: dict[str,
     if not wanted:
         return []
     names = {given.name for tensor, given in zip(layout.tensors, types, strict=True) if tensor.name in wanted}
-    widths = {str(GGML_QUANT_SIZES[each][0]) for each in wanted.values()}
+    widths = sorted({GGML_QUANT_SIZES[each][0] for each in wanted.values()})
     matrices = sum(len(tensor.shape) == 2 for tensor in layout.tensors)
     return [
         f"{kind}: {len(wanted)} of {matrices} matrices as {' or '.join(sorted(names))}, since their width is no "
-        f"multiple of {' or '.join(sorted(widths))}"
+        f"multiple of {' or '.join(map(str, widths))}"
     ]
 
 

@@ -96,9 +96,9 @@ def encode(tensor: torch.Tensor, kind: Type) -> npt.NDArray[np.generic]:
 def check_kinds(kinds: tuple[str, ...]) -> None:
     """Raises ConfigError for a kind that is unknown, or that needs a package which is not there."""
     for kind in kinds:
-        if kind not in QUANTISED:
-            raise ConfigError(f"quantisation {kind!r} is unknown. Choose from {', '.join(QUANTISED)}.")
-        if kind != "Q8_0":
+        if kind not in FILE_TYPES:
+            raise ConfigError(f"GGUF type {kind!r} is unknown. Choose from {', '.join(FILE_TYPES)}.")
+        if kind in QUANTISED and kind != "Q8_0":
             _ggml()
 
 
