@@ -2,14 +2,17 @@
 
     python -m benchmarks.latency
 
-Needs what `make demo` leaves behind. Each checkpoint is exported, loaded again as a user would, and run in turn with
-the dense model, ROUNDS times. Times over dense are medians of the ratios within a round, by sparsity: what slows the
-machine for a while slows both sides.
+Needs what `make demo` leaves behind, and xllamacpp. Each checkpoint is exported, loaded again as a user would, and run
+in turn with the dense model, ROUNDS times. Times over dense are medians of the ratios within a round, by sparsity: what
+slows the machine for a while slows both sides.
 
 - `prefill_over_dense`: a prompt of PROMPT tokens, batch 1, with cache and the last token's logits, as generation does.
 - `decode_over_dense`: STEPS greedy tokens after that prompt, one at a time.
 - `bytes_over_dense`: size of the weights' file; `kept_params_share`: share of the model's parameters that it keeps.
 - `cache_bytes_over_dense`: the KV cache after the prompt.
+- `gguf_prompt_speedup`, `gguf_decode_speedup`: both as GGUF files in llama.cpp, the dense model's time over that of the
+  model without GGUF_SPARSITY of its parameters, by the files' type: "unpadded" is as pruned, "padded" has widths in
+  multiples of 32. `gguf_bytes_over_dense`: size of the file.
 
 METHOD allocates (it must need no search); the channels that stay are the best by the calibration's score.
 """
@@ -24,17 +27,21 @@ from typing import Any
 
 import torch
 
+from benchmarks import llama_cpp
 from benchmarks.common import make_parser, open_model, write_marks
 from ffp import api
 from ffp.allocators import create
 from ffp.config import Experiment
 from ffp.measure.speed import time_round
-from ffp.models.checkpoint import load_pruned, save_pruned
+from ffp.models.checkpoint import load_pruned, load_tokenizer, save_pruned
+from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import make_cut
+from ffp.store.layout import Layout
 
-SCHEMA = "ffp/benchmark/latency/1"
+SCHEMA = "ffp/benchmark/latency/2"
 SPARSITIES = (0.2, 0.3, 0.5)
-SETTINGS = ("config", "model", "method", "align", "dtype", "prompt", "steps", "rounds", "threads")
+GGUF_SPARSITY = 0.3
+SETTINGS = ("config", "model", "method", "align", "dtype", "prompt", "steps", "gguf_steps", "rounds", "threads")
 
 
 def main() -> None:
@@ -46,27 +53,38 @@ def main() -> None:
     experiment.models[options.model] = experiment.models[options.model].model_copy(update=changes)
     dense, calibration = open_model(experiment, options.model)
     ids = calibration.windows.search.reshape(1, -1)[:, : options.prompt]
+    tokenizer = load_tokenizer(Layout.from_grid(experiment.grid).model(options.model).folder)
     models: dict[float, Any] = {0.0: dense.model}
     size = {}
     with tempfile.TemporaryDirectory() as scratch:
         dense.model.save_pretrained(Path(scratch, "0.0"))
         size[0.0] = _file_bytes(Path(scratch, "0.0"))
+        ggufs = llama_cpp.write_files(dense, tokenizer, Path(scratch), llama_cpp.DENSE, pad=1)
         for sparsity in SPARSITIES:
             out = Path(scratch, str(sparsity))
             out.mkdir()
-            _export(experiment, options.model, options.method, sparsity, out)
+            pruned = _prune(experiment, options.model, options.method, sparsity)
+            save_pruned(pruned, out)
             models[sparsity], size[sparsity] = load_pruned(out, device="cpu"), _file_bytes(out)
-    with torch.inference_mode():
-        times, cache = _measure(models, ids, options.rounds, options.steps)
+            if sparsity == GGUF_SPARSITY:
+                for variant, pad in (("unpadded", 1), ("padded", 32)):
+                    ggufs += llama_cpp.write_files(pruned, tokenizer, Path(scratch), variant, pad=pad)
+            del pruned
+        with torch.inference_mode():
+            times, cache = _measure(models, ids, options.rounds, options.steps)
+        gguf_marks, gguf_dense = llama_cpp.measure(
+            ggufs, ids[0].tolist(), steps=options.gguf_steps, rounds=options.rounds, threads=options.threads
+        )
     params = {s: sum(p.numel() for p in set(model.parameters())) for s, model in models.items()}
     marks = {
         **{f"{kind}_over_dense": _ratios(by_sparsity) for kind, by_sparsity in times.items()},
         "bytes_over_dense": _over_dense(size),
         "kept_params_share": _over_dense(params),
         "cache_bytes_over_dense": _over_dense(cache),
+        **gguf_marks,
     }
     figures = {f"{kind}_s": statistics.median(by_sparsity[0.0]) for kind, by_sparsity in times.items()}
-    body = {"marks": marks, "dense": {**figures, "file_bytes": size[0.0]}}
+    body = {"marks": marks, "dense": {**figures, "file_bytes": size[0.0], "gguf": gguf_dense}}
     settings = {name: str(value) if isinstance(value := getattr(options, name), Path) else value for name in SETTINGS}
     write_marks(options.out, SCHEMA, body, settings)
 
@@ -79,19 +97,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt (%(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="decoded tokens in a round (%(default)s)")
+    parser.add_argument("--gguf-steps", type=int, default=64, help="the same in llama.cpp (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="times that each model runs (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and llama.cpp (%(default)s)")
     return parser.parse_args()
 
 
-def _export(experiment: Experiment, name: str, method: str, sparsity: float, out: Path) -> None:
-    """Prunes a fresh copy of the model and writes it as `ffp export` does."""
+def _prune(experiment: Experiment, name: str, method: str, sparsity: float) -> PrunableModel:
+    """Prunes a fresh copy of the model as `ffp export` does."""
     prunable, calibration = open_model(experiment, name)
     cut = make_cut("structured", score=experiment.grid.calibration.score, compensation="none", pruner="wanda")
     answer = api.allocate(prunable, calibration, create(method, {}), sparsity=sparsity, cut=cut)
     masks = api.make_masks(prunable, calibration, answer.problem, answer.allocation, cut)
     api.install(prunable, answer.problem, masks, cut)
-    save_pruned(prunable, out)
+    return prunable
 
 
 def _file_bytes(folder: Path) -> int:

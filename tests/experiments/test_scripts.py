@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HELPERS = {"__init__", "common", "drawing", "gpu_steps", "reading"}
+HELPERS = {"__init__", "common", "drawing", "gpu_steps", "llama_cpp", "reading"}
 SCRIPTS = [
     f"{folder}.{path.stem}"
     for folder in ("benchmarks", "experiments")
