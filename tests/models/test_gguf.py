@@ -75,7 +75,12 @@ def test_llama_cpp_computes_what_pytorch_computes(family, tied, pad, tmp_path):
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_whole_model_is_written_too(family, tmp_path):
     model = random(family)
-    assert_equal(written(PrunableModel(model), tmp_path), model)
+    file = written(PrunableModel(model), tmp_path)
+    assert_equal(file, model)
+    with LlamaCpp(file) as engine:
+        losses = engine.losses(IDS)[FIRST:]
+    expected = -torch_log_probs(model)[np.arange(len(losses)), IDS[FIRST + 1 :]]
+    np.testing.assert_allclose(np.nanmean(losses), expected[~np.isnan(losses)].mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("rope", [LLAMA3, {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}])
