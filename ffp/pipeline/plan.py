@@ -44,10 +44,6 @@ TASK_TOKENS = {
     "arc_easy": (128, 2376), "arc_challenge": (148, 1172), "openbookqa": (60, 500),
 }  # fmt: skip
 OTHER_TASK = (300, 3000)
-ALIGN_ADVICE = (
-    "FFN widths that are no multiple of 8 are slow on GPUs: without 10 to 30 % of their parameters, models of 7 B ran 1.5 "
-    "to 3 times as long as dense on an H100, and 0.75 to 0.92 times as long in multiples of 128. Set align: 128."
-)
 # Searches that only reward candidates. Any other, such as one of another package, is planned with a backward pass.
 FORWARD_ONLY = frozenset({"cma-es", "error-table-dp", "evolutionary", "fastforward", "random-search"})
 TEST_TOKENS = 340_000  # a whole test text, for grids that limit no windows; WikiText-2's
@@ -243,8 +239,10 @@ def _ridge(prunable: PrunableModel, module: PrunableModule, tokens: int, b: int)
     """Bytes while the ridge of a module adds up its sums: where nothing is removed from it, which is the most."""
     linear = prunable.linear(module.output)
     n, width = linear.in_features, linear.out_features
-    sums, weight = 8 * n * (n + width), 4 * n * width
-    return sums + weight + tokens * (b * (2 * width + n) + 4 * (2 * n + width))
+    sums, weight, entries = 8 * n * (n + width), 4 * n * width, _entries(module)
+    own = sum(prunable.linear(path).out_features for path in entries)
+    held = n + (own if module.kind == "attention" or max(entries.values()) > 1 else 0)
+    return sums + weight + tokens * (b * (2 * width + held) + 4 * (2 * n + width))
 
 
 def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
@@ -357,16 +355,7 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         f"{_cost_table(plans, tflops)}\n",
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
     ]
-    advice = [f"advice: {name}: {text}" for name in experiment.grid.models for text in _advice(experiment, name)]
-    return "\n".join([*lines, *advice, *(f"warning: {warning}" for warning in warnings)])
-
-
-def _advice(experiment: Experiment, name: str) -> Iterator[str]:
-    """What would make a model's pruned versions faster where it runs."""
-    config = experiment.models[name]
-    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    if on_gpu and config.align % 8 and "structured" in experiment.grid.granularities:
-        yield f"align is {config.align}. {ALIGN_ADVICE}"
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings)])
 
 
 def _models_table(plans: list[ModelPlan]) -> str:

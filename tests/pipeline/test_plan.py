@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,17 +19,13 @@ from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline import estimate, plan
+from ffp.pipeline import plan
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
 
 PAPER = Experiment("config/grids/paper.yaml")
 PUBLISHED_PARAMS = {"opt-1.3b": 1_315_758_080, "llama-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
-
-
-def build(sizes):
-    return build_skeleton(sizes)
 
 
 def experiment(folder, model=None, **grid):
@@ -143,42 +140,56 @@ SHAPES = {
 }
 
 
+CONTEXT, WINDOWS = 64, 8
+
+
+def counted_peaks(model):
+    """Bytes by step, in one batch: of calibration, of a candidate that removes nothing, of its gradients, of ridge."""
+    prunable, batch = PrunableModel(model), WINDOWS * CONTEXT
+    ids = torch.randint(3, 97, (WINDOWS, CONTEXT), generator=torch.Generator().manual_seed(0))
+    plain, ridge = (
+        make_cut("structured", score="wanda", compensation=kind, pruner="wanda") for kind in ("none", "ridge")
+    )
+    found, problem = [], prunable.problem(0.0)
+    counted = {
+        "calibrate": peak(lambda: found.append(api.calibrate(prunable, api.Windows(ids, ids, ids), batch_tokens=batch)))
+    }
+    known, allocation = found[0], uniform_allocation(problem)
+    candidates, text = plain.candidates(known.statistics), Text("search", ids, known.dense_loss["search"])
+    first, second = (ModelReward(candidates, text, text, batch_tokens=batch) for _ in range(2))
+    counted["allocate"] = peak(lambda: first(allocation, windows=range(WINDOWS)))
+    counted["gradients"] = peak(lambda: second.marginal_utility(allocation, windows=range(WINDOWS)))
+    candidates.restore()
+    counted["apply"] = peak(lambda: api.make_masks(prunable, known, problem, allocation, ridge, batch_tokens=batch))
+    ended = [module for module in prunable.modules if module.block < len(prunable.blocks) - 1]
+    updates = [prunable.linear(module.output).weight for module in ended]  # which a GPU hands to the host
+    counted["apply"] -= sum(weight.nbytes for weight in updates)
+    return counted
+
+
+def planned_peaks(folder, sizes):
+    """The same bytes by the plan."""
+    parts = {part: {"context": CONTEXT, "windows": WINDOWS} for part in ("calibration", "search")}
+    model = {"architecture": sizes, "batch_tokens": WINDOWS * CONTEXT}
+    plans = [
+        plan.plan_model(experiment(folder, model, methods=[method], evaluation={"context": CONTEXT}, **parts), "tiny")
+        for method in ("evolutionary", "fastforward-guided")
+    ]
+    memory = plans[0].memory | {"gradients": plans[1].memory["allocate"]}
+    return {step: total - plans[0].host for step, total in memory.items()}
+
+
 @pytest.mark.parametrize("family", SHAPES)
 def test_peaks_are_those_of_the_tensors_that_each_step_makes(tmp_path, family):
-    """Of a candidate that removes nothing; bounds are looser for other shapes of modules than LLaMA's."""
-    context, windows, exact = 64, 8, family in ("llama", "mistral")
     sizes = {"model_type": family, **COMMON, **WIDE, **SHAPES[family]}
-    parts = {part: {"context": context, "windows": windows} for part in ("calibration", "search", "evaluation")}
-    ids = torch.randint(3, 97, (windows, context), generator=torch.Generator().manual_seed(0))
-    found = {}
-    for method in ("fastforward-guided", "evolutionary"):
-        config = {"architecture": sizes, "batch_tokens": windows * context}
-        body = experiment(tmp_path, config, methods=[method], **parts)
-        prunable = PrunableModel(plan._skeleton(body, "tiny"))
-        planned = plan.step_memory(
-            prunable, body.grid, body.models["tiny"], gradients=plan.takes_gradients(METHODS[method])
-        )
-        found[method] = {step: bytes_ - plan.plan_model(body, "tiny").host for step, bytes_ in planned.items()}
-    model = build(sizes)
-    prunable, batch = PrunableModel(model), windows * context
-    known = []
-    counted = {"calibrate": peak(lambda: known.append(api.calibrate(
-        prunable, api.Windows(ids, ids, ids), batch_tokens=batch)))}  # fmt: skip
-    problem, cut = prunable.problem(0.0), make_cut("structured", score="wanda", compensation="none", pruner="wanda")
-    allocation, candidates = uniform_allocation(problem), cut.candidates(known[0].statistics)
-    text = Text("search", ids, known[0].dense_loss["search"])
-
-    def reward():
-        return ModelReward(candidates, text, text, batch_tokens=batch)
-
-    counted["allocate"] = peak(lambda: reward()(allocation, windows=range(windows)))
-    counted["gates"] = peak(lambda: reward().marginal_utility(allocation, windows=range(windows)))
-    candidates.restore()
-    ridge, updates = make_cut("structured", score="wanda", compensation="ridge", pruner="wanda"), []
-    counted["apply"] = peak(lambda: updates.append(api.make_masks(
-        prunable, known[0], problem, allocation, ridge, batch_tokens=batch)))  # fmt: skip
-    expected = found["evolutionary"] | {"gates": found["fastforward-guided"]["allocate"]}
-    print(family, {step: round(bytes_ / expected[step], 3) for step, bytes_ in counted.items()})
+    config = transformers.AutoConfig.for_model(**sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval().requires_grad_(False)
+    counted, planned = counted_peaks(model), planned_peaks(tmp_path, sizes)
+    ratios = {step: size / planned[step] for step, size in counted.items()}
+    least = {"allocate": 0.95, "gradients": 0.6, "apply": 0.8, "calibrate": 0.6}  # for all but LLaMA's modules, bounds
+    if family in ("llama", "mistral"):
+        least |= {"gradients": 0.95, "apply": 0.95, "calibrate": 0.75}
+    assert all(least[step] < ratio < 1.05 for step, ratio in ratios.items()), ratios
 
 
 def test_searches_that_take_gradients_are_planned_with_a_backward():
@@ -249,28 +260,3 @@ def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
     assert "warning: tiny: a job asks for 1 MB and takes about" in text
-
-
-def test_odd_widths_are_advised_against_where_a_gpu_runs_them(tmp_path, monkeypatch):
-    def advised(gpu, grid=None, **model):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-        text = plan.report(experiment(tmp_path, model, **(grid or {})), tflops=100.0)
-        return [line for line in text.splitlines() if line.startswith("advice: tiny: align is 1. ")]
-
-    assert len(advised(False, device="cuda")) == len(advised(True, device="auto")) == 1
-    assert not advised(False, device="auto") + advised(True, device="cpu") + advised(True, device="cuda", align=8)
-    assert not advised(True, {"granularities": ["n-of-4"], "sparsities": [0.5], "methods": ["uniform"]}, device="cuda")
-
-
-def test_the_speed_of_a_device_is_that_of_products_that_were_waited_for(monkeypatch):
-    """On a GPU several are queued before each wait."""
-    sizes, product = [], torch.mm
-
-    def count(left, right):
-        sizes.append((len(left), left.dtype))
-        return product(left, right)
-
-    monkeypatch.setattr(torch, "mm", count)
-    monkeypatch.setattr(estimate, "PRODUCT", 32)
-    assert estimate.flops_per_second(torch.device("cpu"), torch.bfloat16) > 0
-    assert set(sizes) == {(32, torch.float32)} and len(sizes) > 2
