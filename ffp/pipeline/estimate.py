@@ -16,7 +16,7 @@ from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk, check_memory
-from ffp.pipeline.plan import forward_flops, step_memory, takes_gradients, takes_gradients
+from ffp.pipeline.plan import forward_flops, step_memory, takes_gradients
 
 PRODUCT = 1024  # rows and columns of the matrices that time a CPU
 GPU_PRODUCT, QUEUED = 4096, 16  # the same of a GPU, and products that wait there at once: starting each takes time

@@ -19,7 +19,7 @@ from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline import plan
+from ffp.pipeline import estimate, plan
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
@@ -260,3 +260,17 @@ def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
     assert "warning: tiny: a job asks for 1 MB and takes about" in text
+
+
+def test_the_speed_of_a_device_is_that_of_products_that_were_waited_for(monkeypatch):
+    """On a GPU several are queued before each wait."""
+    sizes, product = [], torch.mm
+
+    def count(left, right):
+        sizes.append((len(left), left.dtype))
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "mm", count)
+    monkeypatch.setattr(estimate, "PRODUCT", 32)
+    assert estimate.flops_per_second(torch.device("cpu"), torch.bfloat16) > 0
+    assert set(sizes) == {(32, torch.float32)} and len(sizes) > 2
