@@ -14,7 +14,8 @@ the GPU, weights included), `plan` (the plan's bytes, multiplications and additi
 - `calibrate`: one pass over all windows; the plan counts the LM head, which the calibration text does not pass.
 - `candidate`: one reward of a search. `seconds` are those of the dense model; `candidates` has each sparsity with FFN
   channels in multiples of each of --aligns, `over_dense` in time beside `flops_over_dense`. All take turns.
-- `gate`: one gradient step of fastforward-guided, in turn with a plain reward of the same windows.
+- `gate`: one gradient step of fastforward-guided, in turn with a plain reward of the same windows. `aligns` has each of
+  --aligns; `seconds` are those of the first.
 - `compensate`: ridge, block by block, on --compensate-windows windows.
 - `export`: cuts the model and writes its safetensors; `over_plan.disk` compares with the dense size.
 """
@@ -34,7 +35,7 @@ import torch
 
 from benchmarks.gpu_steps import SHAPES, STEPS, Run, make_plan
 from ffp.models.placement import choose_device
-from ffp.pipeline import estimate
+from ffp.pipeline.estimate import SHARE, flops_per_second
 from ffp.store.files import write_json
 from ffp.store.provenance import provenance
 
@@ -52,8 +53,10 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     settings = {key: getattr(options, key) for key in SETTINGS}
     origin = provenance(settings=settings, seed=options.seed, device=name).model_dump(mode="json")
-    origin["commit"] = origin["commit"] or options.commit
-    speed = {"validate": options.tflops, "prune": estimate._flops_per_second(device) * estimate.SHARE / 1e12}
+    if options.commit:
+        origin |= {"commit": options.commit, "dirty": False}
+    probe = flops_per_second(device, getattr(torch, options.dtype))
+    speed = {"validate": options.tflops, "prune": probe * SHARE / 1e12}
     shapes: dict[str, Any] = {}
     body = {"marks": {}, "assumed_tflops": speed, "shapes": shapes, "elapsed_s": 0.0, "provenance": origin}
     for shape in options.shapes:
@@ -136,14 +139,14 @@ def _options() -> argparse.Namespace:
     add("--batch-tokens", type=int, default=4096, help="tokens in one forward (%(default)s)")
     add("--sparsity", type=float, default=0.3, help="of the gate step, compensation and export (%(default)s)")
     add("--sparsities", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5], help="of the candidates (%(default)s)")
-    add("--aligns", type=int, nargs="+", default=[1, 128], help="FFN channels kept together (%(default)s)")
+    add("--aligns", type=int, nargs="+", default=[1, 8, 128], help="FFN channels kept together (%(default)s)")
     add("--rounds", type=int, default=5, help="times that a step is measured, while they take below 20 s (%(default)s)")
     add("--limit", type=float, default=420.0, help="seconds after which no further step begins (%(default)s)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="precision (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="%(default)s takes CUDA where it is there")
     add("--tflops", type=float, default=100.0, help="speed that the plan assumes, as of ffp validate (%(default)s)")
     add("--seed", type=int, default=0, help="of weights and tokens (%(default)s)")
-    add("--commit", default="", help="commit of the code, where git does not tell")
+    add("--commit", default="", help="commit of the code, clean, in place of what git says")
     add("--out", type=Path, default=OUT, metavar="PATH", help="JSON file (%(default)s)")
     return parser.parse_args()
 

@@ -25,6 +25,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk
 from ffp.pipeline.plan import ModelPlan, forward_flops, plan_model
 from ffp.pruning.cuts import Candidates, make_cut
+from ffp.pruning.statistics import ModelStatistics
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -110,13 +111,14 @@ class Measured:
     over_plan: dict[str, float] = field(default_factory=dict)
 
 
-def make_plan(shape: str, options: argparse.Namespace, windows: int) -> ModelPlan:
-    """Returns the plan of a grid with one cell: uniform at the sparsity of --sparsity, compensated by ridge.
+def make_plan(shape: str, options: argparse.Namespace, windows: int, *, use: str = "uniform") -> ModelPlan:
+    """Returns the plan of a grid with one cell at the sparsity of --sparsity, compensated by ridge.
 
     Args:
         shape: Name of the shape.
         options: Of the command line.
         windows: Of the calibration text.
+        use: The cell's method.
     """
     search = max(options.candidate_windows, options.gate_windows)
     source = {"kind": "local", "path": "unused"}
@@ -127,7 +129,7 @@ def make_plan(shape: str, options: argparse.Namespace, windows: int) -> ModelPla
         "texts/random": {"title": "Random", "sources": [{"name": "random", "source": source}], "shares": shares},
         "grid": {
             "title": "GPU", "models": [shape], "text": "random", "sparsities": [options.sparsity], "methods": ["ridge"],
-            "variants": {"ridge": {"use": "uniform", "compensate": "ridge"}},
+            "variants": {"ridge": {"use": use, "compensate": "ridge"}},
             "calibration": {"windows": windows, "context": options.context},
             "search": {"context": options.context, "windows": search, "selection_windows": 1,
                        "windows_per_evaluation": options.candidate_windows},
@@ -208,25 +210,37 @@ def candidate(run: Run) -> Measured:
 
 
 def gate(run: Run) -> Measured:
-    """Takes the gradients of all gates, and rewards the same allocation on the same windows in turn."""
-    options, prunable, statistics_ = run.options, run.prunable(), run.known().statistics
-    allocation = uniform_allocation(prunable.problem(options.sparsity))
-    windows = range(options.gate_windows)
+    """Takes the gradients of all gates, and rewards the same allocation on the same windows, with each of --aligns."""
+    options = run.options
+    times = {align: _gate_times(run, align) for align in options.aligns}
+    figures = {
+        str(align): {
+            "seconds": statistics.median(found["gate"]),
+            "reward_s": statistics.median(found["reward"]),
+            "over_reward": statistics.median(a / b for a, b in zip(found["gate"], found["reward"], strict=True)),
+        }
+        for align, found in times.items()
+    }
+    tokens = options.gate_windows * options.context
+    flops = 3 * tokens * forward_flops(run.prunable())  # a backward counts as two forwards
+    memory = make_plan(run.name, options, options.windows, use="fastforward-guided").memory["allocate"]
+    return Measured(times[options.aligns[0]]["gate"], tokens, flops, memory, {"aligns": figures})
+
+
+def _gate_times(run: Run, align: int) -> dict[str, list[float]]:
+    """Seconds of the gradients and of the reward, in turn."""
+    options, prunable, known = run.options, run.prunable(align), run.known().statistics
+    allocation, windows = uniform_allocation(prunable.problem(options.sparsity)), range(options.gate_windows)
     cut = make_cut("structured", score="wanda", compensation="none", pruner="wanda")
-    candidates = cut.candidates(statistics_)
+    candidates = cut.candidates(ModelStatistics(prunable, known.moments, known.n_tokens))
     actions = {
         "gate": lambda: run.reward(candidates).marginal_utility(allocation, windows=windows),
         "reward": lambda: run.reward(candidates)(allocation, windows=windows),
     }
     try:
-        times = _take_turns(actions, options.rounds, warm_up=True)
+        return _take_turns(actions, options.rounds, warm_up=True)
     finally:
         candidates.restore()
-    ratio = statistics.median(a / b for a, b in zip(times["gate"], times["reward"], strict=True))
-    tokens = options.gate_windows * options.context
-    flops = 3 * tokens * forward_flops(prunable)  # a backward counts as two forwards
-    details = {"reward_s": statistics.median(times["reward"]), "over_reward": ratio}
-    return Measured(times["gate"], tokens, flops, run.plan.memory["allocate"], details)
 
 
 def compensate(run: Run) -> Measured:
