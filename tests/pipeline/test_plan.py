@@ -262,6 +262,17 @@ def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     assert "warning: tiny: a job asks for 1 MB and takes about" in text
 
 
+def test_odd_widths_are_advised_against_where_a_gpu_runs_them(tmp_path, monkeypatch):
+    def advised(gpu, grid=None, **model):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        text = plan.report(experiment(tmp_path, model, **(grid or {})), tflops=100.0)
+        return [line for line in text.splitlines() if line.startswith("advice: tiny: align is 1. ")]
+
+    assert len(advised(False, device="cuda")) == len(advised(True, device="auto")) == 1
+    assert not advised(False, device="auto") + advised(True, device="cpu") + advised(True, device="cuda", align=8)
+    assert not advised(True, {"granularities": ["n-of-4"], "sparsities": [0.5], "methods": ["uniform"]}, device="cuda")
+
+
 def test_the_speed_of_a_device_is_that_of_products_that_were_waited_for(monkeypatch):
     """On a GPU several are queued before each wait."""
     sizes, product = [], torch.mm
