@@ -129,9 +129,37 @@ def refused(capsys, *words: str) -> str:
 
 
 def test_a_checkpoint_that_ffp_pruned_is_refused(folder, capsys):
-    assert prune("tiny", "--out", "small", "--no-evaluate") == 0
+    assert prune("tiny", "--method", "owl", "--out", "small", "--no-evaluate") == 0
     capsys.readouterr()
     assert "pruned" in refused(capsys, "small")
+
+
+def test_an_ordinary_checkpoint_is_pruned_again(folder):
+    words = ("--method", "uniform", "--param", "equal=true", "--no-evaluate")
+    assert prune("tiny", *words, "--out", "once") == 0
+    assert not (folder / "once" / "modeling_pruned.py").exists()
+    assert prune("once", *words, "--out", "twice") == 0
+    sizes = [json.loads((folder / name / "config.json").read_text())["intermediate_size"] for name in ("once", "twice")]
+    assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize("quantize", ["F32", "Q8_0"])
+def test_a_gguf_is_written_with_the_models_tokenizer(folder, capsys, quantize):
+    words = ("--no-evaluate", "--format", "gguf", "--quantize", quantize)
+    assert prune("tiny", "--method", "owl", "--out", "small", *words) == 0
+    printed = capsys.readouterr().out
+    assert f"llama-cli -m small/model-{quantize}.gguf" in printed
+    assert f"--format gguf --quantize {quantize}" in printed
+    assert (folder / "small" / f"model-{quantize}.gguf").is_file()
+    assert prune("tiny", "--out", "other", "--format", "transformers", "--quantize", quantize) == 2
+    assert "the format transformers has no option 'quantize'" in capsys.readouterr().err
+
+
+def test_whole_blocks_go_and_the_checkpoint_is_shorter(folder, hub_modules):
+    words = ("--method", "shortgpt", "--min-keep", "0", "--no-evaluate", "--out", "small")
+    assert main(["prune", "tiny", "--sparsity", "0.5", "--text", "docs.jsonl", "--tokens", "0", *SIZES, *words]) == 0
+    before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("source", "small"))
+    assert after["num_hidden_layers"] < before["num_hidden_layers"]
 
 
 def test_a_gated_repository_is_refused_with_the_login(folder, capsys, tmp_path_factory, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -170,6 +171,7 @@ def _write(
 ) -> list[str]:
     """Writes one file; a line that says which tensors have another type."""
     tied, blocks = is_tied(prunable.model), len(layout.heads)
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports every file's byte order
     writer = GGUFWriter(path, arch)
     _write_sizes(writer, prunable.config, layout)
     writer.add_file_type(FILE_TYPES[kind])
