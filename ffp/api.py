@@ -7,6 +7,7 @@ Models, tensors and settings go in, results come out; no path, no provenance, no
     found = allocate(prunable, calibration, create("owl", {}), sparsity=0.3, cut=cut)
     masks = make_masks(prunable, calibration, found.problem, found.allocation, cut)
     summary = install(prunable, found.problem, masks, cut)      # `model` is smaller now
+    recovery = recover(prunable, more_windows, RecoverSettings(tokens=65536))   # optional, trains what is left
     scores = evaluate(model, test_windows)
 
 `ffp.prune` and `ffp.allocate` (ffp/pipeline/prune.py) call them with a tokenizer, a text and defaults.
@@ -26,6 +27,7 @@ import torch
 
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
+from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.measure.calibration import check_finite, collect
@@ -33,6 +35,8 @@ from ffp.measure.cost import CostMeter
 from ffp.measure.journal import Journal
 from ffp.measure.loss import window_losses
 from ffp.measure.perplexity import perplexity
+from ffp.measure.recovery import Recovery, TrainingState
+from ffp.measure.recovery import recover as train
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import Arrays, Candidates, Cut
@@ -321,6 +325,31 @@ def install(
     dense = prunable.model_params()
     sparsity, kept = cut.install(prunable, problem, masks.kept, masks.updates, source=source, dense_shape=dense_shape)
     return PruningSummary(sparsity, dense, kept)
+
+
+def recover(
+    prunable: PrunableModel, windows: torch.Tensor, settings: RecoverSettings, *, seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS, teacher: Any = None, state: TrainingState | None = None,
+) -> Recovery:  # fmt: skip
+    """Trains what is left of a model in place, so that it makes up for what is gone.
+
+    Args:
+        prunable: The pruned model; the dense one can be trained too.
+        windows: Token windows of a text that no search and no test uses, (n, context) int64.
+        settings: What is trained, and how.
+        seed: Of the first values and of the order of the windows.
+        batch_tokens: Tokens in one forward; at least one window.
+        teacher: The dense model, for `loss: kl`.
+        state: Keeps the training, so that a killed one goes on where it was.
+
+    Returns:
+        The new weights, the loss of each step, and the cost.
+
+    Raises:
+        ConfigError: The model is offloaded, peft is not installed, or `loss: kl` has no teacher.
+        FfpError: The loss is not finite.
+    """
+    return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
 
 
 def evaluate(model: Any, windows: torch.Tensor, *, batch_tokens: int = BATCH_TOKENS) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
 from ffp.config.grid import GridConfig, MethodConfig
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
+from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 
@@ -39,6 +40,11 @@ class Cell:
     def path(self) -> str:
         """The cell's folder below cells/, which is its name, e.g. "smollm2-135m/structured/s0.20/owl/seed0"."""
         return f"{self.model}/{self.granularity}/s{self.sparsity}/{self.method}/seed{self.seed}"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is removed: the dense model as it is, or trained as pruned ones are."""
+        return self.method in ("dense", TUNED)
 
     @classmethod
     def parse(cls, path: str) -> Cell:
@@ -78,6 +84,8 @@ class Experiment:
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
         self._methods = {name: self._create(name) for name in (*self.grid.methods, *self.grid.variants)}
+        if TUNED in (*self.grid.methods, *self.grid.variants):
+            raise ConfigError(f"{self.file}: {TUNED} is the row of recover.dense. Give the variant another name.")
         for name in self.grid.methods:
             reasons = [self.refusal(name, granularity) for granularity in self.grid.granularities]
             if all(reasons):
@@ -144,17 +152,27 @@ class Experiment:
         """Returns how what stays makes up for removed units, for a method of the grid."""
         return self._variant(name).compensate
 
+    def recover(self, cell: Cell) -> RecoverSettings:
+        """Returns how a cell's quality is won back by training."""
+        if cell.method == "dense" or cell.granularity != "structured":
+            return NO_RECOVERY
+        return self.recover_of(cell.method)
+
+    def recover_of(self, name: str) -> RecoverSettings:
+        """Returns how quality is won back in the structured cells of a method of the grid."""
+        return self._variant(name).recover or self.grid.recover
+
     def refusal(self, name: str, granularity: str) -> str | None:
         """Returns why a method of the grid has no cells at a granularity; None where it has."""
         served, variant = set(self.method(name).granularities), self._variant(name)
-        if variant.compensate != "none" or variant.score:
+        if variant.compensate != "none" or variant.score or (variant.recover and variant.recover.wanted):
             served &= {"structured"}
         if variant.pruner:
             served -= {"structured"}
         return None if granularity in served else f"{name} serves {', '.join(sorted(served)) or 'no'} pruning only"
 
     def cells(self, *, dense: bool = True) -> Iterator[Cell]:
-        """Yields every cell: for each model and granularity the dense one, then the grid.
+        """Yields every cell: for each model and granularity the dense ones, then the grid.
 
         Methods that evaluate nothing and draw nothing get the first seed only.
 
@@ -166,6 +184,8 @@ class Experiment:
             for granularity in grid.granularities:
                 if dense:
                     yield Cell(model, granularity, "0.00", "dense", 0)
+                    if grid.recover.wanted and grid.recover.dense and granularity == "structured":
+                        yield Cell(model, granularity, "0.00", TUNED, 0)
                 for sparsity in grid.sparsities_of(granularity):
                     for name in grid.methods:
                         if self.refusal(name, granularity) is None:
@@ -186,7 +206,7 @@ class Experiment:
             ConfigError: The grid has no such cell, or the method learns no policy.
         """
         init = self._variant(cell.method).init
-        if init is None or cell.method == "dense":
+        if init is None or cell.is_dense:
             return None
         origin = dataclasses.replace(cell, model=init.model or cell.model, sparsity=init.sparsity.removeprefix("s"))
         if origin == cell:

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from ffp.allocators.base import SearchBudget
 from ffp.config.reading import Count, Name, Strict
+from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv"]
@@ -98,6 +99,9 @@ class MethodConfig(Strict):
     fitness: Literal["ppl", "kl"] = Field(
         "ppl", description="What a search minimises: perplexity, or the KL divergence from the dense model."
     )
+    recover: Recover | None = Field(
+        None, description="How quality is won back by training after structured pruning; the grid's recover without it."
+    )
 
 
 class GridConfig(Strict):
@@ -126,6 +130,10 @@ class GridConfig(Strict):
     variants: Mapping[Name, MethodConfig] = Field(
         default_factory=dict, description="Methods with settings of their own, by the names that `methods` uses."
     )
+    recover: GridRecover = Field(
+        GridRecoverSettings(method="none"),
+        description="How quality is won back by training after structured pruning, for methods without own settings.",
+    )
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -148,6 +156,13 @@ class GridConfig(Strict):
         if len(set(values)) != len(values):
             raise ValueError(f"{list(values)} names something twice")
         return values
+
+    @field_validator("recover")
+    @classmethod
+    def _trains_dense(cls, recover: GridRecoverSettings) -> GridRecoverSettings:
+        if recover.dense and recover.loss == "kl":
+            raise ValueError("dense: true has nothing to learn with loss: kl, where the dense model is its own teacher")
+        return recover
 
     def sparsities_of(self, granularity: str) -> tuple[float, ...]:
         """Returns the sparsities of a granularity's cells."""

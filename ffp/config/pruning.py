@@ -10,6 +10,7 @@ from pydantic import Field, InstanceOf, ValidationError, field_serializer, model
 from ffp.allocators import Method, Search, create
 from ffp.config.grid import CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
 from ffp.config.reading import Strict, first_fault
+from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
 
 Compensation = Literal["none", "bias", "ridge", "ridge-dense"]
@@ -33,7 +34,8 @@ class PruneSettings(Strict):
     granularity: Granularity = "structured"
     compensate: Compensation = Field("none", description="How what stays makes up for removed units.")
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
-    seed: int = Field(0, ge=0, description="Seed of a search.")
+    recover: Recover = Field(NO_RECOVERY, description="How quality is won back by training after structured pruning.")
+    seed: int = Field(0, ge=0, description="Seed of a search, and of recovery.")
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
     evaluation: EvaluationConfig = EVALUATION
@@ -49,6 +51,8 @@ class PruneSettings(Strict):
             raise ValueError(f"{self.method.name} serves {', '.join(sorted(served))} pruning only")
         if self.granularity != "structured" and self.compensate != "none":
             raise ValueError("compensation serves structured pruning only; leave it out")
+        if self.granularity != "structured" and self.recover.wanted:
+            raise ValueError("recovery serves structured pruning only; leave it out")
         return self
 
 

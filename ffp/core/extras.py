@@ -10,7 +10,7 @@ from ffp.core.errors import ConfigError
 
 
 @contextmanager
-def needs(extra: Literal["grid", "llama-cpp", "tasks"]) -> Iterator[None]:
+def needs(extra: Literal["grid", "llama-cpp", "recover", "tasks"]) -> Iterator[None]:
     """Holds imports of packages that this extra brings.
 
     Raises:

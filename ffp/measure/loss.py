@@ -35,7 +35,7 @@ def window_losses(
         if teacher is None:
             by_token = token_losses(model, ids)
         else:
-            by_token = _token_divergences(model, ids, teacher[start : start + size])
+            by_token = token_divergences(model, ids, teacher[start : start + size])
         parts.append(float64(by_token).mean(1).cpu())
     return torch.cat(parts)
 
@@ -72,11 +72,24 @@ def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor
     return hidden
 
 
-def _token_divergences(model: PreTrainedModel, input_ids: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """KL divergence from the teacher's predictions at every predicted token, (batch, context - 1) float32."""
+def token_divergences(model: PreTrainedModel, input_ids: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Returns the KL divergence from the teacher's predictions at every predicted token, (batch, context - 1) float32.
+
+    Under autograd each chunk's logits are computed again in the backward instead of being kept.
+
+    Args:
+        model: A causal language model of any dtype.
+        input_ids: (batch, context) int64, without padding.
+        teacher: `last_hidden` of the dense model on the same tokens.
+    """
     hidden = last_hidden(model, input_ids)
     pairs = zip(*(torch.split(states.flatten(0, 1), CHUNK_TOKENS) for states in (hidden, teacher)), strict=True)
-    parts = [_chunk_divergences(model, ours, theirs.to(ours)) for ours, theirs in pairs]
+    parts = []
+    for ours, theirs in pairs:
+        if torch.is_grad_enabled() and ours.requires_grad:
+            parts.append(checkpoint(_chunk_divergences, model, ours, theirs.to(ours), use_reentrant=False))
+        else:
+            parts.append(_chunk_divergences(model, ours, theirs.to(ours)))
     return torch.cat(parts).view(hidden.shape[:2])
 
 

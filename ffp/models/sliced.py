@@ -91,7 +91,7 @@ class SlicedModel:
             yield gates
 
     def _slice(self, module: PrunableModule, keep: int) -> None:
-        for path, segments in _by_linear(module).items():
+        for path, segments in segments_by_linear(module).items():
             weight, bias = self._full[path]
             spans = [slice(s.start, s.start + keep * module.decision.bundle * s.width) for s in segments]
             linear = self.prunable.linear(path)
@@ -175,7 +175,7 @@ def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[
 
 def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tensor) -> None:
     """Removes all units of one module but `kept`: KV groups or channels, ascending int64."""
-    for path, segments in _by_linear(module).items():
+    for path, segments in segments_by_linear(module).items():
         axis = segments[0].axis
         linear = prunable.linear(path)
         index = torch.cat([segment.indices(kept) for segment in segments]).to(linear.weight.device)
@@ -233,7 +233,8 @@ def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray
                 linear.bias.data.index_fill_(0, index, 0)
 
 
-def _by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
+def segments_by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
+    """Returns the segments of a module by the path of their linear."""
     found: dict[str, list[Segment]] = defaultdict(list)
     for segment in module.segments:
         found[segment.linear].append(segment)

@@ -22,7 +22,7 @@ from torch import nn
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.models.placement import float64, replacement_block
 from ffp.models.prunable import PrunableModel, PrunableModule
-from ffp.models.sliced import cut_module
+from ffp.models.sliced import cut_module, segments_by_linear
 from ffp.models.stream import BlockStream, watch_inputs
 from ffp.pruning.moments import InputSums, add_product
 
@@ -183,21 +183,28 @@ def _keep_product(products: list[torch.Tensor], linear: nn.Linear, x: torch.Tens
     products.append(_product(x, linear))
 
 
-def load_updates(prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Puts compensated parameters, by name, into a model that was cut.
+def load_updates(
+    prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.float32]], *, source: object = "updates.safetensors"
+) -> None:
+    """Puts new parameters of the blocks' linears, by name, into a model that was cut.
+
+    Args:
+        prunable: The cut model.
+        updates: New weights, and biases, which a linear may have lacked so far.
+        source: What they were read from, for errors.
 
     Raises:
         ArtifactError: They are of another cut.
     """
-    outputs = {module.output for module in prunable.modules}
+    paths = prunable.decision_names("structured")
     for name, value in updates.items():
         path, _, kind = name.rpartition(".")
-        linear = prunable.linear(path) if path in outputs else None
+        linear = prunable.linear(path) if path in paths else None
         shapes = {"weight": linear.weight.shape, "bias": linear.weight.shape[:1]} if linear is not None else {}
         if linear is None or value.shape != shapes.get(kind):
             raise ArtifactError(
-                f"updates.safetensors has {name} of shape {value.shape}, but this cut has {shapes.get(kind, 'none')}. "
-                "Apply again."
+                f"{source} has {name} of shape {value.shape}, but this cut has {shapes.get(kind, 'none')}. "
+                "Run the rule that makes it again."
             )
         tensor = torch.from_numpy(value).to(linear.weight)
         setattr(linear, kind, nn.Parameter(tensor, requires_grad=False))
@@ -206,19 +213,21 @@ def load_updates(prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.f
 def spread_updates(
     prunable: PrunableModel, kept: Mapping[str, npt.NDArray[Any]], updates: Mapping[str, npt.NDArray[np.float32]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Returns compensated parameters in the dense model's shapes: the kept columns in their places among zeros.
+    """Returns new parameters in the dense model's shapes: the kept rows and columns in their places among zeros.
 
     Raises:
         ConfigError: A linear of the family has no bias to hold a compensated one.
     """
     spread = dict(updates)
     for module in prunable.modules:
-        linear = prunable.linear(module.output)
-        if (name := f"{module.output}.weight") in updates:
-            index = torch.from_numpy(np.asarray(kept[module.decision.name], dtype=np.int64))
-            spread[name] = np.zeros((linear.out_features, linear.in_features), dtype=updates[name].dtype)
-            spread[name][:, module.output_columns(index).numpy()] = updates[name]
-        if (name := f"{module.output}.bias") in updates and linear.bias is None:
+        units = torch.from_numpy(np.asarray(kept[module.decision.name], dtype=np.int64))
+        for path, segments in segments_by_linear(module).items():
+            if (name := f"{path}.weight") in updates:
+                linear = prunable.linear(path)
+                index = torch.cat([segment.indices(units) for segment in segments]).numpy()
+                spread[name] = np.zeros((linear.out_features, linear.in_features), dtype=updates[name].dtype)
+                spread[name][index if segments[0].axis == 0 else (slice(None), index)] = updates[name]
+        if (name := f"{module.output}.bias") in updates and prunable.linear(module.output).bias is None:
             raise ConfigError(
                 f"{name} of the compensation has no place in {prunable.config.model_type}'s own shapes. "
                 "Export without --dense-shape, or compensate by ridge."

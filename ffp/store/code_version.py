@@ -31,6 +31,7 @@ ROOTS: Mapping[str, tuple[Item, ...]] = {
     "calibrate": (("ffp.pipeline.steps", "calibrate"),),
     "allocate": (("ffp.pipeline.steps", "allocate"),),
     "apply": (("ffp.pipeline.steps", "apply"),),
+    "recover": (("ffp.pipeline.recover", "recover"),),
     "evaluate": (("ffp.pipeline.steps", "evaluate"),),
     "report": (("ffp.report", "build"),),
 }

@@ -7,7 +7,7 @@ reach (code_version.py). Rules hand it to Snakemake as `params`, results keep it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "allocate": "1",
     "reward": "1",
     "apply": "3",
+    "recover": "1",
     "evaluate": "1",
     "report": "3",
 }
@@ -56,12 +57,11 @@ def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, An
 
     Args:
         experiment: The grid and what it names.
-        step: "calibrate", "allocate", "apply" or "evaluate".
+        step: "calibrate", "allocate", "apply", "recover" or "evaluate".
         cell: The cell; `calibrate` looks at its model alone.
     """
     method = experiment.method(cell.method) if step == "allocate" else None
-    settings = {"calibrate": _calibrate, "allocate": _allocate, "apply": _apply, "evaluate": _evaluate}[step]
-    return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **settings(experiment, cell)}
+    return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **_SETTINGS[step](experiment, cell)}
 
 
 def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, Any]:
@@ -126,10 +126,31 @@ def _apply(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     return found | ({"compensate": experiment.compensation(cell.method)} if structured else {})
 
 
+def _recover(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    used = experiment.grid.calibration.model_dump(include={"windows", "context"})
+    return {**_arithmetic(experiment, cell), **_recovery(experiment, cell), "calibration": used, "seed": cell.seed}
+
+
+def _recovery(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """The settings of recovery; nothing for cells without it, whose results stay valid."""
+    settings = experiment.recover(cell)
+    return {"recover": settings.model_dump(mode="json", exclude={"dense", "checkpoint"})} if settings.wanted else {}
+
+
 def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     tasks = experiment.tasks.version if experiment.tasks else None
     evaluation = experiment.grid.evaluation.model_dump()
-    return {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
+    found = {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
+    return {**found, **_recovery(experiment, cell)}
+
+
+_SETTINGS: Mapping[str, Callable[[Experiment, Cell], dict[str, Any]]] = {
+    "calibrate": _calibrate,
+    "allocate": _allocate,
+    "apply": _apply,
+    "recover": _recover,
+    "evaluate": _evaluate,
+}
 
 
 def _digest(path: Path) -> str | None:

@@ -73,6 +73,10 @@ class CellFiles(Folder):
     journal = File("journal.txt")  # measurements of a search that is under way; removed at its end
     masks = File("masks.safetensors")  # which units or weights stay
     updates = File("updates.safetensors")  # new values of kept weights, and added biases
+    recovered = File("recovered.safetensors")  # new values of weights after training; of cells that ask for it
+    curve = File("recover.parquet")  # a row for each step of that training
+    recover_cost = File("recover.cost.json")
+    training = File("recover.state.safetensors")  # a training that is under way; removed at its end
     scores = File("scores.json")  # perplexity and task scores
 
     @property
@@ -84,6 +88,11 @@ class CellFiles(Folder):
     def cut(self) -> tuple[Path, Path]:
         """All that `apply` writes."""
         return self.masks, self.updates
+
+    @property
+    def trained(self) -> tuple[Path, Path, Path]:
+        """All that `recover` writes."""
+        return self.recovered, self.curve, self.recover_cost
 
 
 class ExportFiles(Folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.core.errors import ArtifactError
@@ -22,6 +22,7 @@ from ffp.store.files import read_json, read_table, read_tensors, write_json, wri
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
+CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
 BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments
 
 
@@ -122,7 +123,7 @@ class Cost(Part):
 
 
 class CostFile(JsonFile, Cost):
-    """calibrate.cost.json and search.cost.json."""
+    """calibrate.cost.json, search.cost.json and recover.cost.json."""
 
     tag = "ffp/cost/1"
 
@@ -247,10 +248,19 @@ class ScoresFile(JsonFile):
     model_sparsity: float
     params: Parameters
     ppl: Perplexity
+    ppl_before: Perplexity | None = Field(None, description="before recovery; absent where nothing was trained")
     tasks: dict[str, TaskScores]
     cost: Cost
     settings: dict[str, Any]
     provenance: Provenance
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files of cells without recovery stay as they were before there was any."""
+        body: dict[str, Any] = dump(self)
+        if body.get("ppl_before") is None:
+            body.pop("ppl_before", None)
+        return body
 
 
 class ExportFile(JsonFile):
@@ -281,7 +291,7 @@ class Origin(Part):
     provenance: Provenance
 
 
-M = TypeVar("M", bound=Origin)
+M = TypeVar("M", bound=Part)
 
 
 class StatsOrigin(Origin):
@@ -294,6 +304,12 @@ class MasksOrigin(Origin):
     """Metadata of masks.safetensors."""
 
     problem_id: str
+
+
+class TrainingOrigin(Part):
+    """Metadata of recover.state.safetensors: a digest of what the training belongs to."""
+
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -326,6 +342,7 @@ STATS = TensorFile("ffp/stats/2", StatsOrigin)  # "<linear>.mean", "<linear>.sq_
 POLICY = TensorFile("ffp/policy/2", Origin)
 MASKS = TensorFile("ffp/masks/1", MasksOrigin)  # kept indices by decision, or packed keep bits by parameter name
 UPDATES = TensorFile("ffp/updates/1", Origin)  # new values by parameter name
+TRAINING = TensorFile("ffp/training/1", TrainingOrigin)  # adapters, their moments in AdamW, and the curve so far
 
 
 def write_trace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -335,8 +352,22 @@ def write_trace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def read_trace(path: Path) -> Any:
     """Reads trace.parquet as a DataFrame; ArtifactError if it is missing, damaged or lacks a column."""
+    return _with_columns(path, TRACE_COLUMNS)
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes recover.parquet: a row for each step, with CURVE_COLUMNS."""
+    write_table(path, list(rows), list(CURVE_COLUMNS))
+
+
+def read_curve(path: Path) -> Any:
+    """Reads recover.parquet as a DataFrame; ArtifactError if it is missing, damaged or lacks a column."""
+    return _with_columns(path, CURVE_COLUMNS)
+
+
+def _with_columns(path: Path, columns: Sequence[str]) -> Any:
     table = read_table(path)
-    if lost := [name for name in TRACE_COLUMNS if name not in table.columns]:
+    if lost := [name for name in columns if name not in table.columns]:
         raise ArtifactError(f"{path} lacks its column {lost[0]}. Delete it and run the rule again.")
     return table
 
