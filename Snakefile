@@ -1,4 +1,4 @@
-# assets -> calibrate -> allocate -> apply -> evaluate -> report, for every cell of a grid.
+# assets -> calibrate -> allocate -> apply -> (recover) -> evaluate -> report, for every cell of a grid.
 # The grid is config/grids/demo.yaml; for another one: snakemake --config grid=config/grids/NAME.yaml
 from snakemake.utils import min_version
 
@@ -10,6 +10,7 @@ include: "workflow/rules/assets.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/allocate.smk"
 include: "workflow/rules/apply.smk"
+include: "workflow/rules/recover.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

@@ -64,9 +64,10 @@ def calibrate(
     if model not in experiment.models:
         raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
     _start(experiment.models[model])
-    from ffp.pipeline import plan, steps
+    from ffp.pipeline import plan, recover, steps
 
     plan.check_machine(experiment, model, model_dir, out)
+    recover.check_text(experiment, model, model_dir, text_dir)
     steps.calibrate(experiment, model, model_dir, text_dir, out)
 
 
@@ -125,6 +126,34 @@ def apply(
 
 
 @app.command(rich_help_panel=STEPS)
+def recover(
+    config: GridFile,
+    cell: CellPath,
+    model_dir: ModelDir,
+    text_dir: TextDir,
+    out: CellDir,
+    cut: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; without it the model is dense."),
+    ] = None,
+) -> None:
+    r"""Train a pruned model on text that calibration left, so that it makes up for what is gone.
+
+    Interrupted, the same command goes on where it was.
+
+    Example:
+      CELL=smollm2-135m/structured/s0.20/fastforward-guided/seed0
+      ffp recover --config config/grids/recovery.yaml --cell $CELL \
+          --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
+          --cut results/cells/$CELL --out results/cells/$CELL
+    """
+    experiment, point = _open(config, cell)
+    from ffp.pipeline import recover as step
+
+    step.recover(experiment, point, model_dir, text_dir, cut, out)
+
+
+@app.command(rich_help_panel=STEPS)
 def evaluate(
     config: GridFile,
     cell: CellPath,
@@ -136,7 +165,10 @@ def evaluate(
     ] = None,
     cut: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; without it the model is dense."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder with the cell's masks, updates and recovered weights; without it the model is dense.",
+        ),
     ] = None,
 ) -> None:
     r"""Measure perplexity and lm-eval scores of a cell.

@@ -14,7 +14,8 @@ from ffp.models.checkpoint import load_tokenizer
 from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import without_empty_blocks
-from ffp.pipeline.steps import asset_digest, cut_digests, load_prunable, prune_by_files
+from ffp.pipeline.inputs import asset_digest, cut_digests, recovered_digest
+from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
 from ffp.store.files import whole_folder
 from ffp.store.layout import CellFiles, ExportFiles, Layout
@@ -30,7 +31,7 @@ def export(
         experiment: The grid.
         cell: One of its pruned cells.
         model_dir: The fetched model.
-        cut_dir: Folder of the cell's masks and updates; scores there, and of the dense cell, go into the card.
+        cut_dir: Folder of the cell's masks, updates and recovered weights; scores there, and of the dense cell, go into the card.
         out: Folder to make.
         format: How to write it; single weights are zeros in any of them.
 
@@ -40,15 +41,16 @@ def export(
     Raises:
         ConfigError: The cell is the dense model, or the format cannot hold this model.
     """
-    if cell.method == "dense":
+    if cell.is_dense:
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
     format = fitting(format, cell.granularity)
     tokenizer = load_tokenizer(model_dir)
     format.check(load_prunable(experiment, cell.model, model_dir, weights=False).config, tokenizer)
     prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
     zeros = format.zeros or cell.granularity != "structured"
-    removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros)
-    origin = provenance({"model": asset_digest(model_dir), **cut_digests(cut_dir)})
+    removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros, recovered=True)
+    inputs = {**cut_digests(cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
+    origin = provenance({"model": asset_digest(model_dir), **inputs})
     manifest = schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin)
 
     def card(saved: Saved) -> str:
@@ -96,13 +98,15 @@ def _card(
     layout, dense = Layout.from_grid(grid), Cell(cell.model, cell.granularity, "0.00", "dense", 0)
     scores = {"dense": layout.cell(dense).scores, "pruned": files.scores}
     found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
-    calibration = grid.calibration
+    calibration, asked, pruned = grid.calibration, experiment.recover(cell), found["pruned"]
     return model_card(
         experiment.models[cell.model],
         cell,
         method=experiment.method(cell.method),
         ranking=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
         compensation=experiment.compensation(cell.method),
+        recovery=asked.describe() if asked.wanted else "none",
+        before=pruned.ppl_before.model_dump() if pruned and pruned.ppl_before else None,
         calibration=f"{calibration.windows} windows of {calibration.context} tokens; text: {experiment.text.title}",
         removed=removed,
         scores={name: body.model_dump() if body else None for name, body in found.items()},

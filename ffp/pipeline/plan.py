@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import Method, is_search
-from ffp.config import Experiment, GridConfig, HubSource, ModelConfig
+from ffp.config import Cell, Experiment, GridConfig, HubSource, ModelConfig
 from ffp.config.pruning import PruneSettings
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
@@ -33,10 +33,12 @@ from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skel
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
+from ffp.pipeline.recover import check_not_offloaded
+from ffp.pipeline.training_plan import training_memory, training_passes
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
-STEPS = ("calibrate", "allocate", "apply", "evaluate")
+STEPS = ("calibrate", "allocate", "apply", "recover", "evaluate")
 # (tokens of a document with all its answers, documents of the scored split) of each task, zero-shot, by the tokenizer
 # of SmolLM2; OTHER_TASK stands for tasks that are not listed.
 TASK_TOKENS = {
@@ -96,7 +98,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
         check_context(prunable.config, contexts_of(experiment.grid))
     limits = _limits(experiment, name, prunable)
-    memory = _memory(prunable, experiment, name)
+    memory = _memory(prunable, experiment, name) | _training_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     return ModelPlan(
         name=name,
@@ -256,7 +258,21 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
     steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
     steps |= {"apply" for cell in cells if _streams(experiment, cell.method, cell.granularity)}
     memory = _memory(prunable, experiment, name)
-    return max(memory[step] for step in steps)
+    return max([*(memory[step] for step in steps), *_training_memory(prunable, experiment, name).values()])
+
+
+def _training_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
+    """Peak bytes of the largest recovery of a model, as `recover`; nothing where the grid has none."""
+    config, context = experiment.models[name], experiment.grid.calibration.context
+    if cells := _trained(experiment, name):
+        check_not_offloaded(config, name)
+    sizes = [training_memory(prunable, config, experiment.recover(cell), context) for cell in cells]
+    return {"recover": max(sizes)} if sizes else {}
+
+
+def _trained(experiment: Experiment, name: str) -> list[Cell]:
+    """The cells of a model that are trained after pruning."""
+    return [cell for cell in experiment.cells() if cell.model == name and experiment.recover(cell).wanted]
 
 
 def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
@@ -284,7 +300,7 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     selection = search.selection_windows * search.context
     texts = search.windows * search.context + selection
     cells = [cell for cell in experiment.cells() if cell.model == name]
-    pruned = [cell for cell in cells if cell.method != "dense"]
+    pruned = [cell for cell in cells if not cell.is_dense]
     searches = [cell for cell in pruned if is_search(experiment.method(cell.method))]
     spent = search.budget().tokens(search.context) + search.finalists * selection
     scored = (evaluation.windows * evaluation.context or TEST_TOKENS) + _task_tokens(experiment)
@@ -292,11 +308,12 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
     streamed = [cell for cell in pruned if _streams(experiment, cell.method, cell.granularity)]
-    forward = forward_flops(prunable)
+    forward, trained = forward_flops(prunable), [experiment.recover(cell) for cell in cells]
     return {
         "calibrate": forward * (stream + texts),
         "allocate": forward * spent * len(searches),
         "apply": stream * (3 * 2.0 * units + 2.0 * moments) * len(streamed),
+        "recover": forward * sum(settings.tokens * training_passes(settings) for settings in trained),
         "evaluate": forward * scored * len(cells),
     }
 
@@ -317,8 +334,9 @@ def _task_tokens(experiment: Experiment) -> int:
 
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
     cells = [cell for cell in experiment.cells() if cell.model == name]
-    pruned = sum(cell.method != "dense" for cell in cells)
-    return {"asset": 1, "calibrate": 1, "allocate": pruned, "apply": pruned, "evaluate": len(cells)}
+    pruned, trained = sum(not cell.is_dense for cell in cells), len(_trained(experiment, name))
+    jobs = {"asset": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
+    return {**jobs, **({"recover": trained} if trained else {}), "evaluate": len(cells)}
 
 
 def _warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> Iterator[str]:
@@ -381,12 +399,12 @@ def _models_table(plans: list[ModelPlan]) -> str:
 
 
 def _cost_table(plans: list[ModelPlan], tflops: float) -> str:
-    rows = {}
+    rows, steps = {}, [step for step in STEPS if any(step in plan.memory for plan in plans)]
     for plan in plans:
-        memory = [f"{plan.memory[step] / 1e9:.1f}" for step in STEPS]
-        hours = [f"{_hours(plan.flops[step], tflops):.2f}" for step in STEPS]
+        memory = [f"{plan.memory.get(step, 0) / 1e9:.1f}" for step in steps]
+        hours = [f"{_hours(plan.flops[step], tflops):.2f}" for step in steps]
         rows[plan.name] = (*memory, f"{plan.host / 1e9:.1f}", *hours)
-    return _table(rows, (*STEPS, "weights", *(f"{step} h" for step in STEPS)))
+    return _table(rows, (*steps, "weights", *(f"{step} h" for step in steps)))
 
 
 def _hours(flops: float, tflops: float) -> float:

@@ -80,7 +80,9 @@ def _work_left(records: list[Record]) -> Iterator[str]:
     took = defaultdict[str, list[float]](list)
     for record in records:
         if record.done:
-            took[record.cell.method].append(record.row.get("search_s", 0.0) + record.row["evaluation_s"])
+            took[record.cell.method].append(
+                sum(record.row.get(name, 0.0) for name in ("search_s", "recover_s", "evaluation_s"))
+            )
     waiting = [record.cell.method for record in records if record.row["status"] == "missing"]
     known = [statistics.fmean(took[method]) for method in waiting if method in took]
     if known:

@@ -12,22 +12,22 @@ import torch
 from ffp import api
 from ffp.allocators.base import Heuristic, Search
 from ffp.config import Cell, Experiment
-from ffp.core.errors import ArtifactError
+from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
-from ffp.measure.windows import token_windows
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_token_ids
+from ffp.pipeline.checks import check_context
+from ffp.pipeline.inputs import asset_digest, calibration_digest, cut_digests, recovered_digest, text_windows
+from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
-from ffp.store.documents import read_documents
-from ffp.store.files import crc32, digest, sha256
+from ffp.store.files import sha256
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
+from ffp.store.layout import CalibrationFiles, CellFiles
 from ffp.store.provenance import provenance
 
 log = logging.getLogger("ffp")
@@ -44,7 +44,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
     skeleton, tokenizer = load_prunable(experiment, model_name, model_dir, weights=False), load_tokenizer(model_dir)
     texts = {
-        name: _text_windows(skeleton, tokenizer, text_dir, name, context, count)
+        name: text_windows(skeleton, tokenizer, text_dir, name, context, count)
         for name, (context, count) in _text_sizes(experiment).items()
     }
     del texts["test"]
@@ -132,17 +132,21 @@ def evaluate(
         model_dir: The fetched model.
         text_dir: The fetched text.
         tasks_dir: The fetched tasks; None for none.
-        cut_dir: Folder of masks and updates; None for the dense model.
+        cut_dir: Folder of masks, updates and recovered weights; None for the dense model.
         out: scores.json.
     """
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
-    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cut_dir)}
+    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
     inputs["tasks"] = asset_digest(tasks_dir) if tasks_dir else None
+    inputs |= recovered_digest(experiment, cell, cut_dir)
     prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
-    removed = prune_by_files(prunable, experiment, cell, cut_dir)
+    removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:
-        windows = _text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows)
+        windows = text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows)
         check_context(prunable.config, {"evaluation.context": settings.context})
+        if experiment.recover(cell).wanted:
+            before = api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens)
+            load_recovered(prunable, experiment, cell, cut_dir)
         ppl = api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens)
         log.info("evaluate %s: perplexity %.3f, stderr %s", cell.path, ppl["value"], ppl["stderr"])
         tasks: dict[str, Any] = {}
@@ -151,11 +155,12 @@ def evaluate(
                 prunable.model, tokenizer, experiment.tasks, tasks_dir,
                 documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens,
             )  # fmt: skip
-        cost.n_tokens = ppl["n_tokens"]
+        cost.n_tokens = ppl["n_tokens"] * (1 if before is None else 2)
     schemas.ScoresFile(
         cell=cell.as_dict(),
         **removed,
         ppl=ppl,
+        ppl_before=before,
         tasks=tasks,
         cost=cost.as_dict(),
         settings=step_settings(experiment, "evaluate", cell),
@@ -228,18 +233,22 @@ def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFi
 
 
 def prune_by_files(
-    prunable: PrunableModel, experiment: Experiment, cell: Cell, cut_dir: Path | None, *, dense_shape: bool = False
-) -> dict[str, Any]:
-    """Prunes a dense model in place by a cell's masks and updates.
+    prunable: PrunableModel, experiment: Experiment, cell: Cell, cut_dir: Path | None, *, dense_shape: bool = False,
+    recovered: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Prunes a dense model in place by a cell's masks and updates, and by its recovered weights where asked for.
 
     Returns:
         `block_sparsity`, `model_sparsity` and `params`, as scores.json has them; zeros where cut_dir is None.
     """
     dense = prunable.model_params()
     summary = api.PruningSummary(0.0, dense, dense)
-    if cut_dir is not None:
+    if cut_dir is not None and not cell.is_dense:
         files, problem = CellFiles(cut_dir), _problem(prunable, cell)
-        masks = api.Masks(schemas.MASKS.read(files.masks)[0], schemas.UPDATES.read(files.updates)[0])
+        updates, _ = schemas.UPDATES.read(files.updates)
+        if recovered and experiment.recover(cell).wanted:
+            updates |= schemas.UPDATES.read(files.recovered)[0]
+        masks = api.Masks(schemas.MASKS.read(files.masks)[0], updates)
         cut = cut_of(experiment, cell)
         summary = api.install(prunable, problem, masks, cut, dense_shape=dense_shape, source=files.masks)
     return {
@@ -249,23 +258,17 @@ def prune_by_files(
     }
 
 
-def asset_digest(folder: Path) -> str:
-    """Returns the digest of a fetched model, text or set of tasks; ArtifactError if one of its files was changed."""
-    files = AssetFiles(folder)
-    manifest = schemas.AssetFile.read(files.manifest)
-    for name, crc in manifest.crc32.items():
-        if not (folder / name).is_file() or crc32(folder / name) != crc:
-            raise ArtifactError(
-                f"{folder / name} is missing, damaged or was edited since it was fetched. Delete "
-                f"{files.manifest} and run again: it is fetched anew."
-            )
-    return manifest.digest
+def load_recovered(prunable: PrunableModel, experiment: Experiment, cell: Cell, cut_dir: Path | None) -> None:
+    """Puts a cell's recovered weights into its pruned model.
 
-
-def calibration_digest(folder: Path) -> str:
-    """Returns the digest of a calibration, by which results name it."""
-    files = CalibrationFiles(folder)
-    return digest([sha256(files.tokens), sha256(files.stats)])
+    Raises:
+        ConfigError: The folder that holds them is not given.
+        ArtifactError: They are missing, damaged or of another cut.
+    """
+    if cut_dir is None:
+        raise ConfigError(f"{cell.path} is recovered in {experiment.file}: give --cut with the folder of its weights.")
+    files = CellFiles(cut_dir)
+    load_updates(prunable, schemas.UPDATES.read(files.recovered)[0], source=files.recovered)
 
 
 def _problem(prunable: PrunableModel, cell: Cell) -> PruningProblem:
@@ -281,23 +284,6 @@ def _text_sizes(experiment: Experiment) -> dict[str, tuple[int, int]]:
         "selection": (search.context, search.selection_windows),
         "test": (test.context, test.windows),
     }
-
-
-def _text_windows(
-    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int
-) -> torch.Tensor:
-    """The windows of a text, of tokens that the model knows."""
-    documents = read_documents(AssetFiles(text_dir).documents(name))
-    windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text")
-    check_token_ids({name: windows}, prunable.model)
-    return windows
-
-
-def cut_digests(cut_dir: Path | None) -> dict[str, str | None]:
-    """Returns the digests of a cell's masks and updates, by which results name them; None for the dense model."""
-    if cut_dir is None:
-        return {"masks": None, "updates": None}
-    return {"masks": sha256(CellFiles(cut_dir).masks), "updates": sha256(CellFiles(cut_dir).updates)}
 
 
 def _write_allocation(

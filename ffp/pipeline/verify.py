@@ -162,7 +162,11 @@ class Verifier:
     def _cell(self, cell: Cell) -> Faults:
         files = self.layout.cell(cell)
         readers: Readers = {files.scores: ScoresFile.read}
-        if cell.method != "dense":
+        trained = self.experiment.recover(cell).wanted
+        if trained:
+            readers |= {files.recovered: schemas.UPDATES.read, files.curve: schemas.read_curve}
+            readers |= {files.recover_cost: CostFile.read}
+        if not cell.is_dense:
             readers |= {
                 files.allocation: AllocationFile.read,
                 files.trace: schemas.read_trace,
@@ -175,6 +179,8 @@ class Verifier:
         found = self._read(readers)
         scores, allocation = found[files.scores], found.get(files.allocation)
         yield from self._scores(cell, files, scores)
+        if trained:
+            yield from self._recovery(cell, files, found)
         if allocation is not None:
             yield from self._allocation(cell, files, allocation)
             yield from self._search(cell, files, found)
@@ -231,6 +237,25 @@ class Verifier:
         expected = compensated if cell.granularity == "structured" else changed
         yield from _equal(f"{files.updates}: holds updates", bool(updates), expected)
 
+    def _recovery(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:
+        """New weights of every linear of the blocks, trained from these masks and updates on the tokens asked for."""
+        (weights, meta), curve, cost = found[files.recovered], found[files.curve], found[files.recover_cost]
+        asked, scores, origin = self.experiment.recover(cell), found[files.scores], meta.provenance
+        yield from _equal(f"{files.recover_cost}: provenance", cost.provenance, origin)
+        yield from self._settings(files.recovered, origin.get("settings"), "recover", cell)
+        yield from self._inputs(files.recovered, origin, model=f"models/{cell.model}", text="text")
+        for name, path in () if cell.is_dense else (("masks", files.masks), ("updates", files.updates)):
+            yield from _equal(f"{files.recovered}: {name}", origin.get(name), sha256(path))
+        yield from _equal(f"{files.scores}: recovered", scores.provenance.get("recovered"), sha256(files.recovered))
+        broken = [name for name, array in weights.items() if not (array.ndim == 2 and np.isfinite(array).all())]
+        yield from _equal(f"{files.recovered}: weights that are no finite matrix", broken, [])
+        context = self.experiment.grid.calibration.context
+        yield from _equal(
+            f"{files.curve}: tokens", int(curve["tokens"].max()), max(1, asked.tokens // context) * context
+        )
+        passes = 4 if asked.loss == "kl" else 3
+        yield from _equal(f"{files.recover_cost}: n_tokens", cost.n_tokens, passes * int(curve["tokens"].max()))
+
     def _removed(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:
         """What scores.json says was removed, against masks and updates."""
         scores, allocation = found[files.scores], found[files.allocation]
@@ -249,10 +274,14 @@ class Verifier:
         yield from _equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
         yield from self._settings(where, body.settings, "evaluate", cell)
         yield from self._inputs(where, body.provenance, model=f"models/{cell.model}", text="text")
-        if cell.method == "dense":
+        if cell.is_dense:
             yield from _equal(f"{where}: parameters removed", params.dense - params.kept, 0)
         yield from _equal(f"{where}: model_sparsity", body.model_sparsity, 1 - params.kept / params.dense)
-        yield from _perplexity(where, body.ppl)
+        yield from _perplexity(f"{where}: ppl", body.ppl)
+        trained = self.experiment.recover(cell).wanted
+        yield from _equal(f"{where}: has a perplexity before recovery", body.ppl_before is not None, trained)
+        if body.ppl_before is not None:
+            yield from _perplexity(f"{where}: ppl_before", body.ppl_before)
         wanted = self.experiment.tasks.tasks if self.experiment.tasks else {}
         yield from _equal(f"{where}: tasks", sorted(body.tasks), sorted(wanted))
         if wanted:
@@ -325,15 +354,15 @@ def _long_strings(value: Any) -> Iterator[str]:
             yield from _long_strings(part)
 
 
-def _perplexity(where: Path, ppl: schemas.Perplexity) -> Faults:
+def _perplexity(where: str, ppl: schemas.Perplexity) -> Faults:
     """The perplexity and its error from the losses of the windows; see measure/perplexity.py."""
     losses = np.array(ppl.loss_by_window)
     value, count = math.exp(losses.mean()), len(losses)
-    yield from _equal(f"{where}: ppl.n_windows", ppl.n_windows, count)
-    yield from _equal(f"{where}: ppl.n_tokens", ppl.n_tokens, count * (ppl.context - 1))
-    yield from _equal(f"{where}: ppl.value", ppl.value, value)
+    yield from _equal(f"{where}.n_windows", ppl.n_windows, count)
+    yield from _equal(f"{where}.n_tokens", ppl.n_tokens, count * (ppl.context - 1))
+    yield from _equal(f"{where}.value", ppl.value, value)
     stderr = value * float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else None
-    yield from _equal(f"{where}: ppl.stderr", ppl.stderr, stderr)
+    yield from _equal(f"{where}.stderr", ppl.stderr, stderr)
 
 
 def _accuracies(where: str, result: schemas.TaskScores) -> Faults:

@@ -57,7 +57,11 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
     contexts = sorted({(record.row["ppl_windows"], record.row["ppl_context"]) for record in done})
     tasks = [(name, task_metric(results[0]), results[0]) for name, results in by_task(done).items()]
     paired = all(record.scores and record.scores.ppl.loss_by_window for record in done)
-    return _lines("reading", experiment=experiment, constants=constants, contexts=contexts, tasks=tasks, paired=paired)
+    trained = any("ppl_before" in record.row for record in done)
+    return _lines(
+        "reading", experiment=experiment, constants=constants, contexts=contexts, tasks=tasks, paired=paired,
+        trained=trained,
+    )  # fmt: skip
 
 
 def uncontrolled(experiment: Experiment, records: list[Record]) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ffp.config import Cell, Experiment
+from ffp.config.recover import TUNED
 from ffp.core.errors import ArtifactError
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles, Layout
@@ -23,7 +24,8 @@ TRAILING = (
     "mean_acc", "mean_acc_stderr", "ppl_windows", "ppl_context", "params_kept", "params_dense",
     "search_selection_tokens", "evaluation_s", "evaluation_peak_mem_bytes", "reason",
 )  # fmt: skip
-STEPS = ("allocate", "apply", "evaluate")
+RECOVERY = ("ppl_before", "ppl_before_stderr", "recover_tokens", "recover_s", "recover_peak_mem_bytes")
+STEPS = ("allocate", "apply", "recover", "evaluate")
 LOG_CHARACTERS = 4000
 Block = tuple[str, str, str]  # model, granularity and sparsity: what is of the same block may be compared
 
@@ -37,6 +39,7 @@ class Record:
     allocation: AllocationFile | None = None
     answers: AnswersFile | None = None
     cost: CostFile | None = None
+    recovery: CostFile | None = None
     scores: ScoresFile | None = None
     notes: list[str] = field(default_factory=list)  # warnings for a reader of the page
     logs: dict[str, str] = field(default_factory=dict)  # the end of each step's log, by step
@@ -66,7 +69,7 @@ def collect(experiment: Experiment) -> list[Record]:
         record.notes += _stale(experiment, record)
         add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
         records.append(record)
-    models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", *grid.methods)))
+    models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", TUNED, *grid.methods)))
     return sorted(
         records,
         key=lambda r: (models.index(r.cell.model), granularities.index(r.cell.granularity), float(r.cell.sparsity),
@@ -85,7 +88,9 @@ def _unserved(experiment: Experiment) -> Iterator[Record]:
 
 def columns(records: Iterable[Record]) -> list[str]:
     """Returns the columns of comparison.csv: the leading ones are a contract, then peak memory, tasks and the rest."""
+    records = list(records)
     middle = ["search_peak_mem_bytes"]
+    middle += [name for name in RECOVERY if any("recover_s" in record.row for record in records)]
     for task, results in by_task(records).items():
         for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
             middle += [f"{task}_{metric}", f"{task}_{metric}_stderr"]
@@ -115,10 +120,11 @@ def read_cell(cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = Non
     """
     record = Record(cell, {**cell.as_dict(), "status": "missing", "reason": None}, logs=logs or {})
     try:
-        if cell.method != "dense":
+        if not cell.is_dense:
             record.allocation = AllocationFile.read_if_there(files.allocation)
             record.answers = AnswersFile.read_if_there(files.answers)
             record.cost = CostFile.read_if_there(files.search_cost)
+        record.recovery = CostFile.read_if_there(files.recover_cost)
         record.scores = ScoresFile.read_if_there(files.scores)
         if record.allocation:
             _check_keep(record.allocation, files)
@@ -148,6 +154,11 @@ def _add_figures(record: Record) -> None:
         row.update(search_evaluations=cost.evaluations, search_tokens=cost.n_tokens)
         row.update(search_selection_tokens=cost.selection_tokens, search_s=cost.wall_s)
         row["search_peak_mem_bytes"] = cost.peak_mem_bytes
+    if record.recovery:
+        row.update(recover_tokens=record.recovery.n_tokens, recover_s=record.recovery.wall_s)
+        row["recover_peak_mem_bytes"] = record.recovery.peak_mem_bytes
+    if scores and scores.ppl_before:
+        row.update(ppl_before=scores.ppl_before.value, ppl_before_stderr=scores.ppl_before.stderr)
     if scores and scores.status == "done":
         row.update(block_sparsity=scores.block_sparsity, model_sparsity=scores.model_sparsity)
         row.update(ppl=scores.ppl.value, ppl_stderr=scores.ppl.stderr)
@@ -164,7 +175,7 @@ def _status(record: Record) -> tuple[str, str | None]:
     for body in (record.allocation, record.scores):
         if body and body.status != "done":
             return body.status, body.reason
-    allocated = record.cell.method == "dense" or record.allocation is not None
+    allocated = record.cell.is_dense or record.allocation is not None
     if allocated and record.scores is not None:
         return "done", None
     if fault := next(filter(None, map(_fault, reversed(record.logs.values()))), None):

@@ -15,8 +15,10 @@ from ffp.store.layout import CellFiles
 from ffp.store.schemas import CompareFile
 
 Figure = tuple[float | None, float | None, float | None]  # A, B, standard error of the difference
-FIGURES = ("ppl", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations")
-RESULTS = ("masks", "updates", "allocation")  # digests of what a step made: they follow from the rest
+FIGURES = (
+    "ppl", "ppl_before", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations", "recover_tokens",
+)  # fmt: skip
+RESULTS = ("masks", "updates", "recovered", "allocation")  # digests of what a step made: they follow from the rest
 # From the best verdict to the worst.
 IDENTICAL, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "rounding", "within noise", "changed")
 LOST, NEW = "only in A", "only in B"
@@ -87,7 +89,7 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
     for key in FIGURES:
         x, y = a.row.get(key), b.row.get(key)
         if x != y:
-            known = key in ("ppl", "mean_acc") and a.done and b.done and None not in (x, y)
+            known = key in ("ppl", "ppl_before", "mean_acc") and a.done and b.done and None not in (x, y)
             error = difference_stderr(group([a])[0], group([b])[0], key) if known else None
             figures[key] = (x, y, error)
             verdicts.append(_verdict(x, y, error, tolerance))

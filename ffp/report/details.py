@@ -14,14 +14,16 @@ from ffp.store.schemas import CostFile
 
 def details(experiment: Experiment, record: Record) -> dict[str, Any]:
     """Returns what the page shows of one cell, as plain data."""
-    allocation, cost, scores = (
-        body.model_dump(mode="json", exclude={"problem", "keep", "ppl"}) if body else {}
-        for body in (record.allocation, record.cost, record.scores)
+    allocation, cost, recovery, scores = (
+        body.model_dump(mode="json", exclude={"problem", "keep", "ppl", "ppl_before"}) if body else {}
+        for body in (record.allocation, record.cost, record.recovery, record.scores)
     )
     evidence = {
         "figures": {key: value for key, value in record.row.items() if value is not None},
         "search cost": {key: value for key, value in cost.items() if key != "provenance"},
         "provenance of the search": cost.get("provenance") or allocation.get("provenance"),
+        "recovery cost": {key: value for key, value in recovery.items() if key != "provenance"},
+        "provenance of the recovery": recovery.get("provenance"),
         "provenance of the evaluation": scores.get("provenance"),
         "evaluation cost": scores.get("cost"),
         "settings of the search": allocation.get("settings"),
@@ -62,13 +64,18 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
         evaluate["tasks-dir"] = layout.tasks(grid.tasks).folder
     if cell.method == "dense":
         return [command("evaluate", **evaluate, out=files.scores)]
+    train = {**common, "text-dir": layout.text(grid.text).folder, **({} if cell.is_dense else {"cut": files.folder})}
+    recover = [command("recover", **train, out=files.folder)] if experiment.recover(cell).wanted else []
+    last = [*recover, command("evaluate", **evaluate, cut=files.folder, out=files.scores)]
+    if cell.is_dense:
+        return last
     common["calibration"] = layout.calibration(cell.model).folder
     origin = experiment.init_cell(cell)
     init = {"init": layout.cell(origin).folder} if origin else {}
     return [
         command("allocate", **common, **init, out=files.folder),
         command("apply", **common, allocation=files.allocation, out=files.folder),
-        command("evaluate", **evaluate, cut=files.folder, out=files.scores),
+        *last,
     ]
 
 

@@ -28,6 +28,11 @@ class Group:
     done: list[Record]  # the finished ones
     row: Mapping[str, Any]
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is removed: the dense model as it is, or trained as pruned ones are."""
+        return self.records[0].cell.is_dense
+
 
 def group(records: Iterable[Record]) -> list[Group]:
     """Groups records by everything but the seed, in the order of their first cell."""

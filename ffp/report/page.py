@@ -98,7 +98,7 @@ def filters(experiment: Experiment) -> dict[str, dict[str, str]]:
 def _figures(experiment: Experiment, groups: list[Group], records: list[Record]) -> Iterator[dict[str, Any]]:
     """Yields each figure with one panel per block of the grid, so that the page can filter them."""
     dense = {members[0].block[:2]: members for members in by_block(g for g in groups if g.method == "dense").values()}
-    blocks = by_block(g for g in groups if g.method != "dense" and g.row["status"] != "skipped")
+    blocks = by_block(g for g in groups if not g.is_dense and g.row["status"] != "skipped")
     labels = {g.done[0].cell.path: f"{g.path}: PPL {g.row['ppl']:.2f}" for g in groups if g.done}
     for name, title in TITLES.items():
         shown = []

@@ -66,17 +66,22 @@ class Table:
 def comparison(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns one row per method: rounded, with errors; columns that never vary in this grid are left out."""
     marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
-    scored = any("mean_acc" in group.row for group in groups)
+    scored, trained = (any(key in group.row for group in groups) for key in ("mean_acc", "ppl_before"))
     varying, known = _varying(groups), references(experiment)
 
     def entries(group: Group) -> dict[str, Entry]:
         found = _identity(experiment, group, varying)
         found["whole model (%)"] = _number(group, "model_sparsity", 100, 1)
+        if trained:
+            found["PPL before"] = _number(group, "ppl_before", 1, 2)
         found["PPL"] = _number(group, "ppl", 1, 2, marks["ppl"])
         if scored:
             found["mean acc. (%)"] = _number(group, "mean_acc", 100, 1, marks["mean_acc"])
         found |= {"evaluations": _count(group, "search_evaluations"), "search tokens": _count(group, "search_tokens")}
         found["search (s)"] = _number(group, "search_s", 1, 1)
+        if trained:
+            found["recover tokens"] = _count(group, "recover_tokens")
+            found["recover (s)"] = _number(group, "recover_s", 1, 1)
         if len(experiment.grid.seeds) > 1:
             found["seeds"] = _count(group, "seeds")
         return found | {"status": Entry(status(group.row))}
@@ -112,7 +117,7 @@ def ablation(experiment: Experiment, groups: list[Group]) -> Table:
     Δ PPL is variant minus base, ± the standard error of this difference; see groups.difference_stderr.
     """
     varying, lines = _varying(groups), []
-    for block, members in by_block(g for g in groups if g.method != "dense").items():
+    for block, members in by_block(g for g in groups if not g.is_dense).items():
         families = defaultdict[str, list[Group]](list)
         for member in members:
             families[experiment.method(member.method).name].append(member)
@@ -127,8 +132,12 @@ def ablation(experiment: Experiment, groups: list[Group]) -> Table:
 
 
 def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
-    compensation = experiment.compensation(name)
-    return {**experiment.parameters(name), **({"compensate": compensation} if compensation != "none" else {})}
+    compensation, found = experiment.compensation(name), experiment.parameters(name)
+    if compensation != "none":
+        found["compensate"] = compensation
+    if (recover := experiment.recover_of(name)).wanted:
+        found["recover"] = recover.describe()
+    return found
 
 
 def _change(experiment: Experiment, base: str, variant: str) -> str:

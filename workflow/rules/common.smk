@@ -48,10 +48,14 @@ CALIBRATED_CELL_PARAMS = {
 
 SEARCHES = [name for name in GRID.methods if is_search(EXPERIMENT.method(name))]
 HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
+# Cells that are trained after pruning, and their methods; the trained dense model is one of them.
+TRAINED = [cell for cell in EXPERIMENT.cells() if EXPERIMENT.recover(cell).wanted]
+RECOVERED = list(dict.fromkeys(cell.method for cell in TRAINED))
 # All files of all cells, so that a deleted one is noticed.
 CELL_FILES = [
     *(LAYOUT.cell(cell).scores for cell in EXPERIMENT.cells()),
     *(file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).searched),
+    *(file for cell in TRAINED for file in (LAYOUT.cell(cell).curve, LAYOUT.cell(cell).recover_cost)),
 ]
 
 
@@ -66,7 +70,7 @@ wildcard_constraints:
     tasks=one_of([GRID.tasks] if GRID.tasks else []),
     granularity=one_of(GRID.granularities),
     sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.all_sparsities)]),
-    method=one_of(["dense", *GRID.methods]),
+    method=one_of(dict.fromkeys(["dense", *GRID.methods, *RECOVERED])),
     seed=one_of([0, *GRID.seeds]),
 
 
@@ -110,9 +114,15 @@ THREADS = requested("threads")
 RESOURCES = {"cpus_per_task": THREADS, "mem_mb": memory, "gpu": requested("gpu"), "runtime": requested("runtime_min")}
 
 
+def mask_files(wildcards):
+    """What turns the dense model into the cell's pruned one; nothing for the dense cells."""
+    return [] if cell_of(wildcards).is_dense else [str(file).format(**wildcards) for file in CELL.cut]
+
+
 def cut_files(wildcards):
-    """What turns the dense model into the cell's pruned one; nothing for the dense cell."""
-    return [] if wildcards.method == "dense" else [str(file).format(**wildcards) for file in CELL.cut]
+    """The same, and the weights of the cell's recovery."""
+    trained = [CELL.recovered] if EXPERIMENT.recover(cell_of(wildcards)).wanted else []
+    return mask_files(wildcards) + [str(file).format(**wildcards) for file in trained]
 
 
 def init_allocation(wildcards):

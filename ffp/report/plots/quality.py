@@ -21,7 +21,7 @@ DASHES = (0, (5, 3))
 
 def quality_against_cost(experiment: Experiment, groups: list[Group], cost: str, label: str) -> Figure:
     """Draws perplexity against the figure `cost`; a method that forwards no search text stands at zero."""
-    blocks = by_block(g for g in groups if g.done and g.method != "dense")
+    blocks = by_block(g for g in groups if g.done and not g.is_dense)
     if not blocks:
         return empty("No cell is finished yet.")
     dense = {g.block[:2]: float(g.row["ppl"]) for g in groups if g.done and g.method == "dense"}

@@ -1,0 +1,83 @@
+"""The step of the workflow that trains a pruned model: it reads masks and updates and writes new weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ffp import api
+from ffp.config import Cell, Experiment, ModelConfig
+from ffp.core.errors import ConfigError
+from ffp.models.checkpoint import load_model, load_tokenizer
+from ffp.pipeline.checks import check_context
+from ffp.pipeline.inputs import asset_digest, cut_digests, recovery_windows
+from ffp.pipeline.steps import load_prunable, prune_by_files
+from ffp.store import schemas
+from ffp.store.identity import step_settings
+from ffp.store.layout import CellFiles
+from ffp.store.provenance import provenance
+from ffp.store.training import FileTraining
+
+
+def recover(
+    experiment: Experiment, cell: Cell, model_dir: Path, text_dir: Path, cut_dir: Path | None, out: Path
+) -> None:
+    """Trains a cell's model and writes its new weights, the loss of each step and the cost.
+
+    The training is kept in `out` while it runs: killed and started again, it goes on where it was.
+
+    Args:
+        experiment: The grid.
+        cell: One of its cells, which asks for recovery.
+        model_dir: The fetched model.
+        text_dir: The fetched text, of which the calibration split is read.
+        cut_dir: Folder of masks and updates; None for the dense model.
+        out: Folder of the cell.
+
+    Raises:
+        ConfigError: The cell asks for no recovery, the model is offloaded, or no document is left to train on.
+    """
+    config, files, asked = experiment.models[cell.model], CellFiles(out), experiment.recover(cell)
+    if not asked.wanted:
+        raise ConfigError(
+            f"{cell.path} asks for no recovery in {experiment.file}. Give recover: lora, or leave it out."
+        )
+    if cut_dir is None and not cell.is_dense:
+        raise ConfigError(f"{cell.path} is a pruned model: give --cut with the folder of its masks and updates.")
+    check_not_offloaded(config, cell.model)
+    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
+    prunable = load_prunable(experiment, cell.model, model_dir)
+    windows = recovery_windows(experiment, cell, prunable, load_tokenizer(model_dir), text_dir)
+    check_context(prunable.config, {"calibration.context": windows.shape[1]})
+    teacher = load_model(model_dir, config) if asked.loss == "kl" else None
+    prune_by_files(prunable, experiment, cell, cut_dir)
+    settings = step_settings(experiment, "recover", cell)
+    state = FileTraining(files.training, [settings, cell.path, *inputs.values()])
+    found = api.recover(
+        prunable, windows, asked, seed=cell.seed, batch_tokens=config.batch_tokens, teacher=teacher, state=state
+    )
+    origin = provenance(inputs, seed=cell.seed, device=str(prunable.model.device), settings=settings)
+    schemas.write_curve(files.curve, found.curve)
+    schemas.CostFile(**found.cost.as_dict(), provenance=origin).write(files.recover_cost)
+    schemas.UPDATES.write(files.recovered, found.updates, schemas.Origin(provenance=origin))
+    state.remove()
+
+
+def check_text(experiment: Experiment, model: str, model_dir: Path, text_dir: Path) -> None:
+    """Checks, before a search has spent anything, that a grid's recovery has a text to train on.
+
+    Raises:
+        ConfigError: The model is offloaded, or no document is left.
+    """
+    cells = [cell for cell in experiment.cells() if cell.model == model and experiment.recover(cell).wanted]
+    if cells:
+        check_not_offloaded(experiment.models[model], model)
+        skeleton, tokenizer = load_prunable(experiment, model, model_dir, weights=False), load_tokenizer(model_dir)
+        recovery_windows(experiment, cells[0], skeleton, tokenizer, text_dir)
+
+
+def check_not_offloaded(config: ModelConfig, name: str) -> None:
+    """Raises ConfigError where a model that is to be trained keeps its weights on the host."""
+    if config.offload:
+        raise ConfigError(
+            f"recovery trains the weights of {name} on the device, which offload keeps on the host. Leave one out."
+        )
