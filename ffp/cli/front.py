@@ -23,7 +23,9 @@ from ffp.store.layout import default_data
 @app.command(rich_help_panel=FRONT)
 def prune(
     model: options.Model, sparsity: options.Sparsity, out: options.Out, method: options.Method = None,
-    param: options.Param = None, compensate: options.Compensate = None, tokens: options.Tokens = None,
+    param: options.Param = None, compensate: options.Compensate = None, recover: options.Recover = "none",
+    recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
+    recover_param: options.RecoverParam = None, tokens: options.Tokens = None,
     text: options.Text = None, text_column: options.TextColumn = "text",
     calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
     context: options.Context = CONTEXT, seed: options.Seed = 0, granularity: options.Granularity = "structured",
@@ -49,6 +51,7 @@ def prune(
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
         compensate=compensate, seed=seed, **_given(pruner=pruner), **_sizes(context, calibration_tokens, documents),
+        recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     resources = Resources(threads=threads or cpu_count(), gpu=1)
     changes = _given(
@@ -96,18 +99,26 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _params(pairs: list[str]) -> dict[str, Any]:
+def _recovery(method: str, given: dict[str, Any], pairs: list[str]) -> dict[str, Any]:
+    """The settings of recovery."""
+    if method == "none" and (given or pairs):
+        option = f"--recover-{next(iter(given), 'param')}"
+        raise ConfigError(f"{option} has no effect without recovery. Add --recover lora, or leave it out.")
+    return {**_params(pairs, "--recover-param"), **given, "method": method}
+
+
+def _params(pairs: list[str], option: str = "--param") -> dict[str, Any]:
     """Hyper-parameters from NAME=VALUE; a value is read as YAML reads it."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise ConfigError(f"--param {pair!r} is not NAME=VALUE, such as strength=0.1.")
+            raise ConfigError(f"{option} {pair!r} is not NAME=VALUE, such as strength=0.1.")
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"--param {pair!r} has a value that is no YAML. Write a number, a word or a list."
+                f"{option} {pair!r} has a value that is no YAML. Write a number, a word or a list."
             ) from error
     return found
 

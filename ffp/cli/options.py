@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
+from ffp.config.recover import RecoverSettings
 
 WHAT, HOW, MODEL, OUTPUT = "What goes", "How", "The model", "What comes out"
 
@@ -33,6 +34,17 @@ Param = Annotated[
     list[str] | None, _option("Hyper-parameter of the method; repeat it for more.", HOW, metavar="NAME=VALUE")
 ]
 Compensate = Annotated[Compensation | None, _option("How what stays makes up for removed units. Default: ridge.", HOW)]
+Recover = Annotated[
+    Literal["none", "lora"], _option("Train the pruned model, on text that calibration leaves. Default: none.", HOW)
+]
+RecoverTokens = Annotated[int | None, _option(f"Tokens of that training. Default: {RecoverSettings().tokens}.", HOW)]
+RecoverRank = Annotated[int | None, _option(f"Rank of LoRA. Default: {RecoverSettings().rank}.", HOW)]
+RecoverParam = Annotated[
+    list[str] | None,
+    _option(
+        "Another setting of it, e.g. learning_rate=0.001 or loss=kl; repeat it for more.", HOW, metavar="NAME=VALUE"
+    ),
+]
 Tokens = Annotated[int | None, _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW)]
 Text = Annotated[
     list[str] | None,

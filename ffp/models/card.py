@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def model_card(
     model: ModelConfig, cell: Cell, *, method: type[Method], ranking: str, compensation: str, calibration: str,
     removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None], commands: Sequence[str], version: str,
-    saved: Saved,
+    saved: Saved, recovery: str = "none", before: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Returns the card as Markdown with the hub's metadata in front.
 
@@ -35,6 +35,8 @@ def model_card(
         commands: Lines of shell that make the checkpoint again.
         version: Version of ffp.
         saved: What was written.
+        recovery: How the pruned model was trained, in a few words; "none" where it was not.
+        before: Perplexity before that training.
     """
     what = f"single weights ({cell.granularity}), pruned by `{ranking}`"
     if cell.granularity == "structured":
@@ -46,7 +48,7 @@ def model_card(
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
 {removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).{whole}
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
-- Units: {what}. Compensation: {compensation}.
+- Units: {what}. Compensation: {compensation}.{_recovered(recovery, before)}
 - Calibration: {calibration}.
 - Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
     sections = [
@@ -76,6 +78,13 @@ def remake_commands(
     if commit:
         lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
     return lines
+
+
+def _recovered(recovery: str, before: Mapping[str, Any] | None) -> str:
+    if recovery == "none":
+        return ""
+    known = f" Perplexity before it: {_figure({'ppl': before}, 'ppl')}." if before else ""
+    return f"\n- Recovery: {recovery}, from the calibration text behind what calibration used.{known}"
 
 
 def _metadata(model: ModelConfig, saved: Saved) -> dict[str, Any]:

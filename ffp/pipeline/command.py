@@ -18,6 +18,7 @@ from ffp.assets.tasks import fetch_tasks
 from ffp.config import TasksConfig, read_part
 from ffp.config.catalog import entries, find_entry
 from ffp.config.pruning import PruneSettings
+from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
@@ -28,7 +29,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.estimate import estimate
 from ffp.pipeline.models import OpenedModel, open_model
 from ffp.pipeline.phases import phase_tokens
-from ffp.pipeline.prune import open_windows, run
+from ffp.pipeline.prune import open_recovery_windows, open_windows, run
 from ffp.pipeline.result import Pruned
 from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
@@ -116,6 +117,7 @@ def dry_run(request: PruneRequest) -> str:
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
     request.format.check(found.prunable.config, tokenizer)
     windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
+    open_recovery_windows(found.prunable, tokenizer, text, settings)
     parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
     return found.describe(opened.name, text.title, request.out, sum(parts.values()))
 
@@ -152,6 +154,7 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         "tokens": settings.search.budget().tokens(settings.search.context)
         if isinstance(settings.method, Search)
         else None,
+        **_recover_options(settings.recover),
         "calibration-tokens": settings.calibration.windows * settings.calibration.context,
         "context": settings.calibration.context,
         "seed": settings.seed,
@@ -178,7 +181,21 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         words += ["--text", str(text)]
     for param in params:
         words += ["--param", param]
+    for param in _recover_params(settings.recover):
+        words += ["--recover-param", param]
     return shlex.join([*words, *request.format.words(), "--out", str(request.out)])
+
+
+def _recover_options(recover: RecoverSettings) -> dict[str, Any]:
+    if not recover.wanted:
+        return {}
+    return {"recover": recover.method, "recover-tokens": recover.tokens, "recover-rank": recover.rank}
+
+
+def _recover_params(recover: RecoverSettings) -> list[str]:
+    """The settings of recovery that have no option of their own, where they are not the defaults."""
+    others = recover.model_dump(exclude={"method", "tokens", "rank"}, exclude_defaults=True) if recover.wanted else {}
+    return [f"{name}={json.dumps(value)}" for name, value in others.items()]
 
 
 def _time(pruned: Pruned, opened: OpenedModel) -> None:
@@ -193,13 +210,15 @@ def _time(pruned: Pruned, opened: OpenedModel) -> None:
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:
     """Everything on which the numbers depend; a run that was killed goes on only where all of it is the same."""
     settings, model = request.settings, opened.config
+    unasked = None if settings.recover.wanted else {"recover"}  # what was begun before there was recovery goes on
+    training = [code_of("recover")] if settings.recover.wanted else []
     arithmetic = ("dtype", "device", "offload", "batch_tokens", "min_keep", "align", "keep_blocks")
     return {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=unasked),
         "model": {"digest": opened.digest, **{name: getattr(model, name) for name in arithmetic}},
         "threads": model.resources.threads,
         "text": {name: digest(list(documents)) for name, documents in text.documents.items()},
-        "code": [code_of("calibrate"), code_of("allocate", type(settings.method)), code_of("apply")],
+        "code": [code_of("calibrate"), code_of("allocate", type(settings.method)), code_of("apply"), *training],
     }
 
 

@@ -17,6 +17,8 @@ from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk, check_memory
 from ffp.pipeline.plan import forward_flops, step_memory, takes_gradients
+from ffp.pipeline.recover import check_not_offloaded
+from ffp.pipeline.training_plan import training_memory
 
 PRODUCT = 1024  # rows and columns of the matrices that time a CPU
 GPU_PRODUCT, QUEUED = 4096, 16  # the same of a GPU, and products that wait there at once: starting each takes time
@@ -74,6 +76,7 @@ class Estimate:
             f"({self.settings.granularity}, {len(problem.decisions)} decisions, at most "
             f"{projection.max_sparsity(problem):.1%})",
             f"method      {method.name}, which {searched}; compensation: {self.settings.compensate}",
+            *([f"recovery    {self.settings.recover.describe()}"] if self.settings.recover.wanted else []),
             f"text        {text}",
             f"memory      about {self.memory / 1e9:.1f} GB on {device}",
             f"disk        at most {self.disk / 1e6:,.0f} MB in {out}",
@@ -87,7 +90,11 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
         load_skeleton(folder), min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks
     )
     memory = step_memory(prunable, settings, config, gradients=takes_gradients(type(settings.method)))
+    if settings.recover.wanted:
+        check_not_offloaded(config, folder.name)
+        memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)
     steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
+    steps += ["recover"] if settings.recover.wanted else []
     size = sum(p.numel() for p in prunable.model.parameters()) * dtype_of(prunable.model, config).itemsize
     return Estimate(prunable, config, settings, max(memory[step] for step in steps), size)
 

@@ -31,7 +31,8 @@ def export(
         experiment: The grid.
         cell: One of its pruned cells.
         model_dir: The fetched model.
-        cut_dir: Folder of the cell's masks, updates and recovered weights; scores there, and of the dense cell, go into the card.
+        cut_dir: Folder of the cell's masks, updates and recovered weights; scores there, and of the dense cell, go
+            into the card.
         out: Folder to make.
         format: How to write it; single weights are zeros in any of them.
 

@@ -13,6 +13,7 @@ import torch
 from ffp.allocators.base import Search
 from ffp.api import Windows
 from ffp.config.pruning import PruneSettings
+from ffp.pipeline.training_plan import training_passes
 
 log = logging.getLogger("ffp")
 T = TypeVar("T")
@@ -67,6 +68,10 @@ def phase_tokens(
         found |= {f"score the {name} model on tasks": TASK_TOKENS} if tasks else {}
         return found
 
+    recover, last = settings.recover, measured("pruned")
+    if recover.wanted:
+        before = {} if test is None else {"evaluate the pruned model": test.numel()}
+        last = {**before, "recover": recover.tokens * training_passes(recover), **measured("recovered")}
     allocation = 1.0
     if isinstance(settings.method, Search):
         allocation = settings.search.budget().tokens(search.context) + search.finalists * sizes["selection"]
@@ -75,5 +80,5 @@ def phase_tokens(
         **measured("dense"),
         "allocate": allocation,
         "prune": 3 * sizes["calibration"],
-        **measured("pruned"),
+        **last,
     }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +18,14 @@ import torch
 from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
+from ffp.config.recover import RecoverSettings
 from ffp.core import projection
+from ffp.measure.recovery import check_trainable
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids
 from ffp.pipeline.phases import Phases, phase_tokens
 from ffp.pipeline.result import Measures, Pruned, weight_bytes
-from ffp.pipeline.texts import AnyText, SplitText, cut_test_windows, cut_windows, open_text
+from ffp.pipeline.texts import AnyText, SplitText, cut_recovery_windows, cut_test_windows, cut_windows, open_text
 from ffp.pipeline.work import Work
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import default_data
@@ -59,7 +63,8 @@ def prune(
         evaluate: Measure perplexity on the test text before and after.
         speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
-        **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`.
+        **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`,
+            and `recover`, which trains the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
 
     Returns:
         The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.
@@ -156,30 +161,78 @@ def run(
     work = work or Work(None)
     projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
     windows, test = open_windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
+    training = open_recovery_windows(prunable, tokenizer, text, settings)
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
-
-    def measure(name: str) -> Measures:
-        model, found = prunable.model, Measures(bytes=weight_bytes(prunable.model))
-        if test is not None:
-            found.ppl = phases.run(
-                f"evaluate the {name} model",
-                lambda: work.perplexity(name, lambda: api.evaluate(model, test, batch_tokens=batch_tokens)),
-            )
-        if score is not None:
-            found.tasks = phases.run(f"score the {name} model on tasks", lambda: score(model))
-        return found
-
+    measuring = _Measuring(phases, work, test, batch_tokens, score)
     calibration = phases.run(
         "calibrate",
         lambda: work.calibration(prunable, lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens)),
     )
-    dense = measure("dense")
+    dense = measuring.measure("dense", prunable.model)
     found = phases.run("allocate", lambda: _allocate(prunable, calibration, settings, batch_tokens, work))
-    removed = phases.run("prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, dense_shape))
+    recovery, before = None, None
+    if training is None:
+        removed = phases.run(
+            "prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, dense_shape)[1]
+        )
+    else:
+        target, teacher = _copies(prunable, settings.recover, dense_shape=dense_shape)
+        masks, removed = phases.run(
+            "prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, False, target)
+        )
+        before = measuring.perplexity("pruned", target.model)
+        recovery = phases.run(
+            "recover",
+            lambda: api.recover(
+                target, training, settings.recover, seed=settings.seed, batch_tokens=batch_tokens, teacher=teacher,
+                state=work.training,
+            ),
+        )  # fmt: skip
+        if target is not prunable:
+            masks = api.Masks(masks.kept, {**masks.updates, **recovery.updates})
+            removed = api.install(prunable, found.problem, masks, _cut_of(settings), dense_shape=True)
     return Pruned(
-        prunable, tokenizer, settings, found, removed, text=text.title, dense=dense, pruned=measure("pruned"),
+        prunable, tokenizer, settings, found, removed, text=text.title, dense=dense,
+        pruned=measuring.measure("pruned" if recovery is None else "recovered", prunable.model),
         seconds=phases.seconds, dense_shape=dense_shape or settings.granularity != "structured",
+        recovery=recovery, before=before,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures models on the test text and on tasks, each as a part of the run."""
+
+    phases: Phases
+    work: Work
+    test: torch.Tensor | None
+    batch_tokens: int
+    score: Callable[[Any], dict[str, Any]] | None
+
+    def perplexity(self, name: str, model: Any) -> Mapping[str, Any] | None:
+        """Perplexity of a model; None where it is not asked for."""
+        if (test := self.test) is None:
+            return None
+        compute = partial(api.evaluate, model, test, batch_tokens=self.batch_tokens)
+        return self.phases.run(f"evaluate the {name} model", lambda: self.work.perplexity(name, compute))
+
+    def measure(self, name: str, model: Any) -> Measures:
+        """All figures of a model but its speed."""
+        found = Measures(bytes=weight_bytes(model), ppl=self.perplexity(name, model))
+        if (score := self.score) is not None:
+            found.tasks = self.phases.run(f"score the {name} model on tasks", lambda: score(model))
+        return found
+
+
+def _copies(prunable: PrunableModel, recover: RecoverSettings, *, dense_shape: bool) -> tuple[PrunableModel, Any]:
+    """Returns the model that is cut and trained, and the dense model where the loss needs one.
+
+    Zeros in the dense shapes are written at the end, into the model itself: a copy is cut and trained, since training
+    would fill the zeros.
+    """
+    if not dense_shape:
+        return prunable, copy.deepcopy(prunable.model) if recover.loss == "kl" else None
+    return copy.deepcopy(prunable), prunable.model if recover.loss == "kl" else None
 
 
 def open_windows(
@@ -196,6 +249,21 @@ def open_windows(
     check_context(model.config, {f"the context of the {name} text": ids.shape[1] for name, ids in used.items()})
     check_token_ids(used, model)
     return windows, test
+
+
+def open_recovery_windows(
+    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings
+) -> torch.Tensor | None:
+    """Returns the windows that recovery trains on, checked against the model; None where nothing is trained.
+
+    Raises:
+        FfpError: No document is left, or the model cannot be trained.
+    """
+    windows = cut_recovery_windows(tokenizer, text, settings)
+    if windows is not None:
+        check_trainable(prunable)
+        check_token_ids({"calibration": windows}, prunable.model)
+    return windows
 
 
 def _cut_of(settings: PruneSettings) -> Any:
@@ -217,8 +285,9 @@ def _allocate(
 
 def _cut(
     prunable: PrunableModel, calibration: api.Calibration, found: api.AllocationResult, settings: PruneSettings,
-    batch_tokens: int, dense_shape: bool,
-) -> api.PruningSummary:  # fmt: skip
+    batch_tokens: int, dense_shape: bool, target: PrunableModel | None = None,
+) -> tuple[api.Masks, api.PruningSummary]:  # fmt: skip
+    """Prunes the model, or its copy `target`."""
     cut = _cut_of(settings)
     masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut, batch_tokens=batch_tokens)
-    return api.install(prunable, found.problem, masks, cut, dense_shape=dense_shape)
+    return masks, api.install(target or prunable, found.problem, masks, cut, dense_shape=dense_shape)

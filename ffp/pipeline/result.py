@@ -15,6 +15,7 @@ from ffp import api
 from ffp.config import Cell, LocalSource, ModelConfig
 from ffp.config.pruning import PruneSettings
 from ffp.core.errors import ConfigError
+from ffp.measure.recovery import Recovery
 from ffp.measure.speed import Speed, measure_speed
 from ffp.models import formats
 from ffp.models.card import model_card
@@ -66,8 +67,10 @@ class Pruned:
         removed: How many parameters left.
         text: Title of the text.
         dense: What was measured before.
-        pruned: What was measured afterwards.
+        pruned: What was measured afterwards, and after recovery where there was any.
         seconds: What each part of the work took.
+        recovery: What training the pruned model gave; None where it was not asked for.
+        before: Perplexity of the pruned model before recovery.
         dense_shape: Whether removed weights are zeros in tensors of the dense shapes.
         source: Where the model came from; None for a model in memory.
         folder: Folder of the dense model, whose tokenizer files are kept; None for a model in memory.
@@ -85,6 +88,8 @@ class Pruned:
     dense: Measures
     pruned: Measures
     seconds: dict[str, float]
+    recovery: Recovery | None = None
+    before: Mapping[str, Any] | None = None
     dense_shape: bool = False
     source: ModelConfig | None = None
     folder: Path | None = None
@@ -159,6 +164,7 @@ class Pruned:
             "dense": self.dense.as_dict(),
             "pruned": self.pruned.as_dict(),
             "search": {"tokens": cost.n_tokens, "evaluations": cost.evaluations},
+            "recovery": self._recovered(),
             "seconds": dict(self.seconds),
             "keep": self.allocation.keep,
             "commands": list(self.commands),
@@ -171,6 +177,8 @@ class Pruned:
         if dense.ppl and pruned.ppl:
             note = f"{dense.ppl['n_tokens']:,} test tokens"
             rows.append(("perplexity", _plus_minus(dense.ppl), _plus_minus(pruned.ppl), note))
+            if self.before:
+                rows.append(("before recovery", "", _plus_minus(self.before), self.settings.recover.describe()))
         rows += [_task_row(task, dense.tasks[task], scores) for task, scores in pruned.tasks.items()]
         before, after = self.removed.dense_params, self.removed.kept_params
         rows.append(("parameters", _millions(before), _millions(after), f"{after / before - 1:+.1%}"))
@@ -187,12 +195,26 @@ class Pruned:
         """One paragraph: what was removed, by which method, at what cost."""
         settings, cost = self.settings, self.allocation.cost
         made_up = "" if settings.compensate == "none" else f" and {settings.compensate} compensation"
+        made_up += "" if self.recovery is None else f", then {settings.recover.describe()}"
         searched = f"{cost.n_tokens:,} search tokens, " if cost.n_tokens else ""
         minutes, seconds = divmod(round(sum(self.seconds.values())), 60)
         return (
             f"{self.removed.block_sparsity:.1%} of the attention and FFN parameters removed by {settings.method.name}"
             f"{made_up}; {searched}{minutes} min {seconds} s. Text: {self.text}."
         )
+
+    def _recovered(self) -> dict[str, Any] | None:
+        """What recovery did, as plain data; the perplexity after it is that of the pruned model."""
+        if self.recovery is None:
+            return None
+        before, cost = self.before, self.recovery.cost
+        ppl = before and {key: before[key] for key in ("value", "stderr", "n_tokens", "context")}
+        return {
+            "perplexity_before": ppl,
+            "tokens": cost.n_tokens,
+            "seconds": cost.wall_s,
+            "curve": list(self.recovery.curve),
+        }
 
     def _removed(self) -> dict[str, Any]:
         removed = self.removed
@@ -217,6 +239,7 @@ class Pruned:
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
             calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}",
             removed=self._removed(), scores=scores,
+            recovery=settings.recover.describe() if self.recovery else "none", before=self.before,
             commands=self.commands or [self._call()], version=ffp.__version__, saved=saved,
         )  # fmt: skip
 
@@ -225,7 +248,8 @@ class Pruned:
         asked = self.settings
         return (
             f"ffp.prune(model, tokenizer, sparsity={asked.sparsity:g}, method={asked.method.name!r}, "
-            f"compensate={asked.compensate!r}, granularity={asked.granularity!r}, seed={asked.seed}, text=...)"
+            f"compensate={asked.compensate!r}, granularity={asked.granularity!r}, seed={asked.seed}, "
+            f"{f'recover={asked.recover.model_dump()!r}, ' if asked.recover.wanted else ''}text=...)"
         )
 
 

@@ -19,7 +19,7 @@ from ffp.config.catalog import entries, find_entry
 from ffp.config.pruning import PruneSettings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
-from ffp.measure.windows import token_windows
+from ffp.measure.windows import later_windows, token_windows
 from ffp.store.documents import read_documents
 from ffp.store.layout import SPLITS, Layout
 
@@ -104,6 +104,23 @@ def cut_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> Win
 def cut_test_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> torch.Tensor:
     """Returns the windows of the test text."""
     return _windows(tokenizer, text, "test", settings.evaluation.context, settings.evaluation.windows)
+
+
+def cut_recovery_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> torch.Tensor | None:
+    """Returns the windows that recovery trains on: of the calibration text, behind what calibration uses.
+
+    None where nothing is trained.
+
+    Raises:
+        ConfigError: No document is left.
+    """
+    if not settings.recover.wanted:
+        return None
+    used = settings.calibration
+    return later_windows(
+        tokenizer, text.documents.get("calibration", ()), used_tokens=used.windows * used.context, context=used.context,
+        windows=max(1, settings.recover.tokens // used.context), name=f"calibration text ({text.title})",
+    )  # fmt: skip
 
 
 def _windows(tokenizer: Any, text: SplitText, name: str, context: int, count: int) -> torch.Tensor:

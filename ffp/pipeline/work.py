@@ -9,6 +9,7 @@ from typing import Any
 
 from ffp import api
 from ffp.measure.journal import Journal
+from ffp.measure.recovery import TrainingState
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.steps import read_calibration, write_calibration
 from ffp.store import schemas
@@ -16,6 +17,7 @@ from ffp.store.files import digest
 from ffp.store.journal import FileJournal
 from ffp.store.layout import CalibrationFiles, CellFiles
 from ffp.store.provenance import provenance
+from ffp.store.training import FileTraining
 
 
 class Work:
@@ -53,6 +55,11 @@ class Work:
     def journal(self) -> Journal | None:
         """The journal of the search."""
         return None if self.folder is None else FileJournal(CellFiles(self.folder).journal, self._identity)
+
+    @property
+    def training(self) -> TrainingState | None:
+        """The state of the recovery."""
+        return None if self.folder is None else FileTraining(CellFiles(self.folder).training, self._identity)
 
     def remove(self) -> None:
         """Deletes what was kept, once the result is saved."""
