@@ -16,7 +16,8 @@ from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk, check_memory
-from ffp.pipeline.plan import forward_flops, step_memory, takes_gradients
+from ffp.pipeline.memory_plan import step_memory, takes_gradients
+from ffp.pipeline.plan import forward_flops
 from ffp.pipeline.recover import check_not_offloaded
 from ffp.pipeline.training_plan import training_memory
 

@@ -1,10 +1,5 @@
 """Estimates what a grid takes, from the sizes of its models alone, before anything is fetched or queued.
 
-Memory is the sum of the tensors that a step holds at once. What the libraries themselves take (about 0.5 GB on the
-host, as much again for CUDA) is not counted. Three steps are bounded from above: `allocate` with gradients, by dense
-blocks, although its candidates are pruned; `apply`, by the ridge of a module that nothing is removed from, since an
-allocation can leave any of them whole; `evaluate`, by the logits of a whole batch, which only tasks need.
-
 Time is the products with weights, at a speed that the caller assumes. torch.utils.flop_counter would count the same
 products (a test compares them) and attention's besides, but takes seconds for each large model, and training or
 compensation would still need formulas.
@@ -23,16 +18,15 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from ffp.allocators import Method, is_search
-from ffp.config import Cell, Experiment, GridConfig, HubSource, ModelConfig
-from ffp.config.pruning import PruneSettings
+from ffp.allocators import is_search
+from ffp.config import Cell, Experiment, HubSource, ModelConfig
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
-from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton
 from ffp.models.placement import choose_device
-from ffp.models.prunable import PrunableModel, PrunableModule
+from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
+from ffp.pipeline.memory_plan import step_memory, takes_gradients
 from ffp.pipeline.recover import check_not_offloaded
 from ffp.pipeline.training_plan import training_memory, training_passes
 from ffp.pruning.pruners import find_pruner
@@ -48,10 +42,8 @@ TASK_TOKENS = {
 OTHER_TASK = (300, 3000)
 ALIGN_ADVICE = (
     "FFN widths that are no multiple of 8 are slow on GPUs: models of 7 B without 10 to 30 % of their parameters ran "
-    "1.4 to 2.9 times as long as dense on an H100, and 0.74 to 0.91 times as long in multiples of 8. Set align: 8."
+    "1.4 to 2.9 times as long as dense on an H100, and 0.74 to 0.91 times as long in multiples of 8."
 )
-# Searches that only reward candidates. Any other, such as one of another package, is planned with a backward pass.
-FORWARD_ONLY = frozenset({"cma-es", "error-table-dp", "evolutionary", "fastforward", "random-search"})
 TEST_TOKENS = 340_000  # a whole test text, for grids that limit no windows; WikiText-2's
 
 
@@ -178,79 +170,6 @@ def _is_fetched(experiment: Experiment, name: str) -> bool:
     return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
 
 
-def takes_gradients(method: type[Method]) -> bool:
-    """Returns whether a method is planned with a backward pass."""
-    return is_search(method) and method.name not in FORWARD_ONLY
-
-
-def step_memory(
-    prunable: PrunableModel, grid: GridConfig | PruneSettings, config: ModelConfig, *, gradients: bool
-) -> dict[str, int]:
-    """Returns peak bytes on the device by step: the weights there, one batch's activations, the step's own tensors.
-
-    Args:
-        prunable: The model, without weights or with them.
-        grid: What the contexts and numbers of windows are read from.
-        config: How the model runs.
-        gradients: Whether the search takes gradients.
-    """
-    width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
-    block = max(sum(p.numel() for p in one.parameters()) for one in prunable.blocks) * b
-    weights = sum(p.numel() for p in prunable.model.parameters()) * b
-    if config.offload:
-        weights += block - b * sum(p.numel() for p in prunable.blocks.parameters())
-    modules, calibration, chunk = prunable.modules[:2], grid.calibration, _logits(prunable, CHUNK_TOKENS)
-
-    def tokens(context: int) -> int:
-        return max(config.batch_tokens, context)
-
-    def forward(context: int) -> int:
-        """Of one batch: embeddings, a block's input, the residual and its norm, and a module's own; or the loss."""
-        inside = max(_inside(prunable, module) for module in modules)
-        return max(tokens(context) * b * (4 * width + inside), 2 * tokens(context) * b * width + chunk)
-
-    def backward(context: int) -> int:
-        """Of one batch: every block's input, and all that one block keeps; or the loss."""
-        kept = 7 * width + sum(_inside(prunable, module, backward=True) for module in modules)
-        return tokens(context) * b * len(prunable.blocks) * width + max(tokens(context) * b * kept, 2 * chunk)
-
-    hidden = calibration.windows * calibration.context * width * b
-    cut = b * sum(prunable.linear(path).weight.numel() for path in _entries(modules[0]) | {modules[0].output: 1})
-    solved = max(_ridge(prunable, module, tokens(calibration.context), b) for module in modules)
-    needs = {
-        "calibrate": forward(max(calibration.context, grid.search.context))
-        + 8 * tokens(calibration.context) * prunable.linear(modules[1].output).in_features,
-        "allocate": (backward if gradients else forward)(grid.search.context),
-        "apply": hidden + max(cut + solved, block + forward(calibration.context)),
-        "evaluate": max(forward(grid.evaluation.context), _logits(prunable, config.batch_tokens)),
-    }
-    return {step: int(weights + need) for step, need in needs.items()}
-
-
-def _entries(module: PrunableModule) -> Counter[str]:
-    """Paths of the linears at a module's entry, each with the number of matrices that it stacks."""
-    return Counter(segment.linear for segment in module.segments if segment.linear != module.output)
-
-
-def _inside(prunable: PrunableModel, module: PrunableModule, *, backward: bool = False) -> int:
-    """Numbers per token that a module holds beside hidden states, at most: in a forward, or until its backward."""
-    entries, width = _entries(module), prunable.linear(module.output).in_features
-    own, stacked = sum(prunable.linear(path).out_features for path in entries), max(entries.values())
-    if module.kind == "attention":
-        return own if backward else own + 4 * width  # rotary embeddings are applied to queries, then to keys
-    return own + (2 * (1 + stacked) if backward else stacked) * width
-
-
-def _ridge(prunable: PrunableModel, module: PrunableModule, tokens: int, b: int) -> int:
-    """Bytes while the ridge of a module adds up its sums: where nothing is removed from it, which is the most."""
-    linear = prunable.linear(module.output)
-    n, width = linear.in_features, linear.out_features
-    sums, weight, entries = 8 * n * (n + width), 4 * n * width, _entries(module)
-    own = sum(prunable.linear(path).out_features for path in entries)
-    held = n + (own if module.kind == "attention" or max(entries.values()) > 1 else 0)
-    return sums + weight + tokens * (b * (2 * width + held) + 4 * (2 * n + width))
-
-
 def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
     """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
     cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
@@ -279,11 +198,6 @@ def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[
     cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
     gradients = any(takes_gradients(experiment.method(cell.method)) for cell in cells)
     return step_memory(prunable, experiment.grid, experiment.models[name], gradients=gradients)
-
-
-def _logits(prunable: PrunableModel, tokens: int) -> int:
-    """Bytes of the float32 logits of so many tokens, and of what the loss makes of them."""
-    return 3 * 4 * tokens * int(prunable.config.vocab_size)
 
 
 def forward_flops(prunable: PrunableModel) -> float:
@@ -377,16 +291,16 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         f"{_cost_table(plans, tflops)}\n",
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
     ]
-    advice = [f"advice: {name}: {text}" for name in experiment.grid.models for text in _advice(experiment, name)]
-    return "\n".join([*lines, *advice, *(f"warning: {warning}" for warning in warnings)])
+    return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])
 
 
-def _advice(experiment: Experiment, name: str) -> Iterator[str]:
-    """What would make a model's pruned versions faster where it runs."""
-    config = experiment.models[name]
-    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    if on_gpu and config.align % 8 and "structured" in experiment.grid.granularities:
-        yield f"align is {config.align}. {ALIGN_ADVICE}"
+def _advice(experiment: Experiment) -> Iterator[str]:
+    """What would make pruned models faster where they run."""
+    gpus = {"cuda", "auto"} if torch.cuda.is_available() else {"cuda"}
+    models = {name: experiment.models[name] for name in experiment.grid.models}
+    slow = [name for name, config in models.items() if config.device in gpus and config.align % 8]
+    if slow and "structured" in experiment.grid.granularities:
+        yield f"advice: set align: 8 for {', '.join(slow)}. {ALIGN_ADVICE}"
 
 
 def _models_table(plans: list[ModelPlan]) -> str:

@@ -20,6 +20,7 @@ from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline import estimate, plan
+from ffp.pipeline.memory_plan import takes_gradients
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
@@ -196,7 +197,7 @@ def test_searches_that_take_gradients_are_planned_with_a_backward():
     """A method takes them from its tracker."""
     for name, method in METHODS.items():
         module = inspect.getsource(inspect.getmodule(method))
-        assert plan.takes_gradients(method) == (is_search(method) and ".utility(" in module), name
+        assert takes_gradients(method) == (is_search(method) and ".utility(" in module), name
 
 
 def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path):
@@ -266,7 +267,7 @@ def test_odd_widths_are_advised_against_where_a_gpu_runs_them(tmp_path, monkeypa
     def advised(gpu, grid=None, **model):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         text = plan.report(experiment(tmp_path, model, **(grid or {})), tflops=100.0)
-        return [line for line in text.splitlines() if line.startswith("advice: tiny: align is 1. ")]
+        return [line for line in text.splitlines() if line.startswith("advice: set align: 8 for tiny. ")]
 
     assert len(advised(False, device="cuda")) == len(advised(True, device="auto")) == 1
     assert not advised(False, device="auto") + advised(True, device="cpu") + advised(True, device="cuda", align=8)
