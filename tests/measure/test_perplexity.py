@@ -8,7 +8,7 @@ import torch
 
 from ffp.core.errors import ConfigError, FfpError
 from ffp.measure.perplexity import perplexity
-from ffp.measure.windows import token_windows
+from ffp.measure.windows import SEPARATOR, first_free, later_windows, token_windows
 from tests.measure.slow import WORDS, slow_losses
 
 
@@ -53,6 +53,27 @@ def test_windows_are_consecutive_cuts_of_the_joined_documents(tokenizer):
     cuts = [text[i : i + 6] for i in range(0, len(text) - 5, 6)]
     assert ["".join(WORDS[i] for i in row) for row in found.tolist()] == cuts
     assert token_windows(tokenizer, documents, context=6, windows=2, name="test text").tolist() == found[:2].tolist()
+
+
+@pytest.mark.parametrize("used", [1, 5, 20, 47, 48, 49, 60, 90])
+def test_later_windows_hold_nothing_of_documents_that_the_first_tokens_reach(tokenizer, used):
+    """One token a character, so that what is reached is known exactly."""
+    documents = ["abcdefgh" * 3, "ijkl" * 5, "mnop" * 6, "qrst" * 8, "uvwx" * 9]
+    reached = [n for n in range(5) if len(SEPARATOR.join(documents[:n])) + (2 if n else 0) < used]
+    free = first_free(tokenizer, documents, used)
+    assert max(reached) < free <= max(reached) + 2
+    if free < 5:
+        found = later_windows(tokenizer, documents, used_tokens=used, context=6, windows=2, name="text")
+        assert "".join(WORDS[i] for i in found.flatten()) == SEPARATOR.join(documents[free:])[:12]
+
+
+def test_a_text_that_calibration_uses_up_is_refused(tokenizer):
+    with pytest.raises(
+        ConfigError, match=r"no document of the text is left for recovery: calibration takes 20 tokens of"
+    ):
+        later_windows(tokenizer, ["abc", "defghi" * 3], used_tokens=20, context=4, windows=1, name="text")
+    with pytest.raises(ConfigError, match=r"the text behind the first 5 tokens has 3 tokens, 0 windows of 4"):
+        later_windows(tokenizer, ["abcdefgh" * 3, "abc"], used_tokens=5, context=4, windows=1, name="text")
 
 
 @pytest.mark.parametrize(

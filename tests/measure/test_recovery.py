@@ -11,13 +11,14 @@ import torch
 
 from ffp import api
 from ffp.config.recover import RecoverSettings
-from ffp.core.errors import ConfigError, FfpError
+from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.measure.loss import last_hidden, token_divergences, window_losses
 from ffp.measure.recovery import SAVE_EVERY, rise_and_fall, window_order
 from ffp.models.adapters import Adapters
 from ffp.models.placement import offload
 from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import cut
+from ffp.models.sliced import cut, mask
+from ffp.pruning.compensation import load_updates, spread_updates
 from tests.helpers.families import CONFIGS, tiny, tokens
 
 SETTINGS = RecoverSettings(tokens=20 * 64, rank=4, alpha=8, learning_rate=0.02, batch_tokens=40)
@@ -26,9 +27,13 @@ SETTINGS = RecoverSettings(tokens=20 * 64, rank=4, alpha=8, learning_rate=0.02, 
 def pruned(family: str = "llama", dtype: torch.dtype = torch.float32) -> PrunableModel:
     """A tiny model that lost units of its second block."""
     prunable = PrunableModel(tiny(family).to(dtype))
-    kept = {m.decision.name: list(range(m.n_indices - (m.block == 1))) for m in prunable.modules}
-    cut(prunable, kept)
+    cut(prunable, kept_of(prunable))
     return prunable
+
+
+def kept_of(prunable: PrunableModel) -> dict[str, list[int]]:
+    """All units but the first of the second block's modules."""
+    return {m.decision.name: list(range(int(m.block == 1), m.n_indices)) for m in prunable.modules}
 
 
 def recover(prunable, windows=None, settings=SETTINGS, **options):
@@ -67,6 +72,28 @@ def test_the_updates_are_the_new_weights_and_all_others_stay():
             assert torch.equal(value, old[name]), name
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_trained_weights_have_their_places_in_the_dense_shapes(family):
+    prunable, dense = pruned(family), PrunableModel(tiny(family).float())
+    found, kept = recover(prunable), kept_of(dense)
+    mask(dense, kept)
+    load_updates(dense, spread_updates(dense, kept, found.updates))
+    ids = tokens(2)
+    torch.testing.assert_close(dense.model(ids).logits, prunable.model(ids).logits, rtol=1e-3, atol=1e-3)
+    again = pruned(family)
+    load_updates(again, found.updates)
+    assert torch.equal(again.model(ids).logits, prunable.model(ids).logits)
+
+
+@pytest.mark.bad_input
+def test_weights_of_another_cut_are_refused_with_their_file():
+    found = recover(pruned())
+    with pytest.raises(
+        ArtifactError, match=r"x.safetensors has .* but this cut has .*\. Run the rule that makes it again"
+    ):
+        load_updates(PrunableModel(tiny("llama")), found.updates, source="x.safetensors")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_merged_model_computes_what_the_adapters_did(dtype):
     """W + alpha / rank B A, added in float32 and rounded once."""
@@ -86,7 +113,7 @@ def test_a_merged_model_computes_what_the_adapters_did(dtype):
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected)
     merged = prunable.model(ids).logits.float()
-    assert (merged - beside).abs().max() < {torch.float32: 1e-4}.get(dtype, 0.5)
+    assert (merged - beside).abs().mean() < {torch.float32: 1e-5}.get(dtype, 0.2)
 
 
 def test_one_step_equals_adamw_written_out():

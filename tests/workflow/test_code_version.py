@@ -21,7 +21,7 @@ from tests.helpers.synthetic import PROBLEMS, answer
 
 TARGETS = {name: f"{method.__module__}:{method.__qualname__}" for name, method in METHODS.items()}
 SEARCHES = {name for name, method in METHODS.items() if is_search(method)}
-STEPS = ["asset", "calibrate", "apply", "evaluate", "report"]
+STEPS = ["asset", "calibrate", "apply", "recover", "evaluate", "report"]
 
 
 def forget() -> None:
@@ -73,8 +73,9 @@ EDITS = {
         "allocators/tracker.py", "LOG_LINES = 20", "LOG_LINES = 21", set(METHODS)
     ),
     "how texts are cut into windows": (
-        "measure/windows.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "evaluate"}
+        "measure/windows.py", 'SEPARATOR = "\\n\\n"', 'SEPARATOR = "\\n"', {"calibrate", "recover", "evaluate"}
     ),
+    "how the learning rate falls": ("measure/recovery.py", "SAVE_EVERY = 8", "SAVE_EVERY = 9", {"recover"}),
     "the page": ("report/template.html", "<html", "<html ", {"report"}),
     "how texts are shared out": ("assets/splits.py", "SHINGLE = 13", "SHINGLE = 12", {"asset"}),
 }  # fmt: skip

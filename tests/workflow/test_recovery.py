@@ -22,15 +22,17 @@ from ffp.measure.windows import SEPARATOR
 from ffp.models.checkpoint import load_pruned
 from ffp.pipeline import plan
 from ffp.pipeline.inputs import recovery_windows
-from ffp.pipeline.steps import load_prunable
+from ffp.pipeline.recover import recover
+from ffp.pipeline.steps import evaluate, load_prunable
 from ffp.pipeline.verify import Verifier
-from ffp.store import schemas
+from ffp.store import code_version, schemas
 from ffp.store.documents import read_documents
 from ffp.store.files import read_table
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CostFile, ScoresFile
 from tests.helpers import tiny
+from tests.workflow.test_code_version import called
 
 RECOVER = {"tokens": 2560, "rank": 4, "batch_tokens": 64, "learning_rate": 0.02, "dense": True}
 PLAIN, TRAINED = "tiny/structured/s0.30/owl/seed0", "tiny/structured/s0.30/owl-lora/seed0"
@@ -281,6 +283,20 @@ def test_a_cell_can_be_fitted_to_the_dense_models_predictions(here):
     done = train(here, "kl")
     assert done.returncode == 0, done.output
     assert CostFile.read(here / "kl/recover.cost.json").n_tokens == 4 * 640
+
+
+def test_nothing_that_runs_in_the_step_is_missing_in_the_digest_of_its_code(here):
+    experiment = Experiment(Path("config/grid.yaml"))
+    cell, folder = experiment.cell(TRAINED), files(here, TRAINED).folder
+    model, text = Path("data/models/tiny"), Path("data/text/docs")
+    runs = {
+        "recover": lambda: recover(experiment, cell, model, text, folder, here / "again"),
+        "evaluate": lambda: evaluate(experiment, cell, model, text, None, folder, here / "scores.json"),
+    }
+    for step, run in runs.items():
+        entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
+        assert len(entered) > 10
+        assert entered <= code_version.closure(step), f"{step} runs code that its digest does not cover"
 
 
 def test_settings_of_cells_without_recovery_do_not_name_it(here):
