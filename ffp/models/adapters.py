@@ -36,7 +36,8 @@ class Adapters:
             seed: Of the first values of A.
         """
         self.prunable, self._rank, self._alpha, self._seed = prunable, rank, alpha, seed
-        self._linears = {path: prunable.linear(path) for path in prunable.decision_names("structured")}
+        linears = {path: prunable.linear(path) for path in prunable.decision_names("structured")}
+        self._linears = {path: linear for path, linear in linears.items() if linear.weight.numel()}
         self.parameters: dict[str, nn.Parameter] = {}
 
     def __enter__(self) -> Adapters:

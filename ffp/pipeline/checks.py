@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ffp.config import GridConfig
+from ffp.config import GridConfig, ModelConfig
 from ffp.core.errors import AssetError, ConfigError
 
 log = logging.getLogger("ffp")
@@ -123,4 +123,12 @@ def check_disk(folder: Path, needed: int) -> None:
         raise ConfigError(
             f"{folder} takes about {needed / 1e6:,.1f} MB, but its disk has {free / 1e6:,.1f} MB free. Free the disk "
             "or name another folder."
+        )
+
+
+def check_not_offloaded(config: ModelConfig, name: str) -> None:
+    """Raises ConfigError where a model that is to be trained keeps its weights on the host."""
+    if config.offload:
+        raise ConfigError(
+            f"recovery trains the weights of {name} on the device, which offload keeps on the host. Leave one out."
         )

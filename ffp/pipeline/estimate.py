@@ -15,10 +15,9 @@ from ffp.core import projection
 from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_disk, check_memory
+from ffp.pipeline.checks import check_disk, check_memory, check_not_offloaded
 from ffp.pipeline.memory_plan import step_memory, takes_gradients
 from ffp.pipeline.plan import forward_flops
-from ffp.pipeline.recover import check_not_offloaded
 from ffp.pipeline.training_plan import training_memory
 
 PRODUCT = 1024  # rows and columns of the matrices that time a CPU

@@ -13,7 +13,7 @@ import torch
 from ffp.allocators.base import Search
 from ffp.api import Windows
 from ffp.config.pruning import PruneSettings
-from ffp.pipeline.training_plan import training_passes
+from ffp.pipeline.training_plan import training_tokens
 
 log = logging.getLogger("ffp")
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def phase_tokens(
     recover, last = settings.recover, measured("pruned")
     if recover.wanted:
         before = {} if test is None else {"evaluate the pruned model": test.numel()}
-        last = {**before, "recover": recover.tokens * training_passes(recover), **measured("recovered")}
+        last = {**before, "recover": training_tokens(recover), **measured("recovered")}
     allocation = 1.0
     if isinstance(settings.method, Search):
         allocation = settings.search.budget().tokens(search.context) + search.finalists * sizes["selection"]

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
-from ffp.config import Cell, Experiment, HubSource, ModelConfig
+from ffp.config import Experiment, HubSource, ModelConfig
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton
@@ -27,8 +27,7 @@ from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
 from ffp.pipeline.memory_plan import step_memory, takes_gradients
-from ffp.pipeline.recover import check_not_offloaded
-from ffp.pipeline.training_plan import training_memory, training_passes
+from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
@@ -90,7 +89,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
         check_context(prunable.config, contexts_of(experiment.grid))
     limits = _limits(experiment, name, prunable)
-    memory = _memory(prunable, experiment, name) | _training_memory(prunable, experiment, name)
+    memory = _memory(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     return ModelPlan(
         name=name,
@@ -177,21 +176,7 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
     steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
     steps |= {"apply" for cell in cells if _streams(experiment, cell.method, cell.granularity)}
     memory = _memory(prunable, experiment, name)
-    return max([*(memory[step] for step in steps), *_training_memory(prunable, experiment, name).values()])
-
-
-def _training_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
-    """Peak bytes of the largest recovery of a model, as `recover`; nothing where the grid has none."""
-    config, context = experiment.models[name], experiment.grid.calibration.context
-    if cells := _trained(experiment, name):
-        check_not_offloaded(config, name)
-    sizes = [training_memory(prunable, config, experiment.recover(cell), context) for cell in cells]
-    return {"recover": max(sizes)} if sizes else {}
-
-
-def _trained(experiment: Experiment, name: str) -> list[Cell]:
-    """The cells of a model that are trained after pruning."""
-    return [cell for cell in experiment.cells() if cell.model == name and experiment.recover(cell).wanted]
+    return max([*(memory[step] for step in steps), *recovery_memory(prunable, experiment, name).values()])
 
 
 def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
@@ -222,12 +207,12 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
     streamed = [cell for cell in pruned if _streams(experiment, cell.method, cell.granularity)]
-    forward, trained = forward_flops(prunable), [experiment.recover(cell) for cell in cells]
+    forward, trained = forward_flops(prunable), sum(training_tokens(experiment.recover(cell)) for cell in cells)
     return {
         "calibrate": forward * (stream + texts),
         "allocate": forward * spent * len(searches),
         "apply": stream * (3 * 2.0 * units + 2.0 * moments) * len(streamed),
-        "recover": forward * sum(settings.tokens * training_passes(settings) for settings in trained),
+        "recover": forward * trained,
         "evaluate": forward * scored * len(cells),
     }
 
@@ -248,7 +233,7 @@ def _task_tokens(experiment: Experiment) -> int:
 
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
     cells = [cell for cell in experiment.cells() if cell.model == name]
-    pruned, trained = sum(not cell.is_dense for cell in cells), len(_trained(experiment, name))
+    pruned, trained = sum(not cell.is_dense for cell in cells), len(recovered_cells(experiment, name))
     jobs = {"asset": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
     return {**jobs, **({"recover": trained} if trained else {}), "evaluate": len(cells)}
 

@@ -20,7 +20,7 @@ from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
 from ffp.core import projection
-from ffp.measure.recovery import check_trainable
+from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids
 from ffp.pipeline.phases import Phases, phase_tokens
@@ -176,21 +176,9 @@ def run(
             "prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, dense_shape)[1]
         )
     else:
-        target, teacher = _copies(prunable, settings.recover, dense_shape=dense_shape)
-        masks, removed = phases.run(
-            "prune", lambda: _cut(prunable, calibration, found, settings, batch_tokens, False, target)
+        removed, recovery, before = _cut_and_train(
+            prunable, calibration, found, settings, training, measuring, dense_shape
         )
-        before = measuring.perplexity("pruned", target.model)
-        recovery = phases.run(
-            "recover",
-            lambda: api.recover(
-                target, training, settings.recover, seed=settings.seed, batch_tokens=batch_tokens, teacher=teacher,
-                state=work.training,
-            ),
-        )  # fmt: skip
-        if target is not prunable:
-            masks = api.Masks(masks.kept, {**masks.updates, **recovery.updates})
-            removed = api.install(prunable, found.problem, masks, _cut_of(settings), dense_shape=True)
     return Pruned(
         prunable, tokenizer, settings, found, removed, text=text.title, dense=dense,
         pruned=measuring.measure("pruned" if recovery is None else "recovered", prunable.model),
@@ -222,6 +210,28 @@ class _Measuring:
         if (score := self.score) is not None:
             found.tasks = self.phases.run(f"score the {name} model on tasks", lambda: score(model))
         return found
+
+
+def _cut_and_train(
+    prunable: PrunableModel, calibration: api.Calibration, found: api.AllocationResult, settings: PruneSettings,
+    windows: torch.Tensor, measuring: _Measuring, dense_shape: bool,
+) -> tuple[api.PruningSummary, Recovery, Mapping[str, Any] | None]:  # fmt: skip
+    """Prunes a model in place and trains it; returns how much left, the training, and the perplexity before it."""
+    phases, batch = measuring.phases, measuring.batch_tokens
+    target, teacher = _copies(prunable, settings.recover, dense_shape=dense_shape)
+    masks, removed = phases.run("prune", lambda: _cut(prunable, calibration, found, settings, batch, False, target))
+    before = measuring.perplexity("pruned", target.model)
+    recovery = phases.run(
+        "recover",
+        lambda: api.recover(
+            target, windows, settings.recover, seed=settings.seed, batch_tokens=batch, teacher=teacher,
+            state=measuring.work.training,
+        ),
+    )  # fmt: skip
+    if target is not prunable:
+        masks = api.Masks(masks.kept, {**masks.updates, **recovery.updates})
+        removed = api.install(prunable, found.problem, masks, _cut_of(settings), dense_shape=True)
+    return removed, recovery, before
 
 
 def _copies(prunable: PrunableModel, recover: RecoverSettings, *, dense_shape: bool) -> tuple[PrunableModel, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ffp import api
-from ffp.config import Cell, Experiment, ModelConfig
+from ffp.config import Cell, Experiment
 from ffp.core.errors import ConfigError
 from ffp.models.checkpoint import load_model, load_tokenizer
-from ffp.pipeline.checks import check_context
+from ffp.pipeline.checks import check_context, check_not_offloaded
 from ffp.pipeline.inputs import asset_digest, cut_digests, recovery_windows
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
@@ -73,11 +73,3 @@ def check_text(experiment: Experiment, model: str, model_dir: Path, text_dir: Pa
         check_not_offloaded(experiment.models[model], model)
         skeleton, tokenizer = load_prunable(experiment, model, model_dir, weights=False), load_tokenizer(model_dir)
         recovery_windows(experiment, cells[0], skeleton, tokenizer, text_dir)
-
-
-def check_not_offloaded(config: ModelConfig, name: str) -> None:
-    """Raises ConfigError where a model that is to be trained keeps its weights on the host."""
-    if config.offload:
-        raise ConfigError(
-            f"recovery trains the weights of {name} on the device, which offload keeps on the host. Leave one out."
-        )

@@ -137,8 +137,7 @@ def evaluate(
     """
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
-    inputs["tasks"] = asset_digest(tasks_dir) if tasks_dir else None
-    inputs |= recovered_digest(experiment, cell, cut_dir)
+    inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
     prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:

@@ -1,22 +1,42 @@
-"""What recovery will take, from the sizes of the model alone: memory on the device, and passes over its tokens."""
+"""What recovery will take, from the sizes of the model alone: memory on the device, and work."""
 
 from __future__ import annotations
 
-from ffp.config import ModelConfig
+from ffp.config import Cell, Experiment, ModelConfig
 from ffp.config.recover import RecoverSettings
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
 from ffp.models.prunable import PrunableModel
+from ffp.pipeline.checks import check_not_offloaded
 
 ADAPTER_BYTES = 4 * 4  # value, gradient and two moments, float32
 
 
-def training_passes(settings: RecoverSettings) -> int:
-    """Returns forward passes of the model that one token of recovery takes.
+def training_tokens(settings: RecoverSettings) -> int:
+    """Returns what a recovery takes, in tokens of a forward pass; 0 for none.
 
     A backward takes as many products as a forward: the model's own weights have no gradients.
     """
-    return 2 + settings.checkpoint + (settings.loss == "kl") if settings.wanted else 0
+    passes = 2 + settings.checkpoint + (settings.loss == "kl") if settings.wanted else 0
+    return settings.tokens * passes
+
+
+def recovered_cells(experiment: Experiment, name: str) -> list[Cell]:
+    """Returns the cells of a model that are trained after pruning."""
+    return [cell for cell in experiment.cells() if cell.model == name and experiment.recover(cell).wanted]
+
+
+def recovery_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
+    """Returns peak bytes of the largest recovery of a model, as `recover`; nothing where the grid has none.
+
+    Raises:
+        ConfigError: The model is offloaded.
+    """
+    config, context = experiment.models[name], experiment.grid.calibration.context
+    if cells := recovered_cells(experiment, name):
+        check_not_offloaded(config, name)
+    sizes = [training_memory(prunable, config, experiment.recover(cell), context) for cell in cells]
+    return {"recover": max(sizes)} if sizes else {}
 
 
 def training_memory(prunable: PrunableModel, config: ModelConfig, settings: RecoverSettings, context: int) -> int:

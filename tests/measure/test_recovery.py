@@ -73,6 +73,15 @@ def test_the_updates_are_the_new_weights_and_all_others_stay():
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+def test_modules_of_which_nothing_is_left_are_passed_over(family):
+    prunable = PrunableModel(tiny(family).float(), min_keep=0)
+    cut(prunable, {m.decision.name: [] if m.block == 1 else list(range(m.n_indices)) for m in prunable.modules})
+    found = recover(prunable)
+    assert found.curve[0]["loss"] > found.curve[-1]["loss"]
+    assert found.updates and all(array.size for array in found.updates.values())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
 def test_trained_weights_have_their_places_in_the_dense_shapes(family):
     prunable, dense = pruned(family), PrunableModel(tiny(family).float())
     found, kept = recover(prunable), kept_of(dense)
