@@ -33,7 +33,8 @@ from ffp import api
 from ffp.allocators import create
 from ffp.config import Experiment
 from ffp.measure.speed import time_round
-from ffp.models.checkpoint import load_pruned, load_tokenizer, save_pruned
+from ffp.models.checkpoint import load_pruned, load_tokenizer
+from ffp.models.formats import Transformers
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
@@ -64,7 +65,7 @@ def main() -> None:
             out = Path(scratch, str(sparsity))
             out.mkdir()
             pruned = _prune(experiment, options.model, options.method, sparsity)
-            save_pruned(pruned, out)
+            Transformers().save(pruned, tokenizer, out)
             models[sparsity], size[sparsity] = load_pruned(out, device="cpu"), _file_bytes(out)
             if sparsity == GGUF_SPARSITY:
                 for variant, pad in (("unpadded", 1), ("padded", 32)):

@@ -230,6 +230,6 @@ def spread_updates(
         if (name := f"{module.output}.bias") in updates and prunable.linear(module.output).bias is None:
             raise ConfigError(
                 f"{name} of the compensation has no place in {prunable.config.model_type}'s own shapes. "
-                "Export without --dense-shape, or compensate by ridge."
+                "Export in another format than dense-shape, or compensate by ridge."
             )
     return spread

@@ -101,7 +101,7 @@ def test_a_compensated_bias_is_refused_where_the_family_has_none():
     prunable = PrunableModel(tiny("mistral"))
     name = "model.layers.1.mlp.down_proj.bias"
     with pytest.raises(
-        ConfigError, match=r"down_proj\.bias .* no place in mistral's own shapes\. Export without --dense"
+        ConfigError, match=r"down_proj\.bias .* no place in mistral's own shapes\. Export in another format"
     ):
         spread_updates(prunable, {}, {name: np.zeros(48, dtype=np.float32)})
 

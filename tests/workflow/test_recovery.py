@@ -197,7 +197,7 @@ def test_exports_hold_the_trained_weights_in_both_shapes(here):
     card = exported(here, "small")
     assert "- Recovery: LoRA of rank 4, 2,560 tokens, fitted to the text, from the calibration text" in card
     assert f"Perplexity before it: {scores(here, TRAINED).ppl_before.value:.4g}" in card
-    exported(here, "wide", "--dense-shape")
+    exported(here, "wide", "--format", "dense-shape")
     models = [load_pruned("small"), AutoModelForCausalLM.from_pretrained("wide").eval()]
     ids = torch.arange(40)[None]
     logits = [model(ids).logits for model in models]
