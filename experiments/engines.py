@@ -18,9 +18,7 @@ import argparse
 import json
 import math
 import os
-import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,7 +93,7 @@ def main() -> None:
                 if name != "same_tokens"
             )
         },
-        "command": shlex.join(["python", "-m", "experiments.engines", *_without_paths(sys.argv[1:])]),
+        "command": f"python -m experiments.engines --windows {options.windows} --transformers-4 PYTHON --vllm PYTHON",
         "method": options.method,
         "tokens": int(ids.size),
         "engines": engines,
@@ -118,11 +116,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("experiments/work/engines"))
     parser.add_argument("--out", type=Path, default=Path("experiments/results/engines.json"))
     return parser.parse_args()
-
-
-def _without_paths(words: list[str]) -> list[str]:
-    """The command without the Pythons of this machine."""
-    return ["PYTHON" if word.endswith(("/python", "/python3")) else word for word in words]
 
 
 def _windows(experiment: Experiment, model: str, count: int) -> Any:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ def main() -> None:
     gains = {run["sparsity"]: math.log(run["before"]["value"] / run["after"]["value"]) for run in runs}
     body = {
         "marks": {"gain": gains, "of_which_text": gains[cells[0].sparsity]},
-        "command": shlex.join(["python", "-m", "experiments.recovery", *sys.argv[1:]]),
+        "command": f"python -m experiments.recovery --tokens {options.tokens}",
         "method": options.method,
         "recover": settings.model_dump(),
         "runs": runs,
