@@ -26,16 +26,15 @@ def prune(
     param: options.Param = None, compensate: options.Compensate = None, recover: options.Recover = "none",
     recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
     recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
-    text_column: options.TextColumn = "text",
-    calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT, context: options.Context = CONTEXT,
-    seed: options.Seed = 0, granularity: options.Granularity = "structured", pruner: options.Pruner = None,
-    align: options.Align = None, min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None,
-    dtype: options.Dtype = None, device: options.Device = None, threads: options.Threads = None,
-    batch_tokens: options.BatchTokens = None, offload: options.Offload = False, evaluate: options.Evaluate = True,
-    tasks: options.Tasks = None, documents: options.Documents = EVALUATION.documents,
-    format: options.Format = "transformers", quantize: options.Quantize = None, pad: options.Pad = None,
-    yes: options.Yes = False, data: options.Data = None, dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
+    text_column: options.TextColumn = "text", context: options.Context = CONTEXT, seed: options.Seed = 0,
+    granularity: options.Granularity = "structured", pruner: options.Pruner = None, align: options.Align = None,
+    min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None, dtype: options.Dtype = None,
+    device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
+    offload: options.Offload = False, evaluate: options.Evaluate = True, tasks: options.Tasks = None,
+    documents: options.Documents = EVALUATION.documents, format: options.Format = "transformers",
+    quantize: options.Quantize = None, pad: options.Pad = None, yes: options.Yes = False, data: options.Data = None,
+    dry_run: options.DryRun = False, as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     r"""Prune a model and save it as a checkpoint.
 
@@ -58,8 +57,7 @@ def prune(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, dtype=dtype, device=device, batch_tokens=batch_tokens,
         offload=offload or None, resources=resources,
     )  # fmt: skip
-    # first, since it says what the libraries read when they are imported
-    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)
+    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 
