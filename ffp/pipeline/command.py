@@ -84,7 +84,7 @@ def prune(request: PruneRequest) -> Pruned:
     tokenizer, config = load_tokenizer(opened.folder), opened.config
     found = estimate(opened.folder, config, request.settings)
     found.check(request.out)
-    request.format.check(found.prunable.config, tokenizer)
+    _check_format(request, found.prunable, tokenizer)
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
     work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
@@ -115,7 +115,7 @@ def dry_run(request: PruneRequest) -> str:
     found = estimate(opened.folder, opened.config, request.settings)
     found.check(request.out)
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
-    request.format.check(found.prunable.config, tokenizer)
+    _check_format(request, found.prunable, tokenizer)
     windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
     open_recovery_windows(found.prunable, tokenizer, text, settings)
     parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
@@ -196,6 +196,16 @@ def _recover_params(recover: RecoverSettings) -> list[str]:
     """The settings of recovery that have no option of their own, where they are not the defaults."""
     others = recover.model_dump(exclude={"method", "tokens", "rank"}, exclude_defaults=True) if recover.wanted else {}
     return [f"{name}={json.dumps(value)}" for name, value in others.items()]
+
+
+def _check_format(request: PruneRequest, prunable: PrunableModel, tokenizer: Any) -> None:
+    """Raises ConfigError for a model that the format cannot hold as it will be."""
+    request.format.check(prunable.config, tokenizer)
+    if request.settings.compensate == "bias" and not request.format.takes_biases(prunable):
+        raise ConfigError(
+            f"--compensate bias adds biases, which {request.format.name} has no place for in a "
+            f"{prunable.config.model_type} model. Compensate by ridge, or take another --format."
+        )
 
 
 def _time(pruned: Pruned, opened: OpenedModel) -> None:

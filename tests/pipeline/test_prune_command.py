@@ -155,6 +155,11 @@ def test_a_gguf_is_written_with_the_models_tokenizer(folder, capsys, quantize):
     assert "the format transformers has no option 'quantize'" in capsys.readouterr().err
 
 
+def test_biases_that_a_format_cannot_hold_are_refused_before_the_search(folder, capsys, no_search):
+    line = refused(capsys, "tiny", "--compensate", "bias", "--format", "dense-shape")
+    assert "dense-shape has no place for in a llama model. Compensate by ridge" in line
+
+
 def test_whole_blocks_go_and_the_checkpoint_is_shorter(folder, hub_modules):
     words = ("--method", "shortgpt", "--min-keep", "0", "--no-evaluate", "--out", "small")
     assert main(["prune", "tiny", "--sparsity", "0.5", "--text", "docs.jsonl", "--tokens", "0", *SIZES, *words]) == 0

@@ -54,6 +54,10 @@ class Format(ABC):
             ConfigError: One line that says what it cannot hold, and what to do.
         """
 
+    def takes_biases(self, prunable: PrunableModel) -> bool:
+        """Returns whether a bias that compensation adds to the output linears has a place; sizes alone are read."""
+        return True
+
     def words(self) -> list[str]:
         """Returns the words of a command line that ask for this format; none for the default one."""
         found = [] if self.name == "transformers" else ["--format", self.name]

@@ -44,6 +44,10 @@ class DenseShape(Format):
     summary: ClassVar[str] = "zeros in the dense shapes"
     zeros: ClassVar[bool] = True
 
+    def takes_biases(self, prunable: PrunableModel) -> bool:
+        """Returns whether the family has such biases itself."""
+        return all(prunable.linear(module.output).bias is not None for module in prunable.modules)
+
     def save(self, prunable: PrunableModel, tokenizer: Any, folder: Path, *, parent: Path | None = None) -> Saved:
         """Writes weights with zeros, and which entries were kept as bits."""
         save_model(prunable.model, folder)

@@ -80,6 +80,10 @@ class Gguf(Format):
         _check_family(config)
         read_vocabulary(tokenizer, config.vocab_size)
 
+    def takes_biases(self, prunable: PrunableModel) -> bool:
+        """Returns whether llama.cpp's architecture reads them."""
+        return ARCHITECTURES[prunable.config.model_type] != "openelm"
+
     def save(
         self, prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, parent: Path | None = None
     ) -> Saved:
