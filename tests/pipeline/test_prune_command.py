@@ -116,7 +116,7 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
 @pytest.fixture
 def no_search(monkeypatch):
     """Fails the test when a search begins."""
-    monkeypatch.setattr(ffp.api, "allocate", lambda *_, **__: pytest.fail("the search began"))
+    monkeypatch.setattr("ffp.api.allocate", lambda *_, **__: pytest.fail("the search began"))
 
 
 def refused(capsys, *words: str) -> str:
