@@ -179,9 +179,11 @@ class Search(Method, ABC):
 
     Attributes:
         learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
+        takes_gradients: Whether it asks for marginal utilities; False plans less memory.
     """
 
     learns_policy: ClassVar[bool] = False
+    takes_gradients: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:

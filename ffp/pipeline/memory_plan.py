@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ffp.allocators import Method, is_search
+from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
 from ffp.config.pruning import PruneSettings
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
 from ffp.models.prunable import PrunableModel, PrunableModule
 
-# Searches that only reward candidates. Any other, such as one of another package, is planned with a backward pass.
-FORWARD_ONLY = frozenset({"cma-es", "error-table-dp", "evolutionary", "fastforward", "random-search"})
-
 
 def takes_gradients(method: type[Method]) -> bool:
     """Returns whether a method is planned with a backward pass."""
-    return is_search(method) and method.name not in FORWARD_ONLY
+    return issubclass(method, Search) and method.takes_gradients
 
 
 def step_memory(

@@ -26,6 +26,7 @@ class CmaEs(Search):
     version: ClassVar[str] = "1"
     summary: ClassVar[str] = "separable CMA-ES over logits"
     citation: ClassVar[str] = "Ros and Hansen, PPSN 2008"
+    takes_gradients: ClassVar[bool] = False
     equation: ClassVar[str] = (
         r"a^{(n)} \sim \mathcal{N}(m, \sigma^2 C), \quad C \text{ diagonal}, \qquad "
         r"m \leftarrow \sum_{i \le \mu} w_i\,a^{(i:\lambda)}"

@@ -43,6 +43,7 @@ class ErrorTableDp(Search):
     version: ClassVar[str] = "2"
     summary: ClassVar[str] = "each decision's own damage, summed, by exact knapsack"
     citation: ClassVar[str] = "Frantar and Alistarh, arXiv:2201.13096"
+    takes_gradients: ClassVar[bool] = False
     equation: ClassVar[str] = (
         r"\min_{k} \sum_i c_i(x_i) \quad \text{subject to} \quad \sum_i x_i\,p_i \ge s \sum_i p_i, \quad "
         r"0 \le x_i \le X, \qquad x_i = 1 - k_i"

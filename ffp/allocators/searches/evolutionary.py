@@ -48,6 +48,7 @@ class Evolutionary(Search):
     version: ClassVar[str] = "1"
     summary: ClassVar[str] = "elitist level switches, staged selection"
     citation: ClassVar[str] = "Sieberling et al., arXiv:2410.14649"
+    takes_gradients: ClassVar[bool] = False
     equation: ClassVar[str] = (
         r"n = \min(U\{1..3\}, U\{1..3\}) \text{ switches}, \qquad "
         r"k_i \leftarrow k_i - \delta/p_i, \quad k_j \leftarrow k_j + \delta/p_j"

@@ -73,6 +73,7 @@ class FastForward(Search):
     version: ClassVar[str] = "2"
     summary: ClassVar[str] = "single-step PPO on whole allocations"
     citation: ClassVar[str] = "Yuan et al., arXiv:2511.18977"
+    takes_gradients: ClassVar[bool] = False
     equation: ClassVar[str] = (
         r"a \sim \mathcal{N}(\mu_\theta(s), \mathrm{diag}(\sigma_\theta^2)), \qquad "
         r"r = \mathrm{PPL}_\text{dense} / \mathrm{PPL}_{\Pi(a)}"

@@ -25,6 +25,7 @@ class RandomSearch(Search):
     version: ClassVar[str] = "1"
     summary: ClassVar[str] = "the best of independent draws"
     citation: ClassVar[str] = "Bergstra and Bengio, JMLR 13 (2012)"
+    takes_gradients: ClassVar[bool] = False
     equation: ClassVar[str] = (
         r"a^{(n)} = a_0 + \sigma\,\varepsilon^{(n)}, \quad \varepsilon^{(n)} \sim \mathcal{N}(0, I), \qquad "
         r"\hat{k} = \arg\max_n r\left(\Pi(a^{(n)})\right)"
