@@ -142,7 +142,7 @@ def recover(
     Interrupted, the same command goes on where it was.
 
     Example:
-      CELL=smollm2-135m/structured/s0.20/fastforward-guided/seed0
+      CELL=smollm2-135m/structured/s0.20/fastforward-guided-lora/seed0
       ffp recover --config config/grids/recovery.yaml --cell $CELL \
           --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
           --cut results/cells/$CELL --out results/cells/$CELL

@@ -14,8 +14,8 @@ from ffp.config import ModelConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.models import modeling_pruned
 from ffp.models.families import family_of
-from ffp.models.formats.transformers import SCHEMA, add_sizes
 from ffp.models.placement import choose_device, offload
+from ffp.store.schemas import CHECKPOINT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,11 +61,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         body = dict(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder} has no readable config.json. Give a folder that `ffp export` wrote.") from error
-    found = body.get("pruned", {}).get("schema", SCHEMA)
-    if found != SCHEMA:
-        raise ArtifactError(
-            f"{folder} has pruned sizes of schema {found!r}, expected {SCHEMA!r}. Export it again with this version."
-        )
+    found = body.get("pruned", {}).get("schema", CHECKPOINT)
+    if found != CHECKPOINT:
+        raise ArtifactError(f"{folder} has pruned sizes of schema {found!r}, expected {CHECKPOINT!r}. Export it again.")
     return body
 
 
@@ -82,6 +80,8 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
 
     def save_pretrained(model: Any, target: str | Path, **options: Any) -> None:
         """Saves as transformers does, and adds the modelling file."""
+        from ffp.models.formats.transformers import add_sizes
+
         stock.save_pretrained(model, target, **options)
         add_sizes(Path(target), stock, {})
 

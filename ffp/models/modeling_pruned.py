@@ -17,10 +17,10 @@ def resize(model: Any, prefix: str = "") -> None:
 
     Args:
         model: The parent model as its class builds it; its blocks are changed in place. Its config.pruned is
-            {"blocks": path of the list of blocks, "attention": path in the block, "output":
-            path of its output linear, "linears": {path in the block:
-            {"in", "out", "bias": one value a block}}, "counts": {path of an attribute in the block: one value a
-            block}, "missing_kv_heads": one value a block, "head": name of the output layer}.
+            {"blocks": path of the list of blocks, "attention": path of a block's attention, "output": path of its
+            output linear, "linears": {path in the block: {"in", "out", "bias": one value a block}}, "counts": {path
+            of an attribute in the block: one value a block}, "missing_kv_heads": one value a block, "head": name of
+            the model's output layer}.
         prefix: What the path of the blocks begins with and the model lacks, for the model without its head.
     """
     pruned = model.config.pruned
@@ -102,7 +102,7 @@ def pad_cache(cache: Any, missing: int) -> Any:
 
 @contextmanager
 def one_size(config: Any) -> Iterator[None]:
-    """Lets the parent's class read a configuration as one without values per block, and the blocks keep copies."""
+    """Lets the parent's class read a configuration as if all blocks had the parent's sizes."""
     values = config.__dict__.pop("_heterogeneity_spec", None)
     try:
         yield

@@ -44,11 +44,12 @@ def export(
     """
     if cell.is_dense:
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
-    format = fitting(format, cell.granularity)
+    single = cell.granularity != "structured"
+    format = fitting(format, zeros=single)
     tokenizer = load_tokenizer(model_dir)
     format.check(load_prunable(experiment, cell.model, model_dir, weights=False).config, tokenizer)
     prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
-    zeros = format.zeros or cell.granularity != "structured"
+    zeros = format.zeros or single
     removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros, recovered=True)
     inputs = {**cut_digests(cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
     origin = provenance({"model": asset_digest(model_dir), **inputs})
@@ -85,9 +86,9 @@ def write_export(
     return saved
 
 
-def fitting(format: Format, granularity: str) -> Format:
-    """Returns the format for a granularity: single weights stay as zeros, so that `transformers` is `dense-shape`."""
-    return DenseShape() if granularity != "structured" and format.name == "transformers" else format
+def fitting(format: Format, *, zeros: bool) -> Format:
+    """Returns the format for a model; with zeros in the dense shapes, `transformers` is `dense-shape`."""
+    return DenseShape() if zeros and format.name == "transformers" else format
 
 
 def _card(

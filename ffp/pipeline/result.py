@@ -19,9 +19,9 @@ from ffp.measure.recovery import Recovery
 from ffp.measure.speed import Speed, measure_speed
 from ffp.models import formats
 from ffp.models.card import model_card
-from ffp.models.formats import DenseShape, Format, Saved
+from ffp.models.formats import Format, Saved
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.export import write_export
+from ffp.pipeline.export import fitting, write_export
 from ffp.store import schemas
 from ffp.store.provenance import provenance
 
@@ -131,7 +131,7 @@ class Pruned:
         """
         if isinstance(format, str):
             format = formats.create(format)
-        format = DenseShape() if self.dense_shape and format.name == "transformers" else format
+        format = fitting(format, zeros=self.dense_shape)
         if format.zeros and not self.dense_shape:
             raise ConfigError(f"units were cut out, which {format.name} needs as zeros. Prune with dense_shape=True.")
         format.check(self.model.config, self.tokenizer)

@@ -96,10 +96,14 @@ class CellFiles(Folder):
 
 
 class ExportFiles(Folder):
-    """A checkpoint that ffp wrote, beside the files of transformers."""
+    """A checkpoint that ffp wrote: its own files, and those of transformers' that it edits."""
 
     manifest = File("ffp.json")  # what was removed, and from what
     card = File("README.md")
+    config = File("config.json")
+    tokenizer_config = File("tokenizer_config.json")
+    modeling = File("modeling_pruned.py")  # builds blocks of different sizes
+    mask = File("mask.npz")  # which entries were kept; no safetensors, which engines would take for weights
 
 
 class ReportFiles(Folder):

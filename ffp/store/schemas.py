@@ -21,6 +21,7 @@ from ffp.core.problem import Allocation, Decision, PruningProblem
 from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
 BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments

@@ -39,12 +39,10 @@ class Format(ABC):
 
     Attributes:
         name: Name on the command line.
-        summary: What it is in half a line.
         zeros: Whether removed units stay as zeros in tensors of the dense shapes.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     zeros: ClassVar[bool] = False
 
     def check(self, config: PreTrainedConfig, tokenizer: Any) -> None:  # noqa: B027

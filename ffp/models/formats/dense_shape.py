@@ -9,31 +9,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ffp.models.formats.base import Format, Saved
-from ffp.models.formats.hub_folder import save_model, save_tokenizer
+from ffp.models.formats.hub_folder import load_lines, save_model, save_tokenizer
 from ffp.models.prunable import PrunableModel
+from ffp.store.layout import ExportFiles
 
-MASK = "mask.npz"  # no safetensors: engines that read all of them would take it for weights
-TEXT = f"""Removed weights are zeros in tensors of the parent's shapes: whatever runs the parent runs
+TEXT = """Removed weights are zeros in tensors of the parent's shapes: whatever runs the parent runs
 this checkpoint, which is neither smaller nor faster.
 
-**Tuning fills the zeros again**, also through merged LoRA weights. `{MASK}` has a bit for each entry
+**Tuning fills the zeros again**, also through merged LoRA weights. `mask.npz` has a bit for each entry
 of the pruned tensors, by name, 1 where it was kept; multiply the tensors by it after every step:
 
 ```python
 import numpy, torch
 
-bits = numpy.load("PATH/{MASK}")
+bits = numpy.load("PATH/mask.npz")
 for name, parameter in model.named_parameters():
     if name in bits:
         kept = numpy.unpackbits(bits[name], count=parameter.numel()).reshape(parameter.shape)
         parameter.data.mul_(torch.from_numpy(kept).to(parameter.device))
 ```"""
-RUN = (
-    "from transformers import AutoModelForCausalLM, AutoTokenizer",
-    "",
-    "model = AutoModelForCausalLM.from_pretrained(PATH)",
-    "tokenizer = AutoTokenizer.from_pretrained(PATH)",
-)
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,6 @@ class DenseShape(Format):
     """Zeros in the dense shapes, for engines that accept no others."""
 
     name: ClassVar[str] = "dense-shape"
-    summary: ClassVar[str] = "zeros in the dense shapes"
     zeros: ClassVar[bool] = True
 
     def takes_biases(self, prunable: PrunableModel) -> bool:
@@ -52,8 +45,8 @@ class DenseShape(Format):
         """Writes weights with zeros, and which entries were kept as bits."""
         save_model(prunable.model, folder)
         save_tokenizer(tokenizer, folder, parent)
-        np.savez_compressed(folder / MASK, **kept_bits(prunable))
-        return Saved(TEXT, RUN)
+        np.savez_compressed(ExportFiles(folder).mask, **kept_bits(prunable))
+        return Saved(TEXT, load_lines())
 
 
 def kept_bits(prunable: PrunableModel) -> dict[str, Any]:

@@ -68,7 +68,6 @@ class Gguf(Format):
     """
 
     name: ClassVar[str] = "gguf"
-    summary: ClassVar[str] = "one file for llama.cpp, Ollama and others that read GGUF"
     pad: int = 32
     quantize: tuple[str, ...] = ()
 

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffp.assets.model import MACHINE_KEYS
+from ffp.store.layout import ExportFiles
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -17,7 +20,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # transformers 5 calls every tokenizer that has no class of its own by the first name, which 4 does not know.
 BACKEND, PORTABLE = "TokenizersBackend", "PreTrainedTokenizerFast"
-MACHINE_KEYS = ("is_local", "local_files_only", "name_or_path")
+LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which is nothing of it
 Body = dict[str, Any]
 
 
@@ -34,7 +37,7 @@ def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
     except ValueError:
         defaults.do_sample = True
     model.save_pretrained(folder, max_shard_size=SHARD, **options)
-    edit(folder / "config.json", lambda body: body | legacy_keys(body))
+    edit(ExportFiles(folder).config, lambda body: body | legacy_keys(body))
 
 
 def legacy_keys(body: Body) -> Body:
@@ -62,8 +65,19 @@ def save_tokenizer(tokenizer: Any, folder: Path, parent: Path | None) -> None:
         shutil.copyfile(file, folder / file.name)
     if not own:
         tokenizer.save_pretrained(folder)
-    if (folder / "tokenizer_config.json").is_file():
-        edit(folder / "tokenizer_config.json", _portable)
+    if (config := ExportFiles(folder).tokenizer_config).is_file():
+        edit(config, _portable)
+
+
+def load_lines(*, trust_remote_code: bool = False) -> list[str]:
+    """Returns the lines of Python that load model and tokenizer from a folder PATH."""
+    trust = ", trust_remote_code=True" if trust_remote_code else ""
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained(PATH{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(PATH)",
+    ]
 
 
 def edit(path: Path, change: Any) -> None:
@@ -75,4 +89,4 @@ def _portable(body: Body) -> Body:
     """What both versions read of a tokenizer's configuration."""
     if body.get("tokenizer_class") == BACKEND:
         body["tokenizer_class"] = PORTABLE
-    return {key: value for key, value in body.items() if key not in MACHINE_KEYS}
+    return {key: value for key, value in body.items() if key not in (*MACHINE_KEYS, *LOADED)}

@@ -15,14 +15,14 @@ import torch
 
 from ffp.models import modeling_pruned
 from ffp.models.formats.base import Format, Saved
-from ffp.models.formats.hub_folder import Body, edit, save_model, save_tokenizer
+from ffp.models.formats.hub_folder import Body, edit, load_lines, save_model, save_tokenizer
 from ffp.models.prunable import PrunableModel
+from ffp.store.layout import ExportFiles
+from ffp.store.schemas import CHECKPOINT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-SCHEMA = "ffp/checkpoint/2"
-MODELING = "modeling_pruned.py"
 CONFIG, BASE, MODEL = "PrunedConfig", "PrunedModel", "PrunedForCausalLM"
 IMPORT = "from transformers import {config}, {base}, {model}\n"
 CLASSES = '''
@@ -55,7 +55,6 @@ class Transformers(Format):
     """Smaller tensors, for transformers and what is built on it."""
 
     name: ClassVar[str] = "transformers"
-    summary: ClassVar[str] = "smaller weights, for transformers and vLLM"
 
     def save(self, prunable: PrunableModel, tokenizer: Any, folder: Path, *, parent: Path | None = None) -> Saved:
         """Writes weights, configuration and, where the blocks differ in size, a modelling file."""
@@ -63,10 +62,10 @@ class Transformers(Format):
         config = stock_config(prunable)
         if config is not None:
             _save_as(prunable, config, folder)
-            return Saved(STOCK, _run(remote=False))
+            return Saved(STOCK, load_lines())
         save_model(prunable.model, folder, save_original_format=False)
         add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
-        return Saved(SIZES, _run(remote=True), tags=("custom_code",))
+        return Saved(SIZES, load_lines(trust_remote_code=True), tags=("custom_code",))
 
 
 def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
@@ -130,7 +129,7 @@ def sizes(prunable: PrunableModel) -> Body:
         "head": next(name for name, module in prunable.model.named_modules() if module is output),
         "missing_kv_heads": missing,
     }
-    return {"pruned": {"schema": SCHEMA, **own, "linears": linears, "counts": counts}}
+    return {"pruned": {"schema": CHECKPOINT, **own, "linears": linears, "counts": counts}}
 
 
 def per_layer(prunable: PrunableModel) -> Body:
@@ -159,21 +158,12 @@ def add_sizes(folder: Path, model: type, keys: Body) -> None:
     parent: Any = model.config_class  # type: ignore[attr-defined]
     auto = {"AutoConfig": CONFIG, "AutoModel": BASE, "AutoModelForCausalLM": MODEL}
     more = {"architectures": [MODEL], "auto_map": {name: f"modeling_pruned.{found}" for name, found in auto.items()}}
-    edit(folder / "config.json", lambda body: body | more | keys)
+    files = ExportFiles(folder)
+    edit(files.config, lambda body: body | more | keys)
     base: Any = MODEL_MAPPING[parent]
     names = {
         "config": parent.__name__, "base": base.__name__, "model": model.__name__, "model_type": parent.model_type,
     }  # fmt: skip
     imports = "from torch import nn\n"
     source = inspect.getsource(modeling_pruned).replace(imports, imports + IMPORT.format(**names))
-    (folder / MODELING).write_text(source + CLASSES.format(**names), encoding="utf-8")
-
-
-def _run(*, remote: bool) -> list[str]:
-    trust = ", trust_remote_code=True" if remote else ""
-    return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f"model = AutoModelForCausalLM.from_pretrained(PATH{trust})",
-        "tokenizer = AutoTokenizer.from_pretrained(PATH)",
-    ]
+    files.modeling.write_text(source + CLASSES.format(**names), encoding="utf-8")
