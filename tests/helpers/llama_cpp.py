@@ -64,19 +64,6 @@ class LlamaCpp:
                 found[row, one["id"]] = one["logprob"]
         return found
 
-    def losses(self, ids: list[int]) -> npt.NDArray[np.float64]:
-        """Minus the log-probability of each token but the first, (len(ids) - 1,); NaN where it ends no character.
-
-        llama.cpp sums the probabilities in float32: with 49,152 tokens these losses are 1e-4 too low.
-        """
-        found = np.full(len(ids) - 1, np.nan)
-        for place, token in enumerate(ids[1:]):
-            settings = {"max_tokens": 1, "logprobs": 1, "logit_bias": [[token, 10000.0]]}
-            answer = self._server.handle_completions({"prompt": ids[: place + 1], **settings})["choices"][0]
-            if answer["logprobs"]:
-                found[place] = -answer["logprobs"]["content"][0]["logprob"]
-        return found
-
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = Request(
             f"{self._server.listening_address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -6,12 +6,17 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from ffp.store.files import sha256
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("argparse", "collections", "concurrent.futures", "csv", "datetime", "decimal", "difflib", "email.message",
@@ -137,3 +142,25 @@ def snakemake(folder: Path, *words: str, **options: Any) -> subprocess.Popen[str
     """Snakemake on the tiny grid, on two cores. options: of run()."""
     common = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--profile", str(ROOT / "profiles/local")]
     return run(folder, "snakemake", *words, *common, "--config", "grid=config/grid.yaml", **options)
+
+
+def kill_and_run_again(folder: Path, words: list[str], ready: Callable[[], bool]) -> str:
+    """Runs `python -m WORDS --out whole`, the same with `--out small` until it is killed, and that again.
+
+    folder: what both run in. ready: when to kill. Returns what the last run printed; both checkpoints must be equal.
+    """
+    whole = run(folder, *words, "--out", "whole")
+    assert whole.returncode == 0, whole.output
+    first = run(folder, *words, "--out", "small", start_only=True)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert not (folder / "small").exists()
+    second = run(folder, *words, "--out", "small")
+    assert second.returncode == 0, second.output
+    assert sha256(folder / "small/model.safetensors") == sha256(folder / "whole/model.safetensors")
+    assert not list(folder.glob(".small*"))
+    return second.output

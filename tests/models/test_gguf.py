@@ -5,6 +5,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+from benchmarks.llama_cpp import losses
 from ffp.core.errors import ConfigError
 from ffp.models.formats import gguf_quantize
 from ffp.models.formats.gguf import ARCHITECTURES, Gguf
@@ -77,10 +78,9 @@ def test_a_whole_model_is_written_too(family, tmp_path):
     model = random(family)
     file = written(PrunableModel(model), tmp_path)
     assert_equal(file, model)
-    with LlamaCpp(file) as engine:
-        losses = engine.losses(IDS)[FIRST:]
-    expected = -torch_log_probs(model)[np.arange(len(losses)), IDS[FIRST + 1 :]]
-    np.testing.assert_allclose(np.nanmean(losses), expected[~np.isnan(losses)].mean(), rtol=1e-4)
+    found = losses(file, [IDS], threads=1)[0, FIRST:]
+    expected = -torch_log_probs(model)[np.arange(len(found)), IDS[FIRST + 1 :]]
+    np.testing.assert_allclose(np.nanmean(found), expected[~np.isnan(found)].mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("rope", [LLAMA3, {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}])

@@ -24,25 +24,10 @@ from ffp.pipeline.export import export
 from ffp.store import schemas
 from ffp.store.documents import read_documents
 from ffp.store.layout import SPLITS, ExportFiles, Layout
-from tests.helpers import tiny
 
 SMALL = {"calibration": {"windows": 4, "context": 64}, "evaluation": {"windows": 4, "context": 64},
          "search": {"context": 64, "windows": 8, "selection_windows": 4, "evaluations": 12,
                     "windows_per_evaluation": 2, "finalists": 2, "checkpoints": [1.0]}}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def texts():
-    return [document["text"] for document in tiny.documents()]
-
-
-@pytest.fixture
-def loaded(tiny_source):
-    """A fresh tiny model and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tiny_source / "source"
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("method", ["owl", "fastforward-guided"])

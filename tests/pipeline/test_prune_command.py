@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shlex
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -19,16 +15,6 @@ from ffp.store.files import sha256
 from tests.helpers import hub, tiny
 
 SIZES = ("--context", "64", "--calibration-tokens", "512", "--threads", "1")
-
-
-@pytest.fixture
-def folder(tiny_source, tmp_path, monkeypatch):
-    """A folder with a model and documents, and a configuration that names both; the current one."""
-    shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
-    tiny.configure(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
-    return tmp_path
 
 
 def prune(model: str, *words: str, text: str = "docs.jsonl") -> int:
@@ -96,21 +82,11 @@ def test_a_bfloat16_checkpoint_stays_one(folder):
 
 
 def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
+    def searching() -> bool:
+        return any(len(path.read_bytes().splitlines()) > 20 for path in folder.glob(".small.work-*/journal.txt"))
+
     words = ["ffp.cli", "prune", "tiny", "--sparsity", "0.3", "--text", "docs", "--tokens", "19200", *SIZES]
-    whole = tiny.run(folder, *words, "--out", "whole")
-    assert whole.returncode == 0, whole.output
-    run = tiny.run(folder, *words, "--out", "small", start_only=True)
-    deadline = time.monotonic() + 120
-    while not any(len(path.read_bytes().splitlines()) > 20 for path in folder.glob(".small.work-*/journal.txt")):
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
-    assert not (folder / "small").exists()
-    second = tiny.run(folder, *words, "--out", "small")
-    assert second.returncode == 0 and "resuming: " in second.output, second.output
-    assert sha256(folder / "small/model.safetensors") == sha256(folder / "whole/model.safetensors")
-    assert not list(folder.glob(".small*"))
+    assert "resuming: " in tiny.kill_and_run_again(folder, words, searching)
 
 
 @pytest.fixture

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-import os
 import shlex
-import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ffp
 from ffp.cli import main
@@ -27,18 +21,6 @@ SMALL = {"calibration": {"windows": 4, "context": 64}, "evaluation": {"windows":
 SIZES = ("--context", "64", "--calibration-tokens", "256", "--threads", "1")
 WORDS = ("--recover", "lora", "--recover-tokens", "1280", "--recover-rank", "4",
          "--recover-param", "learning_rate=0.02", "--recover-param", "batch_tokens=128")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def texts():
-    return [document["text"] for document in tiny.documents()]
-
-
-@pytest.fixture
-def loaded(tiny_source):
-    """A fresh tiny model and its tokenizer."""
-    folder = tiny_source / "source"
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def prune(loaded, texts, **options):
@@ -136,16 +118,6 @@ def test_bad_input_is_refused_before_a_token_is_spent(options, message, loaded, 
     assert len(str(refusal.value).splitlines()) == 1
 
 
-@pytest.fixture
-def folder(tiny_source, tmp_path, monkeypatch):
-    """A folder with a model and documents, and a configuration that names both; the current one."""
-    shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
-    tiny.configure(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
-    return tmp_path
-
-
 def command(*words: str) -> int:
     return main(["prune", "tiny", "--sparsity", "0.3", "--text", "docs", "--tokens", "0", *SIZES, *words])
 
@@ -181,20 +153,10 @@ def test_a_dry_run_counts_recovery(folder, capsys):
 def test_a_killed_recovery_goes_on_and_ends_as_an_undisturbed_one(folder):
     options = [*WORDS, "--recover-tokens", "19200"]
     words = ["ffp.cli", "prune", "tiny", "--sparsity", "0.3", "--text", "docs", "--tokens", "0", *SIZES, *options]
-    whole = tiny.run(folder, *words, "--out", "whole")
-    assert whole.returncode == 0, whole.output
-    run = tiny.run(folder, *words, "--out", "small", start_only=True)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".small.work-*/recover.state.safetensors")):
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
-    assert not (folder / "small").exists()
-    second = tiny.run(folder, *words, "--out", "small")
-    assert second.returncode == 0 and "resuming: recovery after step" in second.output, second.output
-    assert sha256(folder / "small/model.safetensors") == sha256(folder / "whole/model.safetensors")
-    assert not list(folder.glob(".small*"))
+    printed = tiny.kill_and_run_again(
+        folder, words, lambda: bool(list(folder.glob(".small.work-*/recover.state.safetensors")))
+    )
+    assert "resuming: recovery after step" in printed
 
 
 @pytest.mark.bad_input

@@ -308,3 +308,18 @@ def test_settings_of_cells_without_recovery_do_not_name_it(here):
             assert "recover" not in step_settings(experiment, "apply", cell)
             assert "recover" not in step_settings(experiment, "allocate", cell)
     assert Cell.parse(TUNED).is_dense and not Cell.parse(TRAINED).is_dense
+
+
+def test_the_experiment_reads_trained_cells(here, monkeypatch):
+    from experiments import recovery
+
+    monkeypatch.setattr("sys.argv", ["recovery", "--config", "config/grid.yaml", "--out", "recovery.json"])
+    recovery.main()
+    body = json.loads(Path("recovery.json").read_text())
+    assert [run["cell"] for run in body["runs"]] == [TUNED, TRAINED] and body["missing"] == []
+    for run in body["runs"]:
+        found = scores(here, run["cell"])
+        assert (run["before"]["value"], run["after"]["value"]) == (found.ppl_before.value, found.ppl.value)
+        gain, stderr = body["marks"]["gain"][run["cell"]]
+        assert gain == pytest.approx(np.log(found.ppl_before.value / found.ppl.value)) and stderr > 0
+        assert run["tokens"] == 3 * RECOVER["tokens"] and run["seconds"] > 0
