@@ -88,8 +88,8 @@ class PrunableModel:
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
 
         Raises:
-            ConfigError: The family is unknown, the model was pruned before, `align` does not divide the channels, or
-                `keep_blocks` are not of this model.
+            ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
+                model.
         """
         self.model = model
         self.min_keep = min_keep
@@ -99,7 +99,7 @@ class PrunableModel:
         self.heads: int = model.config.num_attention_heads
         self.kv_heads: int = getattr(model.config, "num_key_value_heads", None) or self.heads
         self.head_dim: int = self.linear(self._path(0, self.family.attention_output)).in_features // self.heads
-        self._check_whole()
+        self._is_pruned = any(self._is_cut(block) for block in range(len(self.blocks)))
         self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}
         self.modules = tuple(
             module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block, align))
@@ -113,8 +113,12 @@ class PrunableModel:
             granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
 
         Raises:
-            ConfigError: The model's linears do not divide into groups of M weights.
+            ConfigError: The model was pruned before, or its linears do not divide into groups of M weights.
         """
+        if self._is_pruned:
+            raise ConfigError(
+                "this model was pruned by ffp before. Prune its parent, by the whole sparsity that you want."
+            )
         if granularity == "structured":
             return PruningProblem(tuple(module.decision for module in self.modules), target)
         weights: Counter[str] = Counter()
@@ -176,15 +180,10 @@ class PrunableModel:
             found["num_key_value_heads"] = heads * self.kv_heads // self.heads
         return found | {family.ffn_width: self.linear(self._path(block, family.ffn_output)).in_features}
 
-    def _check_whole(self) -> None:
-        """Raises ConfigError where a block's sizes are not those of the configuration."""
-        width = self.family.ffn_width
-        for block in range(len(self.blocks)):
-            found = self.sizes(block)
-            if found["num_attention_heads"] != self.heads or found[width] != getattr(self.config, width):
-                raise ConfigError(
-                    "this model was pruned by ffp before. Prune its parent, by the whole sparsity that you want."
-                )
+    def _is_cut(self, block: int) -> bool:
+        """Whether a block's sizes are not those of the configuration."""
+        found, width = self.sizes(block), self.family.ffn_width
+        return found["num_attention_heads"] != self.heads or found[width] != getattr(self.config, width)
 
     def _least(self, name: str, n_units: int, min_keep: int) -> int:
         """Units of a decision that have to stay: all of them in a block that stays whole."""

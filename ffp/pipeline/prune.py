@@ -123,6 +123,7 @@ def allocate(
     windows, _ = open_windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
     with _for_inference(model):
         prunable = PrunableModel(model, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        projection.kept_budget(prunable.problem(sparsity, granularity))  # refuses what cannot be met
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
 

@@ -99,6 +99,8 @@ def test_a_pruned_model_is_not_pruned_again(loaded, texts, tmp_path):
     again = ffp.load_pruned(pruned.save(tmp_path / "small"))
     with pytest.raises(ConfigError, match="this model was pruned by ffp before"):
         ffp.prune(again, loaded[1], sparsity=0.2, text=texts, tokens=0, **SMALL)
+    with pytest.raises(ConfigError, match="this model was pruned by ffp before"):
+        ffp.allocate(again, loaded[1], sparsity=0.2, text=texts, tokens=0, **SMALL)
 
 
 def test_summary_and_figures_tell_the_same(loaded, texts):
