@@ -100,10 +100,11 @@ def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):
 def test_a_compensated_bias_is_refused_where_the_family_has_none():
     prunable = PrunableModel(tiny("mistral"))
     name = "model.layers.1.mlp.down_proj.bias"
+    kept = {module.decision.name: np.arange(1) for module in prunable.modules}
     with pytest.raises(
         ConfigError, match=r"down_proj\.bias .* no place in mistral's own shapes\. Export in another format"
     ):
-        spread_updates(prunable, {}, {name: np.zeros(48, dtype=np.float32)})
+        spread_updates(prunable, kept, {name: np.zeros(48, dtype=np.float32)})
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
