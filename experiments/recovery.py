@@ -56,7 +56,7 @@ def _row(experiment: Experiment, result: CellResult) -> dict[str, Any]:
         "before": {"value": before.value, "stderr": before.stderr},
         "after": {"value": after.value, "stderr": after.stderr},
         "tokens": cost.n_tokens,
-        "seconds": cost.seconds,
+        "seconds": cost.wall_s,
     }
 
 

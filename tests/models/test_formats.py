@@ -15,10 +15,10 @@ from ffp.core.errors import ConfigError
 from ffp.models import formats
 from ffp.models.families import family_of
 from ffp.models.formats import DenseShape, Transformers
-from ffp.models.formats.dense_shape import MASK
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut, mask, without_empty_blocks
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
+from ffp.store.layout import ExportFiles
 from tests.helpers.families import CONFIGS, pruned, tiny, tokenizer, tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -189,7 +189,7 @@ def test_dense_shapes_reload_by_stock_classes_with_a_mask(family, tmp_path):
         parameter.add_(1.0)
     lines = saved.text.partition("```python\n")[2].partition("```")[0].replace("PATH", str(tmp_path / "saved"))
     exec(lines, {"model": stock})  # what the card says
-    bits = np.load(tmp_path / "saved" / MASK)
+    bits = np.load(ExportFiles(tmp_path / "saved").mask)
     for name, parameter in dense.named_parameters():
         if name in bits:
             assert torch.equal(stock.get_parameter(name) == 0, parameter == 0), name
