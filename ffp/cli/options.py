@@ -73,6 +73,10 @@ MinKeep = Annotated[
 KeepBlocks = Annotated[
     str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
 ]
+AttentionUnits = Annotated[
+    Literal["auto", "kv-groups", "query-heads", "single-query-heads"] | None,
+    _option("What leaves an attention: KV groups, a query head of each, or any query heads.", WHAT),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
     _option("Precision. Default: the checkpoint's own.", MODEL),

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, field_validator
 from ffp.config.reading import Count, Name, Sha256, Strict
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
+from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
@@ -77,7 +78,7 @@ class ModelConfig(Strict):
     min_keep: int = Field(
         1,
         ge=0,
-        description="Units (KV groups, FFN channels) that every module keeps at least; with 0, whole modules may go.",
+        description="Units (heads, FFN channels) that every module keeps at least; with 0, whole modules may go.",
     )
     keep_blocks: str = Field(
         "",
@@ -86,6 +87,12 @@ class ModelConfig(Strict):
     )
     align: Literal[1, 8, 16, 32, 64, 128, 256] = Field(
         1, description="The number of kept FFN channels is a multiple of this."
+    )
+    attention_units: AttentionUnits = Field(
+        "auto",
+        description="What is removed of an attention with fewer KV heads than query heads: a KV head with its query "
+        "heads (kv-groups), a query head of every KV head (query-heads), or any query heads (single-query-heads, for "
+        "transformers alone). auto: kv-groups, or query-heads where there are fewer than 3 KV heads.",
     )
     batch_tokens: Count = Field(
         4096,
@@ -99,6 +106,11 @@ class ModelConfig(Strict):
         description="model_type, sizes and dtype as in config.json; with them `ffp validate` needs no fetched model.",
     )
     resources: Resources = Resources()
+
+    @property
+    def units(self) -> dict[str, Any]:
+        """What PrunableModel has to know to count units."""
+        return self.model_dump(include={"min_keep", "align", "keep_blocks", "attention_units"})
 
     @field_validator("keep_blocks", mode="before")
     @classmethod

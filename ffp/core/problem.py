@@ -18,6 +18,7 @@ from ffp.core.errors import BudgetError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
+AttentionUnits = Literal["auto", "kv-groups", "query-heads", "single-query-heads"]
 GRANULARITIES: tuple[Granularity, ...] = ("structured", "unstructured", "n-of-4", "n-of-8")
 
 
@@ -30,13 +31,13 @@ class Decision:
 
     Attributes:
         name: Path of the part, as above.
-        n_units: Units of the part. A unit is what is removed as a whole: a KV group, an FFN channel, a bundle of
-            channels, a single weight, or one weight of every M.
+        n_units: Units of the part. A unit is what is removed as a whole: a KV group, a query head, an FFN channel, a
+            bundle of heads or channels, a single weight, or one weight of every M.
         params_per_unit: Parameters that one unit takes along, its biases included.
-        fixed_params: Parameters of the same linears that no unit takes along (output biases). They count in the
-            denominator of the sparsity.
+        fixed_params: Parameters of the same linears that no unit takes along (output biases, KV heads where query
+            heads are removed). They count in the denominator of the sparsity.
         min_keep: Units that have to stay.
-        bundle: How many FFN channels make one unit; 1 unless the model sets `align`.
+        bundle: How many FFN channels make one unit, which is 1 unless the model sets `align`; or how many query heads.
     """
 
     name: str

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ffp.core.extras import needs
+from ffp.models.modeling_pruned import selected_heads
 from ffp.models.prunable import PrunableModel
 
 
@@ -37,7 +38,11 @@ class Adapters:
         """
         self.prunable, self._rank, self._alpha, self._seed = prunable, rank, alpha, seed
         linears = {path: prunable.linear(path) for path in prunable.decision_names("structured")}
-        self._linears = {path: linear for path, linear in linears.items() if linear.weight.numel()}
+        self._linears = {
+            path: linear
+            for path, linear in linears.items()
+            if linear.weight.numel() and selected_heads(linear) is None  # PEFT adds to what a linear itself gives
+        }
         self.parameters: dict[str, nn.Parameter] = {}
 
     def __enter__(self) -> Adapters:

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def model_card(
-    model: ModelConfig, cell: Cell, *, method: type[Method], ranking: str, compensation: str, calibration: str,
-    removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None], commands: Sequence[str], version: str,
-    saved: Saved, recovery: str = "none", before: Mapping[str, Any] | None = None,
+    model: ModelConfig, cell: Cell, *, method: type[Method], units: str, ranking: str, compensation: str,
+    calibration: str, removed: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any] | None],
+    commands: Sequence[str], version: str, saved: Saved, recovery: str = "none",
+    before: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Returns the card as Markdown with the hub's metadata in front.
 
@@ -27,6 +28,7 @@ def model_card(
         model: The parent.
         cell: The exported cell.
         method: The method behind its allocation.
+        units: What the units of a block are.
         ranking: What decided which units go: the unit score, or the pruner of single weights.
         compensation: "none", "bias", "ridge" or "ridge-dense".
         calibration: The calibration text in words.
@@ -40,8 +42,7 @@ def model_card(
     """
     what = f"single weights ({cell.granularity}), pruned by `{ranking}`"
     if cell.granularity == "structured":
-        aligned = f" in multiples of {model.align}" if model.align > 1 else ""
-        what = f"KV groups, and FFN channels{aligned}, ranked by `{ranking}`"
+        what = f"{units} a block, ranked by `{ranking}`"
     params = removed["params"]
     whole = f" Blocks that lose nothing: {model.keep_blocks}." if model.keep_blocks else ""
     done = f"""- Parent: {_source(model.source)}.

@@ -23,9 +23,9 @@ class Family:
         attention_output: The linear whose columns take what the heads give.
         ffn_inputs: (linear, number of matrices that are stacked in it: 2 where gate and up are fused).
         ffn_output: The linear whose columns take what the channels give.
-        head_counts: Attributes of the attention module that hold the number of query ("q") or KV ("k") heads, for
-            classes that do not infer it from the projections' sizes; "config.X" means the module's own copy of the
-            configuration.
+        head_counts: Attributes of the attention module that hold the number of query ("q") or KV ("k") heads, or of
+            query heads to a KV head ("q/k"), for classes that do not infer it from the projections' sizes; "config.X"
+            means the module's own copy of the configuration.
         ffn_width: Name of the FFN's width in the configuration.
     """
 
@@ -46,7 +46,7 @@ _LLAMA = Family(
     attention_output="self_attn.o_proj",
     ffn_inputs=(("mlp.gate_proj", 1), ("mlp.up_proj", 1)),
     ffn_output="mlp.down_proj",
-    head_counts={},
+    head_counts={"num_key_value_groups": "q/k"},
 )
 _PHI3 = Family(
     blocks="model.layers",
@@ -55,7 +55,7 @@ _PHI3 = Family(
     attention_output="self_attn.o_proj",
     ffn_inputs=(("mlp.gate_up_proj", 2),),
     ffn_output="mlp.down_proj",
-    head_counts={"config.num_attention_heads": "q", "num_key_value_heads": "k"},
+    head_counts={"config.num_attention_heads": "q", "num_key_value_heads": "k", "num_key_value_groups": "q/k"},
 )
 _OPT = Family(
     blocks="model.decoder.layers",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,7 +21,8 @@ def resize(model: Any, prefix: str = "") -> None:
             {"blocks": path of the list of blocks, "attention": path of a block's attention, "output": path of its
             output linear, "linears": {path in the block: {"in", "out", "bias": one value a block}}, "counts": {path
             of an attribute in the block: one value a block}, "missing_kv_heads": one value a block, "head": name of
-            the model's output layer}.
+            the model's output layer}, and, where query heads were removed one by one, "selected_heads": {path of a
+            linear in the block: heads of its output or null, one value a block}.
         prefix: What the path of the blocks begins with and the model lacks, for the model without its head.
     """
     pruned = model.config.pruned
@@ -33,6 +35,8 @@ def resize(model: Any, prefix: str = "") -> None:
             setattr(block.get_submodule(parent), name, new)
         for path, counts in pruned["counts"].items():
             set_count(model, block, path, counts[index])
+        for path, heads in pruned.get("selected_heads", {}).items():
+            select_heads(block.get_submodule(path), heads[index], pruned["head_dim"])
         attention = block.get_submodule(pruned["attention"])
         skip_attention(attention, pruned["output"], pruned["linears"][pruned["output"]]["in"][index] == 0)
         share_cache(attention, pruned["missing_kv_heads"][index])
@@ -51,6 +55,39 @@ def set_count(model: Any, block: Any, path: str, value: int) -> None:
     if module.config is model.config:
         module.config = copy.copy(model.config)
     setattr(module.config, name, value)
+
+
+def select_heads(linear: Any, heads: list[int] | None, width: int) -> None:
+    """Lets a linear give some heads of its output, in this order and as often as they are named; None for all.
+
+    A KV head is named once for each query head that uses it, where the numbers of these differ between KV heads.
+
+    Args:
+        linear: The module.
+        heads: Numbers of the heads.
+        width: Columns of the output that make a head.
+    """
+    for name in ("forward", "heads", "columns"):
+        linear.__dict__.pop(name, None)
+    if heads is not None:
+        linear.heads = heads
+        linear.columns = (
+            torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
+        ).flatten()
+        linear.forward = MethodType(with_selected_heads, linear)
+
+
+def selected_heads(linear: Any) -> list[int] | None:
+    """Returns what select_heads was given."""
+    heads: list[int] | None = linear.__dict__.get("heads")
+    return heads
+
+
+def with_selected_heads(linear: Any, inputs: Any) -> Any:
+    """The forward of a linear of which some heads are given."""
+    if linear.columns.device != inputs.device:
+        linear.columns = linear.columns.to(inputs.device)
+    return nn.functional.linear(inputs, linear.weight, linear.bias).index_select(-1, linear.columns)
 
 
 def skip_attention(attention: Any, output: str, skip: bool) -> None:
@@ -89,6 +126,11 @@ def share_cache(attention: Any, missing: int) -> None:
 
 def pad_cache(cache: Any, missing: int) -> Any:
     """Returns the same cache, for keys and values (1, heads, tokens, head_dim) that lack some heads."""
+    if missing < 0:
+        raise ValueError(
+            "query heads of this checkpoint were removed one by one, so that an attention has more KV heads than the "
+            "cache of continuous batching holds. Generate without it."
+        )
 
     def update(key_states: Any, value_states: Any, *arguments: Any, **keywords: Any) -> Any:
         heads = key_states.shape[1]

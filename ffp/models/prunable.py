@@ -11,8 +11,9 @@ from torch import nn
 
 from ffp.core.blocks import parse_blocks
 from ffp.core.errors import ConfigError
-from ffp.core.problem import Decision, PruningProblem
+from ffp.core.problem import AttentionUnits, Decision, PruningProblem
 from ffp.models.families import Family, family_of
+from ffp.models.modeling_pruned import selected_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,18 +27,27 @@ class Segment:
         linear: Path of the linear.
         axis: 0 for rows, 1 for columns.
         start: First row or column.
-        width: Rows or columns of one KV group or channel; those of the next one follow at once.
+        width: Rows or columns of one head, KV group or channel; those of the next one follow at once.
+        fixed: Whether these rows belong to all of the module's units, and leave with the last one only. Their number
+            is the width.
     """
 
     linear: str
     axis: int
     start: int
     width: int
+    fixed: bool = False
 
     def indices(self, units: torch.Tensor) -> torch.Tensor:
-        """Returns the rows or columns of KV groups or channels, (n,) int64, in their order: (n * width,) int64."""
+        """Returns the rows or columns of heads, KV groups or channels, (n,) int64, in their order: int64."""
         within = torch.arange(self.width, device=units.device)
+        if self.fixed:
+            return self.start + (within if len(units) else within[:0])
         return (self.start + units[:, None] * self.width + within).reshape(-1)
+
+    def prefix(self, n: int) -> slice:
+        """Returns the rows or columns of the first `n` heads, KV groups or channels."""
+        return slice(self.start, self.start + self.width * (1 if self.fixed else n))
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class PrunableModule:
         kind: "attention" or "ffn".
         segments: Where its units lie; the last one is the columns of the output linear.
         output: Path of the linear that leads back to the residual stream.
+        per_group: Query heads of a KV group, where query heads are removed and KV heads stay; 0 elsewhere.
     """
 
     decision: Decision
@@ -57,35 +68,54 @@ class PrunableModule:
     kind: str
     segments: tuple[Segment, ...]
     output: str
+    per_group: int = 0
 
     @property
     def output_width(self) -> int:
-        """Columns of the output linear behind a KV group (its query heads times their width) or a channel (1)."""
+        """Columns of the output linear behind a KV group (its query heads times their width), a head or a channel."""
         return self.segments[-1].width
 
     @property
     def n_indices(self) -> int:
-        """KV groups or channels; more channels than the decision has units where these are bundles."""
+        """KV groups, heads or channels; more than the decision has units where these are bundles."""
         return self.decision.n_units * self.decision.bundle
 
     def output_columns(self, units: torch.Tensor) -> torch.Tensor:
-        """Returns the columns of the output linear behind these KV groups or channels, (n,) int64."""
+        """Returns the columns of the output linear behind these KV groups, heads or channels, (n,) int64."""
         return self.segments[-1].indices(units)
+
+    def bundled(self, order: torch.Tensor) -> torch.Tensor:
+        """Returns an order of the module's indices, best first, in which each bundle is a unit.
+
+        Channels are bundled as they come. A bundle of query heads has one of each KV group: the first bundle the best
+        ones of all groups, the next one the second best.
+        """
+        if not self.per_group or self.decision.bundle == 1:
+            return order
+        by_group = [order[order // self.per_group == group] for group in range(self.decision.bundle)]
+        return torch.stack(by_group, dim=1).flatten()
 
 
 class PrunableModel:
     """A transformers model and its modules in forward order: attention and FFN of block 0, of block 1, ..."""
 
-    def __init__(self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1, keep_blocks: str = ""):
+    def __init__(
+        self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1, keep_blocks: str = "",
+        attention_units: AttentionUnits = "auto",
+    ):  # fmt: skip
         """Reads the sizes of all modules.
 
         Args:
             model: Its weights may lie on torch's meta device.
-            min_keep: KV groups, channels or weights that stay in every decision. With 0, whole modules may go; the
-                attention of block 0 keeps a KV group, from which caches and engines read the length of the past.
+            min_keep: Heads, channels or weights that stay in every decision. With 0, whole modules may go; the
+                attention of block 0 keeps a unit, from which caches and engines read the length of the past.
             align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
                 channels go together is not fixed: they are bundled in the order of their scores.
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
+            attention_units: What is removed of an attention: "kv-groups" (a key and value head with its query heads),
+                "query-heads" (one query head of every KV group; KV heads stay), or "single-query-heads" (any of them;
+                KV heads stay). All are the same in a model without groups. "auto" is "kv-groups", unless the model has
+                fewer than 3 of them, of which one is half of an attention or all of it.
 
         Raises:
             ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
@@ -99,6 +129,7 @@ class PrunableModel:
         self.heads: int = model.config.num_attention_heads
         self.kv_heads: int = getattr(model.config, "num_key_value_heads", None) or self.heads
         self.head_dim: int = self.linear(self._path(0, self.family.attention_output)).in_features // self.heads
+        self.attention_units = self._attention_units(attention_units)
         self._is_pruned = any(self._is_cut(block) for block in range(len(self.blocks)))
         self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}
         self.modules = tuple(
@@ -171,14 +202,33 @@ class PrunableModel:
         """Returns the parameters of the whole model as it is now, tied ones counted once."""
         return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
 
+    def describe_units(self) -> str:
+        """Returns in words what the units of a block are, e.g. "3 KV groups of 3 query heads, 1536 channels"."""
+        attention, ffn = (module.decision for module in self.modules[:2])
+        groups = f"{self.kv_heads} KV group{'s' if self.kv_heads > 1 else ''}"
+        heads = {
+            "kv-groups": f"{groups} of {self.heads // self.kv_heads} query heads",
+            "query-heads": f"{attention.n_units} query heads of each of {groups}",
+            "single-query-heads": f"{attention.n_units} query heads",
+        }[self.attention_units]
+        bundles = f"{ffn.n_units} x {ffn.bundle}" if ffn.bundle > 1 else str(ffn.n_units)
+        return f"{heads if self.kv_heads < self.heads else f'{self.heads} heads'}, {bundles} channels"
+
     def sizes(self, block: int) -> dict[str, int]:
         """Returns the sizes of a block as it is now, by their names in the configuration."""
         family = self.family
         heads = self.linear(self._path(block, family.attention_output)).in_features // self.head_dim
         found = {"num_attention_heads": heads, "head_dim": self.head_dim}
         if hasattr(self.config, "num_key_value_heads"):
-            found["num_key_value_heads"] = heads * self.kv_heads // self.heads
+            found["num_key_value_heads"] = self._kv_heads_of(block, heads)
         return found | {family.ffn_width: self.linear(self._path(block, family.ffn_output)).in_features}
+
+    def _kv_heads_of(self, block: int, heads: int) -> int:
+        """KV heads that the attention of a block computes with now, which has so many query heads."""
+        name, roles = next((name, roles) for name, roles in self.family.attention_inputs if roles[-1] != "q")
+        linear = self.linear(self._path(block, name))
+        given = len(selected_heads(linear) or range(linear.out_features // self.head_dim))
+        return heads if roles == ("head",) else (given - heads * ("q" in roles)) // (len(roles) - ("q" in roles))
 
     def _is_cut(self, block: int) -> bool:
         """Whether a block's sizes are not those of the configuration."""
@@ -194,18 +244,26 @@ class PrunableModel:
     def _path(self, block: int, name: str) -> str:
         return f"{self.family.blocks}.{block}.{name}"
 
+    def _attention_units(self, asked: AttentionUnits) -> AttentionUnits:
+        """What a unit of attention is."""
+        return "kv-groups" if asked == "auto" or self.kv_heads == self.heads else asked
+
     def _attention(self, block: int) -> PrunableModule:
         family, heads, groups, head_dim = self.family, self.heads, self.kv_heads, self.head_dim
-        output = self._path(block, family.attention_output)
-        width = {"q": heads // groups * head_dim, "k": head_dim, "v": head_dim, "head": 3 * head_dim}
+        output, by_group = self._path(block, family.attention_output), self.attention_units == "kv-groups"
+        rows = {"q": heads * head_dim, "k": groups * head_dim, "v": groups * head_dim, "head": 3 * heads * head_dim}
+        n, bundle = (groups, 1) if by_group else (heads, groups if self.attention_units == "query-heads" else 1)
         segments = []
         for name, roles in family.attention_inputs:
             start = 0
             for role in roles:
-                segments.append(Segment(self._path(block, name), 0, start, width[role]))
-                start += groups * width[role]
-        segments.append(Segment(output, 1, 0, width["q"]))
-        return self._module(block, "attention", groups, segments, bundle=1)
+                fixed = not by_group and role in "kv"
+                width = rows[role] if fixed else rows[role] // n
+                segments.append(Segment(self._path(block, name), 0, start, width, fixed))
+                start += rows[role]
+        segments.append(Segment(output, 1, 0, rows["q"] // n))
+        per_group = 0 if by_group else heads // groups
+        return self._module(block, "attention", n, segments, bundle=bundle, per_group=per_group)
 
     def _ffn(self, block: int, align: int) -> PrunableModule:
         output = self._path(block, self.family.ffn_output)
@@ -221,14 +279,19 @@ class PrunableModel:
         ]
         return self._module(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], bundle=align)
 
-    def _module(self, block: int, kind: str, n: int, segments: list[Segment], *, bundle: int) -> PrunableModule:
-        """Counts the parameters behind one of `n` KV groups or channels."""
-        params = 0
+    def _module(
+        self, block: int, kind: str, n: int, segments: list[Segment], *, bundle: int, per_group: int = 0
+    ) -> PrunableModule:
+        """Counts the parameters behind one of `n` heads, KV groups or channels."""
+        params = fixed = 0
         for segment in segments:
             linear = self.linear(segment.linear)
             biased = linear.bias is not None and segment.axis == 0
             across = linear.in_features if segment.axis == 0 else linear.out_features
-            params += segment.width * (across + biased)
+            if segment.fixed:
+                fixed += segment.width * (across + biased)
+            else:
+                params += segment.width * (across + biased)
         output = segments[-1].linear
         bias = self.linear(output).bias
         name = f"block{block:02d}.{kind}"
@@ -236,11 +299,11 @@ class PrunableModel:
             name=name,
             n_units=n // bundle,
             params_per_unit=bundle * params,
-            fixed_params=0 if bias is None else bias.numel(),
+            fixed_params=fixed + (0 if bias is None else bias.numel()),
             min_keep=self._least(name, n // bundle, -(-self.min_keep // bundle)),
             bundle=bundle,
         )
-        return PrunableModule(decision, block, kind, tuple(segments), output)
+        return PrunableModule(decision, block, kind, tuple(segments), output, per_group)
 
 
 def group_size(granularity: str) -> int:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ffp.core.problem import Allocation
-from ffp.models.modeling_pruned import set_count, skip_attention
+from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
 from ffp.models.placement import float64, forward_as
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 
@@ -35,7 +35,7 @@ class SlicedModel:
 
         Args:
             prunable: The dense model.
-            order: By decision, its KV groups or channels from the one kept longest to the one removed first.
+            order: By decision, its KV groups, heads or channels from the one kept longest to the one removed first.
         """
         self.prunable = prunable
         self.model = prunable.model
@@ -43,6 +43,7 @@ class SlicedModel:
         self._order = [torch.as_tensor(order[module.decision.name]) for module in prunable.modules]
         for module, units in zip(prunable.modules, self._order, strict=True):
             _permute(prunable, module, units)
+            _set_heads(prunable, module, units)
         self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for module in prunable.modules:
             for segment in module.segments:
@@ -53,7 +54,7 @@ class SlicedModel:
         """Keeps so many units of each decision, in the order of `prunable.modules`; only changes cost time."""
         for i, module in enumerate(self.prunable.modules):
             if keep[i] != self.keep[i]:
-                self._slice(module, int(keep[i]))
+                self._slice(module, self._order[i][: int(keep[i]) * module.decision.bundle])
         self.keep = tuple(int(k) for k in keep)
 
     def set_allocation(self, allocation: Allocation) -> None:
@@ -65,6 +66,7 @@ class SlicedModel:
         self.set_keep([module.decision.n_units for module in self.prunable.modules])
         for module, units in zip(self.prunable.modules, self._order, strict=True):
             _permute(self.prunable, module, units.argsort())
+            _set_heads(self.prunable, module, units.sort().values)
 
     @contextmanager
     def gated(self, keep: Sequence[int], band: float) -> Iterator[list[Gate]]:
@@ -90,10 +92,10 @@ class SlicedModel:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
             yield gates
 
-    def _slice(self, module: PrunableModule, keep: int) -> None:
+    def _slice(self, module: PrunableModule, kept: torch.Tensor) -> None:
         for path, segments in segments_by_linear(module).items():
             weight, bias = self._full[path]
-            spans = [slice(s.start, s.start + keep * module.decision.bundle * s.width) for s in segments]
+            spans = [segment.prefix(len(kept)) for segment in segments]
             linear = self.prunable.linear(path)
             if segments[0].axis == 1:
                 linear.weight.data = weight[:, spans[0]]
@@ -102,8 +104,7 @@ class SlicedModel:
                 if bias is not None:
                     linear.bias.data = _prefix(bias, spans)
             _set_features(linear)
-        if module.kind == "attention":
-            _set_head_counts(self.prunable, module, keep)
+        _set_heads(self.prunable, module, kept)
 
 
 class Gate:
@@ -167,14 +168,14 @@ def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[
 
     Args:
         prunable: The dense model.
-        kept: By decision, the KV groups or channels that stay, ascending.
+        kept: By decision, the KV groups, heads or channels that stay, ascending.
     """
     for module in prunable.modules:
         cut_module(prunable, module, torch.as_tensor(kept[module.decision.name], dtype=torch.int64))
 
 
 def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tensor) -> None:
-    """Removes all units of one module but `kept`: KV groups or channels, ascending int64."""
+    """Removes all units of one module but `kept`: KV groups, heads or channels, ascending int64."""
     for path, segments in segments_by_linear(module).items():
         axis = segments[0].axis
         linear = prunable.linear(path)
@@ -183,8 +184,7 @@ def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tens
         if axis == 0 and linear.bias is not None:
             linear.bias = nn.Parameter(linear.bias.data.index_select(0, index), requires_grad=False)
         _set_features(linear)
-    if module.kind == "attention":
-        _set_head_counts(prunable, module, len(kept))
+    _set_heads(prunable, module, kept)
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray
     for module in prunable.modules:
         gone = sorted(set(range(module.n_indices)) - set(kept[module.decision.name]))
         units = torch.as_tensor(gone, dtype=torch.int64)
-        for segment in module.segments:
+        for segment in (segment for segment in module.segments if not segment.fixed):
             linear = prunable.linear(segment.linear)
             index = segment.indices(units).to(linear.weight.device)
             linear.weight.data.index_fill_(segment.axis, index, 0)
@@ -241,18 +241,50 @@ def segments_by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
     return found
 
 
-def _set_head_counts(prunable: PrunableModel, module: PrunableModule, groups: int) -> None:
-    """Sets an attention module's numbers of heads where its class does not infer them from the sizes."""
-    family, block = prunable.family, prunable.blocks[module.block]
-    per_group = prunable.heads // prunable.kv_heads
+def _set_heads(prunable: PrunableModel, module: PrunableModule, kept: torch.Tensor) -> None:
+    """Tells an attention how many heads it has, where its class does not infer that, and which KV head each query uses.
+
+    Args:
+        prunable: The model.
+        module: Attention or FFN, which has nothing to be told.
+        kept: KV groups or query heads that are there, in the order of their rows.
+    """
+    if module.kind != "attention":
+        return
+    family, block, all_kv = prunable.family, prunable.blocks[module.block], prunable.kv_heads
+    selected = None
+    if not module.per_group:
+        heads, kv_heads = len(kept) * prunable.heads // all_kv, len(kept)
+    elif _is_grouped(kept // module.per_group, all_kv):
+        heads, kv_heads = len(kept), all_kv if len(kept) else 0
+    else:
+        heads, kv_heads, selected = len(kept), len(kept), (kept // module.per_group).tolist()
+    counts = {"q": heads, "k": kv_heads, "q/k": heads // max(1, kv_heads)}
     for name, role in family.head_counts.items():
-        count = groups * (per_group if role == "q" else 1)
-        set_count(prunable.model, block, f"{family.attention}.{name}", count)
-    skip_attention(block.get_submodule(family.attention), family.attention_output, groups == 0)
+        set_count(prunable.model, block, f"{family.attention}.{name}", counts[role])
+    for name, roles in family.attention_inputs if module.per_group else ():
+        select_heads(block.get_submodule(name), _picked(roles, heads, all_kv, selected), prunable.head_dim)
+    skip_attention(block.get_submodule(family.attention), family.attention_output, len(kept) == 0)
+
+
+def _is_grouped(groups: torch.Tensor, n: int) -> bool:
+    """Whether query heads that use these KV heads, (heads,), lie as attention expects: as many for each of `n`."""
+    return torch.equal(groups, torch.arange(n).repeat_interleave(len(groups) // n))
+
+
+def _picked(roles: tuple[str, ...], heads: int, kv_heads: int, selected: list[int] | None) -> list[int] | None:
+    """Which heads of its output a linear with these roles has to give; None for all as they are."""
+    if selected is None or roles == ("q",):
+        return None
+    found, start = [], 0
+    for role in roles:
+        found += [start + head for head in (range(heads) if role == "q" else selected)]
+        start += heads if role == "q" else kv_heads
+    return found
 
 
 def _permute(prunable: PrunableModel, module: PrunableModule, order: torch.Tensor) -> None:
-    for segment in module.segments:
+    for segment in (segment for segment in module.segments if not segment.fixed):
         linear = prunable.linear(segment.linear)
         index = segment.indices(order).to(linear.weight.device)
         span = slice(segment.start, segment.start + len(index))

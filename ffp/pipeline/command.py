@@ -86,14 +86,14 @@ def prune(request: PruneRequest) -> Pruned:
     found.check(request.out)
     _check_format(request, found.prunable, tokenizer)
     model = load_model(opened.folder, config)
-    prunable = PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+    prunable = PrunableModel(model, **config.units)
     work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
     pruned = run(
         prunable, tokenizer, text, request.settings, batch_tokens=config.batch_tokens, evaluate=request.evaluate,
         dense_shape=request.format.zeros, work=work,
         score=tasks and _scorer(tokenizer, *tasks, request.settings, config.batch_tokens),
     )  # fmt: skip
-    pruned.source, pruned.folder, pruned.commands = config, opened.folder, [command(request, opened)]
+    pruned.source, pruned.folder, pruned.commands = config, opened.folder, [command(request, opened, prunable)]
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
     pruned.save(request.out, format=request.format, overwrite=request.overwrite)
     work.remove()
@@ -141,7 +141,7 @@ To make it again:
   {pruned.commands[0]}"""
 
 
-def command(request: PruneRequest, opened: OpenedModel) -> str:
+def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel) -> str:
     """Returns the command that makes the checkpoint again, whatever the defaults of a later version are."""
     settings, model = request.settings, opened.config
     structured = settings.granularity == "structured"
@@ -161,6 +161,7 @@ def command(request: PruneRequest, opened: OpenedModel) -> str:
         "align": model.align if model.align > 1 else None,
         "min-keep": model.min_keep if model.min_keep != 1 else None,
         "keep-blocks": model.keep_blocks or None,
+        "attention-units": prunable.attention_units if prunable.kv_heads < prunable.heads else None,
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.resources.threads,
@@ -200,7 +201,7 @@ def _recover_params(recover: RecoverSettings) -> list[str]:
 
 def _check_format(request: PruneRequest, prunable: PrunableModel, tokenizer: Any) -> None:
     """Raises ConfigError for a model that the format cannot hold as it will be."""
-    request.format.check(prunable.config, tokenizer)
+    request.format.check(prunable, tokenizer)
     if request.settings.compensate == "bias" and not request.format.takes_biases(prunable):
         raise ConfigError(
             f"--compensate bias adds biases, which {request.format.name} has no place for in a "
@@ -222,10 +223,10 @@ def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> di
     settings, model = request.settings, opened.config
     unasked = None if settings.recover.wanted else {"recover"}  # what was begun before there was recovery goes on
     training = [code_of("recover")] if settings.recover.wanted else []
-    arithmetic = ("dtype", "device", "offload", "batch_tokens", "min_keep", "align", "keep_blocks")
+    arithmetic = ("dtype", "device", "offload", "batch_tokens")
     return {
         "settings": settings.model_dump(mode="json", exclude=unasked),
-        "model": {"digest": opened.digest, **{name: getattr(model, name) for name in arithmetic}},
+        "model": {"digest": opened.digest, **{name: getattr(model, name) for name in arithmetic}, **model.units},
         "threads": model.resources.threads,
         "text": {name: digest(list(documents)) for name, documents in text.documents.items()},
         "code": [code_of("calibrate"), code_of("allocate", type(settings.method)), code_of("apply"), *training],

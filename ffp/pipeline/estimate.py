@@ -68,6 +68,7 @@ class Estimate:
         minutes = tokens * forward_flops(self.prunable) / (flops_per_second(device, precision) * SHARE) / 60
         params = sum(parameter.numel() for parameter in self.prunable.model.parameters())
         budget = self.settings.search.budget().tokens(self.settings.search.context)
+        structured = self.settings.granularity == "structured"
         searched = f"searches with {budget:,} tokens" if isinstance(method, Search) else "searches nothing"
         dtype = str(precision).removeprefix("torch.")
         return "\n".join([
@@ -75,6 +76,7 @@ class Estimate:
             f"pruning     {problem.target:.0%} of {problem.total_params / 1e6:,.1f} M prunable parameters "
             f"({self.settings.granularity}, {len(problem.decisions)} decisions, at most "
             f"{projection.max_sparsity(problem):.1%})",
+            *([f"units       {self.prunable.describe_units()} a block"] if structured else []),
             f"method      {method.name}, which {searched}; compensation: {self.settings.compensate}",
             *([f"recovery    {self.settings.recover.describe()}"] if self.settings.recover.wanted else []),
             f"text        {text}",
@@ -86,9 +88,7 @@ class Estimate:
 
 def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Estimate:
     """Returns what a pruning of the model in `folder` takes."""
-    prunable = PrunableModel(
-        load_skeleton(folder), min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks
-    )
+    prunable = PrunableModel(load_skeleton(folder), **config.units)
     memory = step_memory(prunable, settings, config, gradients=takes_gradients(type(settings.method)))
     if settings.recover.wanted:
         check_not_offloaded(config, folder.name)

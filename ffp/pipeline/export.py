@@ -47,7 +47,7 @@ def export(
     single = cell.granularity != "structured"
     format = fitting(format, zeros=single)
     tokenizer = load_tokenizer(model_dir)
-    format.check(load_prunable(experiment, cell.model, model_dir, weights=False).config, tokenizer)
+    format.check(load_prunable(experiment, cell.model, model_dir, weights=False), tokenizer)
     prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
     zeros = format.zeros or single
     removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros, recovered=True)
@@ -56,7 +56,7 @@ def export(
     manifest = schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin)
 
     def card(saved: Saved) -> str:
-        return _card(experiment, cell, CellFiles(cut_dir), removed, origin, format, saved)
+        return _card(experiment, cell, CellFiles(cut_dir), prunable, removed, origin, format, saved)
 
     return write_export(prunable, tokenizer, format, out, card=card, manifest=manifest, parent=model_dir)
 
@@ -92,8 +92,8 @@ def fitting(format: Format, *, zeros: bool) -> Format:
 
 
 def _card(
-    experiment: Experiment, cell: Cell, files: CellFiles, removed: Mapping[str, Any], origin: schemas.Provenance,
-    format: Format, saved: Saved,
+    experiment: Experiment, cell: Cell, files: CellFiles, prunable: PrunableModel, removed: Mapping[str, Any],
+    origin: schemas.Provenance, format: Format, saved: Saved,
 ) -> str:  # fmt: skip
     """The model card, with the scores that are there."""
     grid, structured = experiment.grid, cell.granularity == "structured"
@@ -105,6 +105,7 @@ def _card(
         experiment.models[cell.model],
         cell,
         method=experiment.method(cell.method),
+        units=prunable.describe_units(),
         ranking=experiment.score(cell.method) if structured else experiment.pruner(cell.method),
         compensation=experiment.compensation(cell.method),
         recovery=asked.describe() if asked.wanted else "none",

@@ -56,6 +56,7 @@ class ModelPlan:
         blocks: Transformer blocks.
         params: Parameters of the whole model.
         unit_params: Parameters that a method may remove.
+        units: What the units of a block are.
         limits: Largest sparsity that min_keep and keep_blocks allow, by granularity.
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
@@ -69,6 +70,7 @@ class ModelPlan:
     blocks: int
     params: int
     unit_params: int
+    units: str
     limits: dict[str, float]
     memory: dict[str, int]
     host: int
@@ -97,12 +99,13 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         blocks=len(prunable.blocks),
         params=params,
         unit_params=prunable.problem(0.0).total_params,
+        units=prunable.describe_units(),
         limits=limits,
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
         flops=_flops(prunable, experiment, name),
         jobs=_jobs(experiment, name),
-        warnings=tuple(_warnings(experiment, name, memory)),
+        warnings=(*_warnings(experiment, name, memory), *unit_warnings(prunable, name)),
     )
 
 
@@ -162,7 +165,7 @@ def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
 
 
 def _prunable(skeleton: PreTrainedModel, config: ModelConfig) -> PrunableModel:
-    return PrunableModel(skeleton, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+    return PrunableModel(skeleton, **config.units)
 
 
 def _is_fetched(experiment: Experiment, name: str) -> bool:
@@ -247,6 +250,16 @@ def _warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> I
         yield f"{name}: a job asks for {config.resources.mem_mb} MB and takes about {need:.0f}. Raise resources.mem_mb."
 
 
+def unit_warnings(prunable: PrunableModel, name: str) -> Iterator[str]:
+    """Yields what a user should know of a model's units: attention of which nothing can go."""
+    decision = prunable.modules[2 if len(prunable.blocks) > 1 else 0].decision  # block 0 always keeps a unit
+    if decision.n_units <= max(1, prunable.min_keep) and prunable.min_keep and prunable.heads > 1:
+        yield (
+            f"{name}: attention cannot be pruned, since a unit has all its query heads. Set attention_units: "
+            "query-heads, or min_keep: 0."
+        )
+
+
 def _is_pinned(source: HubSource) -> bool:
     """Whether a hub source names a commit, whose files cannot change."""
     return re.fullmatch(r"[0-9a-f]{40}", source.revision) is not None
@@ -293,8 +306,8 @@ def _models_table(plans: list[ModelPlan]) -> str:
     for plan in plans:
         limits = ", ".join(f"{value:.3f} {name}" for name, value in plan.limits.items())
         share = f"{plan.unit_params / plan.params:.1%}"
-        rows[plan.name] = (plan.family, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, limits)
-    return _table(rows, ("family", "blocks", "params", "in units", "largest sparsity"))
+        rows[plan.name] = (plan.family, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, plan.units, limits)
+    return _table(rows, ("family", "blocks", "params", "in units", "units of a block", "largest sparsity"))
 
 
 def _cost_table(plans: list[ModelPlan], tflops: float) -> str:

@@ -20,6 +20,7 @@ from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
 from ffp.core import projection
+from ffp.core.problem import AttentionUnits
 from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids
@@ -38,8 +39,8 @@ def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
     compensate: str | None = None, text: AnyText | None = None, tokens: int | None = None, seed: int = 0,
     granularity: str = "structured", params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1,
-    keep_blocks: str = "", dense_shape: bool = False, in_place: bool = True, evaluate: bool = True,
-    speed: bool = False, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+    keep_blocks: str = "", attention_units: AttentionUnits = "auto", dense_shape: bool = False, in_place: bool = True,
+    evaluate: bool = True, speed: bool = False, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
 ) -> Pruned:  # fmt: skip
     """Prunes a model: chooses how much of each module goes, cuts it, and makes up for what is gone.
 
@@ -58,6 +59,7 @@ def prune(
         align: Keep FFN channels in multiples of this.
         min_keep: Units that every module keeps at least.
         keep_blocks: Blocks that stay whole, e.g. "0-3,-2:".
+        attention_units: "kv-groups", "query-heads" or "single-query-heads"; see ffp.models.prunable.PrunableModel.
         dense_shape: Write zeros in the dense shapes instead of smaller weights.
         in_place: Cut `model` itself; False cuts a copy.
         evaluate: Measure perplexity on the test text before and after.
@@ -79,7 +81,9 @@ def prune(
     opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     with _for_inference(target):
-        prunable = PrunableModel(target, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        prunable = PrunableModel(
+            target, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
+        )
         pruned = run(prunable, tokenizer, opened, asked, batch_tokens, evaluate=evaluate, dense_shape=dense_shape)
         if speed:
             pruned.time_against(dense)
@@ -90,7 +94,7 @@ def allocate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
     text: AnyText | None = None, tokens: int | None = None, seed: int = 0, granularity: str = "structured",
     params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1, keep_blocks: str = "",
-    batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+    attention_units: AttentionUnits = "auto", batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
 ) -> api.AllocationResult:  # fmt: skip
     """Chooses how much of each module stays, and leaves the model as it is.
 
@@ -107,6 +111,7 @@ def allocate(
         align: Keep FFN channels in multiples of this.
         min_keep: Units that every module keeps at least.
         keep_blocks: Blocks that stay whole, e.g. "0-3,-2:".
+        attention_units: "kv-groups", "query-heads" or "single-query-heads"; see ffp.models.prunable.PrunableModel.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings.
 
@@ -122,7 +127,9 @@ def allocate(
     )
     windows, _ = open_windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
     with _for_inference(model):
-        prunable = PrunableModel(model, min_keep=min_keep, align=align, keep_blocks=keep_blocks)
+        prunable = PrunableModel(
+            model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
+        )
         projection.kept_budget(prunable.problem(sparsity, granularity))  # refuses what cannot be met
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))

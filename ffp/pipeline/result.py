@@ -134,7 +134,7 @@ class Pruned:
         format = fitting(format, zeros=self.dense_shape)
         if format.zeros and not self.dense_shape:
             raise ConfigError(f"units were cut out, which {format.name} needs as zeros. Prune with dense_shape=True.")
-        format.check(self.model.config, self.tokenizer)
+        format.check(self.prunable, self.tokenizer)
         seed, asked = self.settings.seed, self.settings.model_dump(mode="json")
         origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
         manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self._removed(), provenance=origin)
@@ -235,7 +235,7 @@ class Pruned:
         measures = {"dense": self.dense, "pruned": self.pruned}
         scores = {name: each.ppl and {"ppl": each.ppl, "tasks": each.tasks} for name, each in measures.items()}
         return model_card(
-            self.origin, self._cell(), method=type(settings.method),
+            self.origin, self._cell(), method=type(settings.method), units=self.prunable.describe_units(),
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
             calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}",
             removed=self._removed(), scores=scores,

@@ -194,7 +194,7 @@ def load_prunable(
     if on_host:
         config = config.model_copy(update={"device": "cpu", "offload": False})
     model = load_model(folder, config) if weights else load_skeleton(folder)
-    return PrunableModel(model, min_keep=config.min_keep, align=config.align, keep_blocks=config.keep_blocks)
+    return PrunableModel(model, **config.units)
 
 
 def write_calibration(files: CalibrationFiles, calibration: api.Calibration, origin: schemas.Provenance) -> None:
@@ -224,7 +224,7 @@ def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFi
     problem = found.pruning_problem
     if problem.decisions != prunable.problem(problem.target, problem.granularity).decisions:
         raise ArtifactError(
-            f"{path} was made for another model, or with another min_keep, keep_blocks or align. "
+            f"{path} was made for another model, or with another min_keep, keep_blocks, align or attention_units. "
             "Allocate for this model."
         )
     found.allocation.check(problem)

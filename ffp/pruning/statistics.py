@@ -90,7 +90,7 @@ class ModelStatistics:
         return self._influence
 
     def unit_orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
-        """Returns each decision's KV groups or channels from best to worst by one of the SCORES."""
+        """Returns each decision's KV groups, heads or channels from best to worst by one of the SCORES, in bundles."""
         orders = {}
         for module in self.prunable.modules:
             moments = self.moments[module.output]
@@ -99,7 +99,8 @@ class ModelStatistics:
                 torch.from_numpy(moments.sq_mean),
                 torch.from_numpy(moments.variance),
             )
-            orders[module.decision.name] = unit_order(columns, module.output_width).numpy()
+            order = unit_order(columns, module.output_width)
+            orders[module.decision.name] = module.bundled(order).numpy()
         return orders
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -96,7 +96,8 @@ def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     if cell.granularity != "structured":
         return {"pruner": experiment.pruner(cell.method), **least}
     found = {"score": experiment.score(cell.method), **least}
-    return found | ({"align": model.align} if model.align > 1 else {})
+    found |= {"align": model.align} if model.align > 1 else {}
+    return found | ({"attention_units": model.attention_units} if model.attention_units != "auto" else {})
 
 
 def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:

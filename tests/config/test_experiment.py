@@ -56,16 +56,20 @@ def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
 
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
-def test_blocks_that_stay_whole_are_a_setting_of_what_they_can_change(tmp_path: Path, granularity: str) -> None:
+@pytest.mark.parametrize("setting", [{"keep_blocks": "0,-1:"}, {"attention_units": "query-heads"}])
+def test_what_the_units_are_is_a_setting_of_what_it_can_change(
+    tmp_path: Path, granularity: str, setting: dict[str, str]
+) -> None:
     file = tiny.configure(tmp_path)
     steps = ("calibrate", "allocate", "apply", "evaluate")
     cell = Cell("tiny", granularity, "0.30", "owl", 0)
     before = {step: step_settings(Experiment(file), step, cell) for step in steps}
-    assert all("keep_blocks" not in settings for settings in before.values())
-    edit("config/models/tiny.yaml", keep_blocks="0,-1:")(tmp_path)
+    assert all(setting.keys().isdisjoint(settings) for settings in before.values())
+    edit("config/models/tiny.yaml", **setting)(tmp_path)
     after = {step: step_settings(Experiment(file), step, cell) for step in steps}
     for step in steps:
-        changed = {"keep_blocks": "0,-1:"} if step in ("allocate", "apply") else {}
+        structured = granularity == "structured" or "keep_blocks" in setting
+        changed = setting if step in ("allocate", "apply") and structured else {}
         assert after[step] == before[step] | changed
 
 

@@ -81,6 +81,16 @@ def test_modules_of_which_nothing_is_left_are_passed_over(family):
     assert found.updates and all(array.size for array in found.updates.values())
 
 
+def test_kv_heads_that_query_heads_share_unequally_are_not_trained():
+    prunable = PrunableModel(tiny("llama").float(), attention_units="single-query-heads")
+    heads = iter(([0, 1, 2, 3], range(6), [0, 1, 3, 4]))
+    cut(prunable, {m.decision.name: next(heads) if m.kind == "attention" else range(40) for m in prunable.modules})
+    found = recover(prunable)
+    assert found.curve[0]["loss"] > found.curve[-1]["loss"]
+    names = {f"model.layers.{block}.self_attn.{kv}_proj.weight" for block in range(3) for kv in "kv"}
+    assert names - found.updates.keys() == {name for name in names if ".0." in name}
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_trained_weights_have_their_places_in_the_dense_shapes(family):
     prunable, dense = pruned(family), PrunableModel(tiny(family).float())

@@ -79,7 +79,8 @@ def _deeper(checkpoint):
     """The sizes of one block more than there are weights for."""
     pruned = json.loads((checkpoint / "config.json").read_text())["pruned"]
     longer = {k: {n: [*v, v[-1]] for n, v in sizes.items()} for k, sizes in pruned["linears"].items()}
-    return pruned | {"linears": longer, "missing_kv_heads": [0] * 4}
+    counts = {name: [*values, values[-1]] for name, values in pruned["counts"].items()}
+    return pruned | {"linears": longer, "counts": counts, "missing_kv_heads": [0] * 4}
 
 
 def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
@@ -163,7 +164,8 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     figure = {"value": 20.25, "stderr": 0.5}
     scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
     words = {
-        "method": find("owl"), "ranking": "wanda", "compensation": "none", "version": "1.2",
+        "method": find("owl"), "units": "3 KV groups of 3 query heads, 40 channels",
+        "ranking": "wanda", "compensation": "none", "version": "1.2",
         "saved": Saved("Run it so.", ["load(PATH)"], tags=("custom_code",)),
         "calibration": "8 windows of 64 tokens; text: SQuAD, DROP and others",
         "removed": {
@@ -181,7 +183,7 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     assert "custom_code" in head["tags"]
     for part in (
         "`owl` version", "arXiv:2310.05175", "30.01% of the parameters", "134,515,008 -> 102,650,000",
-        "8 windows of 64 tokens; text: SQuAD, DROP and", "ranked by `wanda`", "With ffp 1.2",
+        "8 windows of 64 tokens; text: SQuAD, DROP and", "40 channels a block, ranked by `wanda`", "With ffp 1.2",
         "git checkout abc  # and its local changes\n",
         "Licence of the parent, which holds for this checkpoint too: apache-2.0",
         "--cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT --format gguf",

@@ -73,6 +73,17 @@ def test_llama_cpp_computes_what_pytorch_computes(family, tied, pad, tmp_path):
     assert fields(file)[f"{ARCHITECTURES[family]}.feed_forward_length"] == ([40, 7, 33] if pad == 1 else [64, 32, 64])
 
 
+@pytest.mark.parametrize("pad", [1, 32])
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_query_heads_of_every_kv_group_may_go(family, pad, tmp_path):
+    model = random(family)
+    prunable = PrunableModel(model, attention_units="query-heads")
+    heads = iter(([0, 1, 3, 5], [2, 4], range(6)))
+    cut(prunable, {m.decision.name: next(heads) if m.kind == "attention" else range(33) for m in prunable.modules})
+    assert [prunable.sizes(block)["num_attention_heads"] for block in range(3)] == [4, 2, 6]
+    assert_equal(written(prunable, tmp_path, pad=pad), model)
+
+
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_whole_model_is_written_too(family, tmp_path):
     model = random(family)
@@ -254,15 +265,15 @@ def check_tokens(tokenizer, folder, texts):
         assert engine.template(messages) == tokenizer.apply_chat_template(messages, tokenize=False)
 
 
-def refused(match, config, tokenizer=TOKENIZER, **options):
+def refused(match, model, tokenizer=TOKENIZER, units="auto", **options):
     with pytest.raises(ConfigError, match=match) as caught:
-        Gguf(**options).check(config, tokenizer)
+        Gguf(**options).check(PrunableModel(model, attention_units=units), tokenizer)
     assert "\n" not in str(caught.value)
 
 
 def test_what_can_be_written_passes_the_check():
     for family in ARCHITECTURES:
-        Gguf(quantize=("Q8_0", "Q4_K_M")).check(random(family).config, TOKENIZER)
+        Gguf(quantize=("Q8_0", "Q4_K_M")).check(PrunableModel(random(family)), TOKENIZER)
 
 
 @pytest.mark.bad_input
@@ -270,7 +281,7 @@ def test_what_can_be_written_passes_the_check():
 def test_families_without_an_architecture_are_refused(family):
     refused(
         rf"no architecture for a pruned {family}: .*Use --format transformers, or --format dense-shape",
-        tiny(family).config,
+        tiny(family),
     )
 
 
@@ -286,22 +297,31 @@ def test_families_without_an_architecture_are_refused(family):
     ],
 )
 def test_what_an_architecture_lacks_is_refused(family, changes, match):
-    refused(match, random(family, **changes).config)
+    refused(match, random(family, **changes))
+
+
+@pytest.mark.bad_input
+def test_query_heads_that_share_kv_heads_unequally_are_refused():
+    refused(
+        "query heads that share KV heads unequally. Take attention_units: query-heads",
+        random("llama"),
+        units="single-query-heads",
+    )
 
 
 @pytest.mark.bad_input
 def test_settings_that_make_no_sense_are_refused():
-    config = random("llama").config
-    refused("pad is 0. Give 1", config, pad=0)
-    refused("GGUF type 'Q3_X' is unknown. Choose from F32, F16, BF16, Q8_0, Q4_0, Q4_K_M", config, quantize=("Q3_X",))
+    model = random("llama")
+    refused("pad is 0. Give 1", model, pad=0)
+    refused("GGUF type 'Q3_X' is unknown. Choose from F32, F16, BF16, Q8_0, Q4_0, Q4_K_M", model, quantize=("Q3_X",))
 
 
 @pytest.mark.bad_input
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
-    config = random("llama").config
+    model = random("llama")
     monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
-    refused(r'xllamacpp is not installed\. Run: pip install "ffp\[llama-cpp\]"', config, quantize=("Q4_K_M",))
-    Gguf(quantize=("Q8_0",)).check(config, TOKENIZER)
+    refused(r'xllamacpp is not installed\. Run: pip install "ffp\[llama-cpp\]"', model, quantize=("Q4_K_M",))
+    Gguf(quantize=("Q8_0",)).check(PrunableModel(model), TOKENIZER)
 
 
 @pytest.mark.bad_input
@@ -315,8 +335,8 @@ def test_a_bias_in_qwen3_is_refused(tmp_path):
 def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    config = random("llama").config
-    refused(r"has a token of id 1490, but the model's embedding has 97 rows", tiny("llama").config)
+    model = random("llama")
+    refused(r"has a token of id 1490, but the model's embedding has 97 rows", tiny("llama"))
     for change, match in [
         (
             {"pre_tokenizer": pre_tokenizers.Whitespace()},
@@ -329,17 +349,17 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():
         tokenizer = byte_level("gpt-2")
         for name, value in change.items():
             setattr(tokenizer.backend_tokenizer, name, value)
-        refused(match, config, tokenizer)
+        refused(match, model, tokenizer)
     tokenizer = sentencepiece("prepend")
     tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
-    refused("what it does before BPE is not known", config, tokenizer)
+    refused("what it does before BPE is not known", model, tokenizer)
     body = sentencepiece("prepend").backend_tokenizer
     part = models.BPE(
         {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5}, [("a", "b"), ("ab", "c")], byte_fallback=True
     )
     core = Tokenizer(part)
     core.normalizer = body.normalizer
-    refused("its merges do not make 'a?bc' of all its parts", config, type(TOKENIZER)(tokenizer_object=core))
+    refused("its merges do not make 'a?bc' of all its parts", model, type(TOKENIZER)(tokenizer_object=core))
 
 
 @pytest.mark.parametrize("quantize", [(), ("Q4_0", "Q8_0")])

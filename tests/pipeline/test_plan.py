@@ -73,6 +73,27 @@ def test_sizes_equal_those_of_the_model(tmp_path):
     assert min(found.memory.values()) > 4 * found.params
 
 
+@pytest.mark.parametrize(
+    ("units", "groups", "words"),
+    [
+        ("kv-groups", 2, "2 KV groups of 3 query heads, 40 channels"),
+        ("query-heads", 2, "3 query heads of each of 2 KV groups, 40 channels"),
+        ("query-heads", 1, "6 query heads of each of 1 KV group, 40 channels"),
+        ("single-query-heads", 2, "6 query heads, 40 channels"),
+        ("query-heads", 6, "6 heads, 40 channels"),
+        ("kv-groups", 1, "1 KV group of 6 query heads, 40 channels"),
+    ],
+)
+def test_the_plan_says_what_a_unit_is_and_where_attention_cannot_be_pruned(tmp_path, monkeypatch, units, groups, words):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1], "num_key_value_heads": groups}
+    small = {part: {"context": 64} for part in ("calibration", "search", "evaluation")}
+    grid = experiment(tmp_path, {"architecture": sizes, "attention_units": units}, **small)
+    assert words in plan.report(grid, tflops=1.0)
+    warned = "attention cannot be pruned, since a unit has all its query heads. Set attention_units: query-heads"
+    assert (warned in plan.report(grid, tflops=1.0)) == (words.startswith("1 KV group of"))
+
+
 def test_bytes_are_those_of_the_models_own_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]}

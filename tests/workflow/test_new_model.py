@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 MODELS = {
     "opt": ("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3}, {}),
     "qwen3": ("Qwen3", {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}, {"align": 16}),
+    "mistral": ("Mistral", {"num_key_value_heads": 2}, {"attention_units": "single-query-heads"}),
 }
 
 

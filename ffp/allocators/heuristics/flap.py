@@ -94,9 +94,11 @@ def unit_scores(problem: PruningProblem, stats: CalibrationStats, metric: Metric
         if decision.module == "attention":
             columns = columns**2
         standard = (columns - columns.mean()) / max(float(columns.std(ddof=1)), 1e-300)
-        if decision.bundle > 1:  # bundles are made of channels in the order of their scores
-            standard = np.sort(standard)[::-1]
-        scores.append(standard.reshape(decision.n_units, -1).mean(1))
+        one = standard.reshape(decision.n_units * decision.bundle, -1).mean(1)  # of each channel, head or KV group
+        if decision.module == "attention":  # a bundle has a query head of every KV group, as good as each other there
+            scores.append(np.sort(one.reshape(decision.bundle, -1))[:, ::-1].mean(0))
+        else:  # bundles are made of channels in the order of their scores
+            scores.append(np.sort(one)[::-1].reshape(decision.n_units, -1).mean(1) if decision.bundle > 1 else one)
     return scores
 
 

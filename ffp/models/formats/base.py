@@ -6,12 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ffp.models.prunable import PrunableModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class Format(ABC):
     name: ClassVar[str]
     zeros: ClassVar[bool] = False
 
-    def check(self, config: PreTrainedConfig, tokenizer: Any) -> None:  # noqa: B027
-        """Refuses a model that this format cannot hold, before anything is pruned.
+    def check(self, prunable: PrunableModel, tokenizer: Any) -> None:  # noqa: B027
+        """Refuses a model that this format cannot hold, before anything is pruned; sizes alone are read.
 
         Raises:
             ConfigError: One line that says what it cannot hold, and what to do.

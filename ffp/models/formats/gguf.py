@@ -27,7 +27,7 @@ from ffp.models.formats.gguf_tensors import Layout, Tensor, is_tied, lay_out
 from ffp.models.formats.gguf_tokenizer import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from ffp.models.prunable import PrunableModel
 
@@ -71,13 +71,18 @@ class Gguf(Format):
     pad: int = 32
     quantize: tuple[str, ...] = ()
 
-    def check(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ConfigError where GGUF cannot hold a model or its tokenizer, or a package is missing."""
         if self.pad < 1:
             raise ConfigError(f"pad is {self.pad}. Give 1, for no padding, or more.")
         check_kinds(self.quantize)
-        _check_family(config)
-        read_vocabulary(tokenizer, config.vocab_size)
+        _check_family(prunable.config)
+        if prunable.attention_units == "single-query-heads":
+            raise ConfigError(
+                "GGUF has no place for query heads that share KV heads unequally. Take attention_units: query-heads, "
+                "or another --format."
+            )
+        read_vocabulary(tokenizer, prunable.config.vocab_size)
 
     def takes_biases(self, prunable: PrunableModel) -> bool:
         """Returns whether llama.cpp's architecture reads them."""

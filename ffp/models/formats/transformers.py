@@ -16,6 +16,7 @@ import torch
 from ffp.models import modeling_pruned
 from ffp.models.formats.base import Format, Saved
 from ffp.models.formats.hub_folder import Body, edit, load_lines, save_model, save_tokenizer
+from ffp.models.modeling_pruned import selected_heads
 from ffp.models.prunable import PrunableModel
 from ffp.store.layout import ExportFiles
 from ffp.store.schemas import CHECKPOINT
@@ -119,16 +120,18 @@ def sizes(prunable: PrunableModel) -> Body:
         owner, _, attribute = name.rpartition(".")
         modules: Any = [block.get_submodule(family.attention) for block in blocks]
         counts[f"{family.attention}.{name}"] = [getattr(m.config if owner else m, attribute) for m in modules]
-    heads = [prunable.sizes(block)["num_attention_heads"] for block in range(len(blocks))]
-    missing = [(prunable.heads - kept) * prunable.kv_heads // prunable.heads for kept in heads]
+    kv_heads = [prunable.sizes(block).get("num_key_value_heads", 0) for block in range(len(blocks))]
     output = prunable.model.get_output_embeddings()
     own: Body = {
         "blocks": family.blocks,
         "attention": family.attention,
         "output": family.attention_output,
         "head": next(name for name, module in prunable.model.named_modules() if module is output),
-        "missing_kv_heads": missing,
+        "missing_kv_heads": [prunable.kv_heads - kept for kept in kv_heads],
     }
+    selected = {path: [selected_heads(block.get_submodule(path)) for block in blocks] for path in linears}
+    if selected := {path: heads for path, heads in selected.items() if any(heads)}:
+        own |= {"head_dim": prunable.head_dim, "selected_heads": selected}
     return {"pruned": {"schema": CHECKPOINT, **own, "linears": linears, "counts": counts}}
 
 
