@@ -131,7 +131,7 @@ def _write(experiment: Experiment, cell: Cell, folder: Path) -> None:
         return
     layout = Layout.from_grid(experiment.grid)
     parent, cut = layout.model(cell.model).folder, layout.cell(cell).folder
-    prunable = load_prunable(experiment, cell.model, parent, on_host=True)
+    prunable = load_prunable(experiment, cell, parent, on_host=True)
     prune_by_files(prunable, experiment, cell, None if cell.method == "dense" else cut)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     for format in (Transformers(), Gguf(quantize=TYPES)):

@@ -91,7 +91,7 @@ def test_the_steps_of_the_workflow_give_what_the_api_gives(tiny_grid, monkeypatc
     cell = next(cell for cell in experiment.cells() if cell.method == "fastforward-guided")
     batch = experiment.models[cell.model].batch_tokens
     torch.set_num_threads(experiment.models[cell.model].resources.threads)
-    prunable = steps.load_prunable(experiment, cell.model, layout.model(cell.model).folder)
+    prunable = steps.load_prunable(experiment, cell, layout.model(cell.model).folder)
     stored = steps.read_calibration(prunable, layout.calibration(cell.model).folder)
     calibration, cut = api.calibrate(prunable, stored.windows, batch_tokens=batch), steps.cut_of(experiment, cell)
     found = api.allocate(

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from ffp.config.reading import Count, Name, Sha256, Strict
-from ffp.core.blocks import check_blocks
-from ffp.core.errors import ConfigError
+from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
@@ -80,7 +78,7 @@ class ModelConfig(Strict):
         ge=0,
         description="Units (heads, FFN channels) that every module keeps at least; with 0, whole modules may go.",
     )
-    keep_blocks: str = Field(
+    keep_blocks: KeepBlocks = Field(
         "",
         description="Blocks that lose nothing, in quotes: numbers, ranges and slices with commas between them, e.g. "
         '"0-3,-2:" for the first four and the last two.',
@@ -111,17 +109,6 @@ class ModelConfig(Strict):
     def units(self) -> dict[str, Any]:
         """What PrunableModel has to know to count units."""
         return self.model_dump(include={"min_keep", "align", "keep_blocks", "attention_units"})
-
-    @field_validator("keep_blocks", mode="before")
-    @classmethod
-    def _names_blocks(cls, text: Any) -> Any:
-        if not isinstance(text, str):  # YAML reads 3 as a number, and 1:30 as 90
-            raise ValueError("not a text. Put it in quotes")
-        try:
-            check_blocks(text)
-        except ConfigError as error:
-            raise ValueError(str(error).rstrip(".")) from error
-        return text
 
 
 class CorpusConfig(Strict):

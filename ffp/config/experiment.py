@@ -124,6 +124,12 @@ class Experiment:
     def _variant(self, name: str) -> MethodConfig:
         return self.grid.variants.get(name, PLAIN)
 
+    def model(self, of: str | Cell) -> ModelConfig:
+        """Returns a model by its name, or as the variant of a cell prunes it."""
+        if isinstance(of, str):
+            return self.models[of]
+        return self.models[of.model].model_copy(update=self._variant(of.method).units)
+
     def method(self, name: str) -> type[Method]:
         """Returns the registered method behind a name of the grid, which may be a variant."""
         return find(self._variant(name).use or name)
@@ -165,7 +171,8 @@ class Experiment:
     def refusal(self, name: str, granularity: str) -> str | None:
         """Returns why a method of the grid has no cells at a granularity; None where it has."""
         served, variant = set(self.method(name).granularities), self._variant(name)
-        if variant.compensate != "none" or variant.score or (variant.recover and variant.recover.wanted):
+        trained = variant.recover and variant.recover.wanted
+        if variant.compensate != "none" or variant.score or trained or variant.attention_units:
             served &= {"structured"}
         if variant.pruner:
             served -= {"structured"}

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from ffp.allocators.base import SearchBudget
-from ffp.config.reading import Count, Name, Strict
+from ffp.config.reading import Count, KeepBlocks, Name, Strict
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
+from ffp.core.problem import AttentionUnits
 
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv"]
@@ -102,6 +103,15 @@ class MethodConfig(Strict):
     recover: Recover | None = Field(
         None, description="How quality is won back by training after structured pruning; the grid's recover without it."
     )
+    keep_blocks: KeepBlocks | None = Field(None, description="Blocks that lose nothing; the model's without it.")
+    attention_units: AttentionUnits | None = Field(
+        None, description="What is removed of an attention; the model's attention_units without it."
+    )
+
+    @property
+    def units(self) -> dict[str, Any]:
+        """What the variant changes in a model's configuration."""
+        return self.model_dump(include={"keep_blocks", "attention_units"}, exclude_none=True)
 
 
 class GridConfig(Strict):

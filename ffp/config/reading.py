@@ -8,14 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _names_blocks(text: Any) -> Any:
+    if not isinstance(text, str):  # YAML reads 3 as a number, and 1:30 as 90
+        raise ValueError("not a text. Put it in quotes")
+    try:
+        check_blocks(text)
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from error
+    return text
+
+
+KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
 MAX_YAML_BYTES = 1_000_000
 
 

@@ -47,8 +47,8 @@ def export(
     single = cell.granularity != "structured"
     format = fitting(format, zeros=single)
     tokenizer = load_tokenizer(model_dir)
-    format.check(load_prunable(experiment, cell.model, model_dir, weights=False), tokenizer)
-    prunable = load_prunable(experiment, cell.model, model_dir, on_host=True)
+    format.check(load_prunable(experiment, cell, model_dir, weights=False), tokenizer)
+    prunable = load_prunable(experiment, cell, model_dir, on_host=True)
     zeros = format.zeros or single
     removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros, recovered=True)
     inputs = {**cut_digests(cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
@@ -102,7 +102,7 @@ def _card(
     found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
     calibration, asked, pruned = grid.calibration, experiment.recover(cell), found["pruned"]
     return model_card(
-        experiment.models[cell.model],
+        experiment.model(cell),
         cell,
         method=experiment.method(cell.method),
         units=prunable.describe_units(),

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
-from ffp.config import Experiment, HubSource, ModelConfig
+from ffp.config import Experiment, HubSource
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton
@@ -86,11 +86,12 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         ConfigError: The model's sizes are unknown, or a context of the grid exceeds its positions.
         BudgetError: A sparsity of the grid cannot be met.
     """
-    config = experiment.models[name]
-    prunable = _prunable(_skeleton(experiment, name), config)
+    config, skeleton = experiment.models[name], _skeleton(experiment, name)
+    each = _prunables(experiment, name, skeleton)
+    prunable = each[0]
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
         check_context(prunable.config, contexts_of(experiment.grid))
-    limits = _limits(experiment, name, prunable)
+    limits = _limits(experiment, name, each)
     memory = _memory(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     return ModelPlan(
@@ -99,13 +100,13 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         blocks=len(prunable.blocks),
         params=params,
         unit_params=prunable.problem(0.0).total_params,
-        units=prunable.describe_units(),
+        units=" or ".join(dict.fromkeys(one.describe_units() for one in each)),
         limits=limits,
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
         flops=_flops(prunable, experiment, name),
         jobs=_jobs(experiment, name),
-        warnings=(*_warnings(experiment, name, memory), *unit_warnings(prunable, name)),
+        warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
     )
 
 
@@ -122,7 +123,7 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
         ConfigError: A context exceeds the model's positions, or memory or the disk does not suffice.
     """
     config, grid = experiment.models[name], experiment.grid
-    prunable = _prunable(load_skeleton(model_dir), config)
+    prunable = PrunableModel(load_skeleton(model_dir), **config.units)
     check_context(prunable.config, contexts_of(experiment.grid))
     device = choose_device(config.device)
     spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
@@ -133,11 +134,11 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
     check_disk(out, 4 * tokens + 16 * inputs)
 
 
-def _limits(experiment: Experiment, name: str, prunable: PrunableModel) -> dict[str, float]:
-    """Returns the largest sparsity of each granularity; BudgetError if the grid asks for more."""
+def _limits(experiment: Experiment, name: str, each: list[PrunableModel]) -> dict[str, float]:
+    """Returns the largest sparsity that all variants allow, by granularity; BudgetError if the grid asks for more."""
     limits: dict[str, float] = {}
     for granularity in experiment.grid.granularities:
-        limits[granularity] = projection.max_sparsity(prunable.problem(0.0, granularity))
+        limits[granularity] = min(projection.max_sparsity(one.problem(0.0, granularity)) for one in each)
         for sparsity in experiment.grid.sparsities_of(granularity):
             if sparsity > limits[granularity]:
                 raise BudgetError(
@@ -164,8 +165,13 @@ def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
     return build_skeleton(config.architecture)
 
 
-def _prunable(skeleton: PreTrainedModel, config: ModelConfig) -> PrunableModel:
-    return PrunableModel(skeleton, **config.units)
+def _prunables(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> list[PrunableModel]:
+    """The model as its YAML prunes it, and as variants of the grid do."""
+    asked = [experiment.models[name].units]
+    for cell in experiment.cells(dense=False):
+        if cell.model == name and (units := experiment.model(cell).units) not in asked:
+            asked.append(units)
+    return [PrunableModel(skeleton, **units) for units in asked]
 
 
 def _is_fetched(experiment: Experiment, name: str) -> bool:
@@ -250,7 +256,7 @@ def _warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> I
         yield f"{name}: a job asks for {config.resources.mem_mb} MB and takes about {need:.0f}. Raise resources.mem_mb."
 
 
-def unit_warnings(prunable: PrunableModel, name: str) -> Iterator[str]:
+def _unit_warnings(prunable: PrunableModel, name: str) -> Iterator[str]:
     """Yields what a user should know of a model's units: attention of which nothing can go."""
     decision = prunable.modules[2 if len(prunable.blocks) > 1 else 0].decision  # block 0 always keeps a unit
     if decision.n_units <= max(1, prunable.min_keep) and prunable.min_keep and prunable.heads > 1:

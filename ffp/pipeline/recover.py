@@ -45,7 +45,7 @@ def recover(
         raise ConfigError(f"{cell.path} is a pruned model: give --cut with the folder of its masks and updates.")
     check_not_offloaded(config, cell.model)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
-    prunable = load_prunable(experiment, cell.model, model_dir)
+    prunable = load_prunable(experiment, cell, model_dir)
     windows = recovery_windows(experiment, cell, prunable, load_tokenizer(model_dir), text_dir)
     check_context(prunable.config, {"calibration.context": windows.shape[1]})
     teacher = load_model(model_dir, config) if asked.loss == "kl" else None

@@ -81,7 +81,7 @@ def allocate(
         policy, _ = schemas.POLICY.read(CellFiles(init_dir).policy)
         inputs["init"] = sha256(CellFiles(init_dir).policy)
     weights = not (isinstance(method, Heuristic) and not method.reads_weights)
-    prunable = load_prunable(experiment, cell.model, model_dir, weights=weights)
+    prunable = load_prunable(experiment, cell, model_dir, weights=weights)
     settings = step_settings(experiment, "allocate", cell)
     journal = FileJournal(files.journal, [settings, cell.path, *inputs.values()])
     result = api.allocate(
@@ -102,7 +102,7 @@ def apply(
     """Turns an allocation into what stays of the model, and writes masks and updates into the cell's folder."""
     config, files, cut = experiment.models[cell.model], CellFiles(out), cut_of(experiment, cell)
     inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
-    prunable = load_prunable(experiment, cell.model, model_dir)
+    prunable = load_prunable(experiment, cell, model_dir)
     found = read_allocation(allocation_file, prunable)
     settings = step_settings(experiment, "apply", cell)
     origin = provenance({**inputs, "allocation": sha256(allocation_file)}, settings=settings)
@@ -138,7 +138,7 @@ def evaluate(
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
     inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
-    prunable, tokenizer = load_prunable(experiment, cell.model, model_dir), load_tokenizer(model_dir)
+    prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:
         windows = text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows)
@@ -179,18 +179,18 @@ def cut_of(experiment: Experiment, cell: Cell) -> Cut:
 
 
 def load_prunable(
-    experiment: Experiment, name: str, folder: Path, *, weights: bool = True, on_host: bool = False
+    experiment: Experiment, of: str | Cell, folder: Path, *, weights: bool = True, on_host: bool = False
 ) -> PrunableModel:
-    """Loads a model of the grid as its YAML says.
+    """Loads a model of the grid as its YAML, and the variant of a cell, say.
 
     Args:
         experiment: The grid.
-        name: The model's name.
+        of: The model's name, or one of its cells.
         folder: Where it was fetched to.
         weights: False for the sizes alone.
         on_host: Load it on the CPU, whatever its YAML says.
     """
-    config = experiment.models[name]
+    config = experiment.model(of)
     if on_host:
         config = config.model_copy(update={"device": "cpu", "offload": False})
     model = load_model(folder, config) if weights else load_skeleton(folder)

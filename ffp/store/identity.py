@@ -91,7 +91,7 @@ def _arithmetic(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """Settings that say which units go first, and which ones stay in any case."""
-    model = experiment.models[cell.model]
+    model = experiment.model(cell)
     least = {"min_keep": model.min_keep, **({"keep_blocks": model.keep_blocks} if model.keep_blocks else {})}
     if cell.granularity != "structured":
         return {"pruner": experiment.pruner(cell.method), **least}

@@ -57,15 +57,20 @@ def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
 @pytest.mark.parametrize("setting", [{"keep_blocks": "0,-1:"}, {"attention_units": "query-heads"}])
+@pytest.mark.parametrize("where", ["model", "variant"])
 def test_what_the_units_are_is_a_setting_of_what_it_can_change(
-    tmp_path: Path, granularity: str, setting: dict[str, str]
+    tmp_path: Path, granularity: str, setting: dict[str, str], where: str
 ) -> None:
     file = tiny.configure(tmp_path)
     steps = ("calibrate", "allocate", "apply", "evaluate")
     cell = Cell("tiny", granularity, "0.30", "owl", 0)
     before = {step: step_settings(Experiment(file), step, cell) for step in steps}
     assert all(setting.keys().isdisjoint(settings) for settings in before.values())
-    edit("config/models/tiny.yaml", **setting)(tmp_path)
+    if where == "model":
+        edit("config/models/tiny.yaml", **setting)(tmp_path)
+    else:
+        edit("config/grid.yaml", variants={"owl": {"compensate": "ridge", **setting}})(tmp_path)
+        edit("config/models/tiny.yaml", keep_blocks="1")(tmp_path) if "keep_blocks" in setting else None
     after = {step: step_settings(Experiment(file), step, cell) for step in steps}
     for step in steps:
         structured = granularity == "structured" or "keep_blocks" in setting

@@ -94,6 +94,15 @@ def test_the_plan_says_what_a_unit_is_and_where_attention_cannot_be_pruned(tmp_p
     assert (warned in plan.report(grid, tflops=1.0)) == (words.startswith("1 KV group of"))
 
 
+def test_variants_have_units_and_limits_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = plan.plan_model(experiment(tmp_path), "tiny")
+    variants = {"owl": {"attention_units": "query-heads", "keep_blocks": "0"}}
+    own = plan.plan_model(experiment(tmp_path, variants=variants, methods=["uniform", "owl"]), "tiny")
+    assert own.units == f"{plain.units} or 3 query heads of each of 2 KV groups, 40 channels"
+    assert own.limits["structured"] < plain.limits["structured"]
+
+
 def test_bytes_are_those_of_the_models_own_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]}
