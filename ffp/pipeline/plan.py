@@ -100,7 +100,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         blocks=len(prunable.blocks),
         params=params,
         unit_params=prunable.problem(0.0).total_params,
-        units=" or ".join(dict.fromkeys(one.describe_units() for one in each)),
+        units="; or, in variants, ".join(dict.fromkeys(one.describe_units() for one in each)),
         limits=limits,
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
@@ -291,6 +291,8 @@ def report(experiment: Experiment, *, tflops: float) -> str:
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",
+        *(f"A block of {plan.name} has {plan.units}." for plan in plans),
+        "",
         f"Memory on the device in GB, and hours of it at {tflops:g} TFLOP/s:\n",
         f"{_cost_table(plans, tflops)}\n",
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
@@ -312,8 +314,8 @@ def _models_table(plans: list[ModelPlan]) -> str:
     for plan in plans:
         limits = ", ".join(f"{value:.3f} {name}" for name, value in plan.limits.items())
         share = f"{plan.unit_params / plan.params:.1%}"
-        rows[plan.name] = (plan.family, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, plan.units, limits)
-    return _table(rows, ("family", "blocks", "params", "in units", "units of a block", "largest sparsity"))
+        rows[plan.name] = (plan.family, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, limits)
+    return _table(rows, ("family", "blocks", "params", "in units", "largest sparsity"))
 
 
 def _cost_table(plans: list[ModelPlan], tflops: float) -> str:

@@ -49,6 +49,21 @@ def test_equal_uniform_gives_all_blocks_the_same_sizes_for_less_than_a_unit_each
     assert not room or slack < sum(d.params_per_unit for d in room)
 
 
+@pytest.mark.parametrize("target", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("units", ["kv-groups", "query-heads", "single-query-heads"])
+def test_spread_uniform_takes_its_share_from_every_kind(units, target):
+    """Up to one unit of attention, the lost ones evenly spaced."""
+    prunable = PrunableModel(tiny("llama", num_hidden_layers=12), attention_units=units, keep_blocks="11")
+    problem = prunable.problem(target)
+    keep = np.array(allocate(Uniform(spread=True), problem).keep)
+    price, free = problem.params_per_unit, slice(0, -2)
+    share = problem.params_to_remove / np.dot(problem.n_units[free], price[free])
+    heads, channels = keep[0:-2:2], keep[1:-2:2]
+    assert abs(heads.sum() - (1 - share) * problem.n_units[0:-2:2].sum()) <= 1
+    assert np.ptp(heads) <= 1 and np.ptp(channels) <= 2
+    assert (keep[-2:] == problem.n_units[-2:]).all()
+
+
 def test_equal_uniform_leaves_whole_blocks_whole():
     problem = PrunableModel(tiny("llama"), keep_blocks="1").problem(0.3)
     allocation = Uniform(equal=True).allocate(problem, SyntheticStats(problem))

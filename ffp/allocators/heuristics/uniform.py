@@ -1,7 +1,8 @@
 """Uniform: every decision keeps the same share. An allocation has to beat it to be worth anything.
 
 The budget leaves a few units over, which some decisions get. With `equal` nobody gets them: all blocks are equal in
-size, and the pruned model is an ordinary one of its architecture.
+size, and the pruned model is an ordinary one of its architecture. Coarse units (KV groups, query heads) are rounded in
+all blocks alike, so that at 20 % one of three leaves every block; with `spread` some blocks lose one and others none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ffp.allocators.base import CalibrationStats, Heuristic
 from ffp.core.problem import Allocation, PruningProblem
@@ -43,6 +44,18 @@ def equal_allocation(problem: PruningProblem) -> Allocation:
     return Allocation.of(problem, keep)
 
 
+def spread_allocation(problem: PruningProblem) -> Allocation:
+    """Keeps the same share of every kind of decision; what cannot be divided leaves some blocks, evenly spaced."""
+    free = np.where(problem.min_keep < problem.n_units, problem.n_units * problem.params_per_unit, 0).sum()
+    share = max(0.0, 1 - problem.params_to_remove / max(1, free))
+    shares, kinds = np.full(len(problem.decisions), share), [d.module for d in problem.decisions]
+    for kind in dict.fromkeys(kinds):
+        mine = [i for i, module in enumerate(kinds) if module == kind and problem.min_keep[i] < problem.n_units[i]]
+        whole = np.round(np.cumsum(shares[mine] * problem.n_units[mine]))
+        shares[mine] = np.diff(whole, prepend=0) / problem.n_units[mine]
+    return project_shares(problem, shares)
+
+
 class Uniform(Heuristic):
     """Keeps the same share of every decision."""
 
@@ -57,6 +70,16 @@ class Uniform(Heuristic):
         False, description="Keep the same number of units in every block, and leave over what that cannot share out."
     )
 
+    spread: bool = Field(
+        False, description="Let coarse units leave every second or third block, so that each kind loses its share."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Uniform:
+        if self.equal and self.spread:
+            raise ValueError("equal keeps all blocks alike, and spread does not. Give one of them")
+        return self
+
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
-        """Returns `uniform_allocation`, or `equal_allocation`."""
-        return equal_allocation(problem) if self.equal else uniform_allocation(problem)
+        """Returns `uniform_allocation`, `equal_allocation` or `spread_allocation`."""
+        return (equal_allocation if self.equal else spread_allocation if self.spread else uniform_allocation)(problem)
