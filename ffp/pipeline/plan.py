@@ -56,7 +56,7 @@ class ModelPlan:
         blocks: Transformer blocks.
         params: Parameters of the whole model.
         unit_params: Parameters that a method may remove.
-        units: What the units of a block are.
+        units: What the units of a block are; several where variants differ.
         limits: Largest sparsity that min_keep and keep_blocks allow, by granularity.
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
@@ -70,7 +70,7 @@ class ModelPlan:
     blocks: int
     params: int
     unit_params: int
-    units: str
+    units: tuple[str, ...]
     limits: dict[str, float]
     memory: dict[str, int]
     host: int
@@ -100,7 +100,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         blocks=len(prunable.blocks),
         params=params,
         unit_params=prunable.problem(0.0).total_params,
-        units="; or, in variants, ".join(dict.fromkeys(one.describe_units() for one in each)),
+        units=tuple(dict.fromkeys(one.describe_units() for one in each)),
         limits=limits,
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
@@ -291,7 +291,8 @@ def report(experiment: Experiment, *, tflops: float) -> str:
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",
-        *(f"A block of {plan.name} has {plan.units}." for plan in plans),
+        "What each block has, and may lose:\n",
+        *(f"  {plan.name}: {units}" for plan in plans for units in plan.units),
         "",
         f"Memory on the device in GB, and hours of it at {tflops:g} TFLOP/s:\n",
         f"{_cost_table(plans, tflops)}\n",
