@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, race, reading
+from experiments import ablation, baselines, race, reading, units
 from ffp.config import Experiment
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
@@ -52,6 +52,13 @@ def test_the_race_is_read_from_the_searches_answers(tiny, monkeypatch, tmp_path)
     assert set(body["marks"]["test_ppl"]["0.30"]) == {"owl", "fastforward", "fastforward-guided"}
     assert set(body["marks"]["selection_test_gap"]["0.30"]) == {"fastforward", "fastforward-guided"}
     assert (tmp_path / "race.svg").stat().st_size > 1000
+
+
+def test_units_are_compared_with_whole_kv_groups(tiny, monkeypatch, tmp_path):
+    body = read(units, monkeypatch, tmp_path / "units.json")
+    assert body["marks"]["test_ppl"]["tiny 30%"]["owl"].keys() == {"kv-groups"}
+    assert body["marks"]["minus_kv_groups"]["tiny 30%"]["owl"] == {"kv-groups": [0.0, 0.0]}
+    assert len(body["cells"]) == 4 and (tmp_path / "units.svg").stat().st_size > 1000
 
 
 def test_other_readers_accept_any_grid(tiny, monkeypatch, tmp_path):
