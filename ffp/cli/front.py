@@ -30,9 +30,9 @@ def prune(
     text_column: options.TextColumn = "text", context: options.Context = CONTEXT, seed: options.Seed = 0,
     granularity: options.Granularity = "structured", pruner: options.Pruner = None, align: options.Align = None,
     min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None,
-    attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, device: options.Device = None,
-    threads: options.Threads = None, batch_tokens: options.BatchTokens = None, offload: options.Offload = False,
-    evaluate: options.Evaluate = True, tasks: options.Tasks = None,
+    attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, bos: options.Bos = None,
+    device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
+    offload: options.Offload = False, evaluate: options.Evaluate = True, tasks: options.Tasks = None,
     documents: options.Documents = EVALUATION.documents, format: options.Format = "transformers",
     quantize: options.Quantize = None, pad: options.Pad = None, yes: options.Yes = False, data: options.Data = None,
     dry_run: options.DryRun = False, as_json: options.AsJson = False,
@@ -56,7 +56,7 @@ def prune(
     resources = Resources(threads=threads or cpu_count(), gpu=1)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype,
-        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=resources,
+        device=device, batch_tokens=batch_tokens, offload=offload or None, bos=bos, resources=resources,
     )  # fmt: skip
     start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)  # read by the imports
     from ffp.models import formats

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ffp.config.bos import Bos as BosPlace
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
 from ffp.config.recover import RecoverSettings
 
@@ -76,6 +77,14 @@ KeepBlocks = Annotated[
 AttentionUnits = Annotated[
     Literal["auto", "kv-groups", "query-heads", "single-query-heads"] | None,
     _option("What leaves an attention: KV groups, a query head of each, or any query heads.", WHAT),
+]
+Bos = Annotated[
+    BosPlace | None,
+    _option(
+        "A BOS (beginning-of-sequence token) at the start of each window of text: auto, as the tokenizer adds it to a "
+        "text; always; never; once, at the start of the whole text. Default: auto.",
+        MODEL,
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
+from ffp.config.bos import Bos
 from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
 from ffp.core.problem import AttentionUnits
 
@@ -98,6 +99,12 @@ class ModelConfig(Strict):
     )
     offload: bool = Field(
         False, description="Keep the weights in host memory and move one block at a time to the device."
+    )
+    bos: Bos = Field(
+        "auto",
+        description="Where a BOS (beginning-of-sequence token) stands in the windows of every text, and whether tasks "
+        "begin with one (lm-eval: add_bos_token). auto: at the start of each window if the tokenizer adds one to a "
+        "text; always; never; once: at the start of a whole text, as the published code for WikiText-2 has it.",
     )
     architecture: Mapping[str, Any] | None = Field(
         None,

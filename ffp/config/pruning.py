@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, model_validator
 
 from ffp.allocators import Method, Search, create
+from ffp.config.bos import Bos
 from ffp.config.grid import CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
 from ffp.config.reading import Strict, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
@@ -36,6 +37,7 @@ class PruneSettings(Strict):
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     recover: Recover = Field(NO_RECOVERY, description="How quality is won back by training after structured pruning.")
     seed: int = Field(0, ge=0, description="Seed of a search, and of recovery.")
+    bos: Bos = Field("auto", description="Where a BOS stands in the windows of every text; see the model's `bos`.")
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
     evaluation: EvaluationConfig = EVALUATION

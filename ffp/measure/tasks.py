@@ -25,6 +25,7 @@ from ffp.config import TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
+from ffp.measure.bos import adds_bos, place_bos
 
 log = logging.getLogger(__name__)
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
@@ -39,8 +40,9 @@ def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> l
 
 
 def score_tasks(
-    model: Any, tokenizer: Any, tasks: TasksConfig, folder: Path, *, documents: int, seed: int, batch_tokens: int
-) -> dict[str, Any]:
+    model: Any, tokenizer: Any, tasks: TasksConfig, folder: Path, *, documents: int, seed: int, batch_tokens: int,
+    bos: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
     """Scores a model in memory with the stock prompts and metrics of lm-eval.
 
     Args:
@@ -51,6 +53,7 @@ def score_tasks(
         documents: Size of the seeded sample of each task, the same for every model, 0 for all; lm-eval calls it limit.
         seed: Of the sample.
         batch_tokens: Tokens forwarded at once, which bounds the logits in memory; in place of lm-eval's batch_size.
+        bos: Whether each request begins with a BOS: "auto" as the tokenizer does it, "always" and "once", or "never".
 
     Returns:
         For each task `version`, `hash` (of the scored documents, prompts and targets, as lm-eval computes it), `n`,
@@ -69,7 +72,7 @@ def score_tasks(
             name: sample_documents(name, len(task.eval_docs), documents=documents, seed=seed)
             for name, task in loaded["tasks"].items()
         }
-        lm = _language_model(model, tokenizer, batch_tokens)
+        lm = _language_model(model, tokenizer, batch_tokens, begins=place_bos(tokenizer, bos) != "never")
         results = evaluate(lm=lm, task_dict=loaded, samples=samples, bootstrap_iters=1000, log_samples=True)
         return {name: _scores(results, name, task) for name, task in loaded["tasks"].items()}
 
@@ -170,12 +173,20 @@ def local_task(name: str, stock: Path, data: Path, *, cache: Path) -> dict[str, 
     return {"include": str(stock), "task": name, "tag": None, **local, **splits}
 
 
-def _language_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
-    """Wraps the model for lm-eval, with batches bounded by tokens instead of by requests."""
+def _language_model(model: Any, tokenizer: Any, batch_tokens: int, *, begins: bool) -> Any:
+    """Wraps the model for lm-eval, with batches bounded by tokens instead of by requests; begins: with a BOS."""
     from lm_eval.models.huggingface import HFLM
+
+    unlike = begins != adds_bos(tokenizer)  # what lm-eval does by default
 
     class TokenBatches(HFLM):  # type: ignore[misc, unused-ignore]
         """HFLM in groups of similar length, each with the largest batch that batch_tokens allows."""
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
+            if add_special_tokens is not None or not unlike:
+                return list(super().tok_encode(string, add_special_tokens, **others))
+            ids, begin = list(super().tok_encode(string, False, **others)), [tokenizer.bos_token_id] * begins
+            return ids if ids[:1] == begin else begin + ids
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty()))

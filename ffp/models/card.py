@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ffp.config import Cell, HubSource, ModelConfig
+from ffp.config.bos import IN_WORDS
 from ffp.models.formats import Saved
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:
     rows = ["| | parent | this model |", "|---|---|---|"]
     bodies = [scores["dense"], pruned]
     rows.append(
-        f"| perplexity, {pruned['ppl']['n_tokens']:,} tokens | {' | '.join(_figure(b, 'ppl') for b in bodies)} |"
+        f"| perplexity, {pruned['ppl']['n_tokens']:,} tokens, {IN_WORDS[pruned['ppl']['bos']]} "
+        f"| {' | '.join(_figure(b, 'ppl') for b in bodies)} |"
     )
     for task, result in pruned["tasks"].items():
         metric = next(iter(result["metrics"]))

@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ import torch
 from ffp.allocators import Search
 from ffp.assets.tasks import fetch_tasks
 from ffp.config import TasksConfig, read_part
+from ffp.config.bos import IN_WORDS
 from ffp.config.catalog import entries, find_entry
 from ffp.config.pruning import PruneSettings
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
+from ffp.measure.bos import place_bos
 from ffp.measure.tasks import score_tasks, stock_files
 from ffp.models.checkpoint import load_model, load_tokenizer
 from ffp.models.formats import Format
@@ -81,9 +83,10 @@ def prune(request: PruneRequest) -> Pruned:
     tasks = _open_tasks(request)
     opened = open_model(request.model, data=request.data, changes=request.changes)
     text = open_text(request.text, data=request.data, column=request.column)
-    tokenizer, config = load_tokenizer(opened.folder), opened.config
+    request, tokenizer, config = _on(request, opened), load_tokenizer(opened.folder), opened.config
     found = estimate(opened.folder, config, request.settings)
     found.check(request.out)
+    place_bos(tokenizer, config.bos)
     _check_format(request, found.prunable, tokenizer)
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, **config.units)
@@ -111,7 +114,7 @@ def dry_run(request: PruneRequest) -> str:
     check_new_folder(request.out, overwrite=request.overwrite)
     _open_tasks(request)
     opened = open_model(request.model, data=request.data, changes=request.changes)
-    text = open_text(request.text, data=request.data, column=request.column)
+    text, request = open_text(request.text, data=request.data, column=request.column), _on(request, opened)
     found = estimate(opened.folder, opened.config, request.settings)
     found.check(request.out)
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
@@ -119,7 +122,13 @@ def dry_run(request: PruneRequest) -> str:
     windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
     open_recovery_windows(found.prunable, tokenizer, text, settings)
     parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
-    return found.describe(opened.name, text.title, request.out, sum(parts.values()))
+    title = f"{text.title}, {IN_WORDS[place_bos(tokenizer, settings.bos)]}"
+    return found.describe(opened.name, title, request.out, sum(parts.values()))
+
+
+def _on(request: PruneRequest, opened: OpenedModel) -> PruneRequest:
+    """The request with what the model's configuration says of a BOS."""
+    return replace(request, settings=request.settings.model_copy(update={"bos": opened.config.bos}))
 
 
 def ending(pruned: Pruned, out: Path) -> str:
@@ -162,6 +171,7 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         "min-keep": model.min_keep if model.min_keep != 1 else None,
         "keep-blocks": model.keep_blocks or None,
         "attention-units": prunable.attention_units if prunable.kv_heads < prunable.heads else None,
+        "bos": model.bos,
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.resources.threads,
@@ -221,7 +231,8 @@ def _time(pruned: Pruned, opened: OpenedModel) -> None:
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:
     """Everything on which the numbers depend; a run that was killed goes on only where all of it is the same."""
     settings, model = request.settings, opened.config
-    unasked = None if settings.recover.wanted else {"recover"}  # what was begun before there was recovery goes on
+    off = {"recover": not settings.recover.wanted, "bos": settings.bos == "never"}
+    unasked = {name for name, left_out in off.items() if left_out}  # what was begun before there were these goes on
     training = [code_of("recover")] if settings.recover.wanted else []
     arithmetic = ("dtype", "device", "offload", "batch_tokens")
     return {
@@ -254,5 +265,5 @@ def _scorer(
     evaluation = settings.evaluation
     return partial(
         score_tasks, tokenizer=tokenizer, tasks=tasks, folder=folder, documents=evaluation.documents,
-        seed=evaluation.seed, batch_tokens=batch_tokens,
+        seed=evaluation.seed, batch_tokens=batch_tokens, bos=settings.bos,
     )  # fmt: skip

@@ -52,11 +52,11 @@ def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) ->
 
 
 def text_windows(
-    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int
+    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int, *, bos: str
 ) -> torch.Tensor:
-    """Returns the windows of a text, of tokens that the model knows."""
+    """Returns the windows of a text, of tokens that the model knows; bos: as token_windows takes it."""
     documents = read_documents(AssetFiles(text_dir).documents(name))
-    windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text")
+    windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text", bos=bos)
     check_token_ids({name: windows}, prunable.model)
     return windows
 
@@ -73,7 +73,7 @@ def recovery_windows(
     windows = later_windows(
         tokenizer, read_documents(AssetFiles(text_dir).documents("calibration")),
         used_tokens=used.windows * used.context, context=used.context,
-        windows=max(1, settings.tokens // used.context), name="calibration text",
+        windows=max(1, settings.tokens // used.context), name="calibration text", bos=experiment.models[cell.model].bos,
     )  # fmt: skip
     check_token_ids({"calibration": windows}, prunable.model)
     return windows

@@ -22,7 +22,8 @@ from ffp.allocators import is_search
 from ffp.config import Experiment, HubSource
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
-from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton
+from ffp.measure.bos import place_bos
+from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton, load_tokenizer
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
@@ -54,6 +55,7 @@ class ModelPlan:
         name: Name in the grid.
         family: Its model_type.
         blocks: Transformer blocks.
+        bos: Where windows have a BOS; "auto" for a model that is not fetched, where the tokenizer decides.
         params: Parameters of the whole model.
         unit_params: Parameters that a method may remove.
         units: What the units of a block are; several where variants differ.
@@ -68,6 +70,7 @@ class ModelPlan:
     name: str
     family: str
     blocks: int
+    bos: str
     params: int
     unit_params: int
     units: tuple[str, ...]
@@ -98,6 +101,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         name=name,
         family=str(prunable.config.model_type),
         blocks=len(prunable.blocks),
+        bos=_bos(experiment, name),
         params=params,
         unit_params=prunable.problem(0.0).total_params,
         units=tuple(dict.fromkeys(one.describe_units() for one in each)),
@@ -176,6 +180,12 @@ def _prunables(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> 
 
 def _is_fetched(experiment: Experiment, name: str) -> bool:
     return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
+
+
+def _bos(experiment: Experiment, name: str) -> str:
+    """Where the model's windows have a BOS; what is asked for, if its tokenizer is not here."""
+    asked, files = experiment.models[name].bos, Layout.from_grid(experiment.grid).model(name)
+    return place_bos(load_tokenizer(files.folder), asked) if files.manifest.is_file() else asked
 
 
 def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
@@ -315,8 +325,8 @@ def _models_table(plans: list[ModelPlan]) -> str:
     for plan in plans:
         limits = ", ".join(f"{value:.3f} {name}" for name, value in plan.limits.items())
         share = f"{plan.unit_params / plan.params:.1%}"
-        rows[plan.name] = (plan.family, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, limits)
-    return _table(rows, ("family", "blocks", "params", "in units", "largest sparsity"))
+        rows[plan.name] = (plan.family, plan.bos, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, limits)
+    return _table(rows, ("family", "BOS", "blocks", "params", "in units", "largest sparsity"))
 
 
 def _cost_table(plans: list[ModelPlan], tflops: float) -> str:

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
 from ffp.core import projection
 from ffp.core.problem import AttentionUnits
+from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_token_ids
@@ -66,7 +66,8 @@ def prune(
         speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`,
-            and `recover`, which trains the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
+            `bos`, where the windows of all texts have a BOS ("auto", "always", "once" or "never"), and `recover`, which
+            trains the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
 
     Returns:
         The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.
@@ -171,7 +172,7 @@ def run(
     windows, test = open_windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
     training = open_recovery_windows(prunable, tokenizer, text, settings)
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
-    measuring = _Measuring(phases, work, test, batch_tokens, score)
+    measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
     calibration = phases.run(
         "calibrate",
         lambda: work.calibration(prunable, lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens)),
@@ -202,6 +203,7 @@ class _Measuring:
     phases: Phases
     work: Work
     test: torch.Tensor | None
+    bos: str
     batch_tokens: int
     score: Callable[[Any], dict[str, Any]] | None
 
@@ -209,7 +211,10 @@ class _Measuring:
         """Perplexity of a model; None where it is not asked for."""
         if (test := self.test) is None:
             return None
-        compute = partial(api.evaluate, model, test, batch_tokens=self.batch_tokens)
+
+        def compute() -> dict[str, Any]:
+            return {**api.evaluate(model, test, batch_tokens=self.batch_tokens), "bos": self.bos}
+
         return self.phases.run(f"evaluate the {name} model", lambda: self.work.perplexity(name, compute))
 
     def measure(self, name: str, model: Any) -> Measures:

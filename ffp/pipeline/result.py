@@ -13,8 +13,10 @@ import torch
 import ffp
 from ffp import api
 from ffp.config import Cell, LocalSource, ModelConfig
+from ffp.config.bos import IN_WORDS, PlacedBos
 from ffp.config.pruning import PruneSettings
 from ffp.core.errors import ConfigError
+from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery
 from ffp.measure.speed import Speed, measure_speed
 from ffp.models import formats
@@ -28,6 +30,7 @@ from ffp.store.provenance import provenance
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PPL_KEYS = ("value", "stderr", "n_tokens", "context", "bos")
 SPEED_PROMPT = 512  # tokens of the prompt that is timed, at most
 Row = tuple[str, str, str, str]
 
@@ -50,7 +53,7 @@ class Measures:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the figures as plain data."""
-        ppl = self.ppl and {key: self.ppl[key] for key in ("value", "stderr", "n_tokens", "context")}
+        ppl = self.ppl and {key: self.ppl[key] for key in PPL_KEYS}
         speed = self.speed and asdict(self.speed)
         return {"bytes": self.bytes, "perplexity": ppl, "speed": speed, "tasks": dict(self.tasks)}
 
@@ -103,6 +106,11 @@ class Pruned:
         return self.prunable.model
 
     @property
+    def bos(self) -> PlacedBos:
+        """Where the windows of all texts had a BOS."""
+        return place_bos(self.tokenizer, self.settings.bos)
+
+    @property
     def name(self) -> str:
         """Name of the dense model."""
         return self.origin.title
@@ -135,7 +143,7 @@ class Pruned:
         if format.zeros and not self.dense_shape:
             raise ConfigError(f"units were cut out, which {format.name} needs as zeros. Prune with dense_shape=True.")
         format.check(self.prunable, self.tokenizer)
-        seed, asked = self.settings.seed, self.settings.model_dump(mode="json")
+        seed, asked = self.settings.seed, self.settings.model_dump(mode="json") | {"bos": self.bos}
         origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
         manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self._removed(), provenance=origin)
         self.saved = write_export(
@@ -160,6 +168,7 @@ class Pruned:
             "model": self.name,
             "settings": settings.model_dump(mode="json"),
             "text": self.text,
+            "bos": self.bos,
             **self._removed(),
             "dense": self.dense.as_dict(),
             "pruned": self.pruned.as_dict(),
@@ -175,7 +184,7 @@ class Pruned:
         rows: list[Row] = [("", "dense", "pruned", "")]
         dense, pruned = self.dense, self.pruned
         if dense.ppl and pruned.ppl:
-            note = f"{dense.ppl['n_tokens']:,} test tokens"
+            note = f"{dense.ppl['n_tokens']:,} test tokens, {IN_WORDS[self.bos]}"
             rows.append(("perplexity", _plus_minus(dense.ppl), _plus_minus(pruned.ppl), note))
             if self.before:
                 rows.append(("before recovery", "", _plus_minus(self.before), self.settings.recover.describe()))
@@ -208,7 +217,7 @@ class Pruned:
         if self.recovery is None:
             return None
         before, cost = self.before, self.recovery.cost
-        ppl = before and {key: before[key] for key in ("value", "stderr", "n_tokens", "context")}
+        ppl = before and {key: before[key] for key in PPL_KEYS}
         return {
             "perplexity_before": ppl,
             "tokens": cost.n_tokens,
@@ -237,7 +246,8 @@ class Pruned:
         return model_card(
             self.origin, self._cell(), method=type(settings.method), units=self.prunable.describe_units(),
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
-            calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}",
+            calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}, "
+            f"{IN_WORDS[self.bos]}",
             removed=self._removed(), scores=scores,
             recovery=settings.recover.describe() if self.recovery else "none", before=self.before,
             commands=self.commands or [self._call()], version=ffp.__version__, saved=saved,
@@ -249,6 +259,7 @@ class Pruned:
         return (
             f"ffp.prune(model, tokenizer, sparsity={asked.sparsity:g}, method={asked.method.name!r}, "
             f"compensate={asked.compensate!r}, granularity={asked.granularity!r}, seed={asked.seed}, "
+            f"bos={self.bos!r}, "
             f"{f'recover={asked.recover.model_dump()!r}, ' if asked.recover.wanted else ''}text=...)"
         )
 

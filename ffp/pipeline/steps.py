@@ -14,6 +14,7 @@ from ffp.allocators.base import Heuristic, Search
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import PruningProblem
+from ffp.measure.bos import place_bos
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
@@ -44,7 +45,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
     skeleton, tokenizer = load_prunable(experiment, model_name, model_dir, weights=False), load_tokenizer(model_dir)
     texts = {
-        name: text_windows(skeleton, tokenizer, text_dir, name, context, count)
+        name: text_windows(skeleton, tokenizer, text_dir, name, context, count, bos=config.bos)
         for name, (context, count) in _text_sizes(experiment).items()
     }
     del texts["test"]
@@ -141,18 +142,19 @@ def evaluate(
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:
-        windows = text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows)
+        bos = place_bos(tokenizer, config.bos)
+        windows = text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows, bos=bos)
         check_context(prunable.config, {"evaluation.context": settings.context})
         if experiment.recover(cell).wanted:
-            before = api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens)
+            before = {**api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens), "bos": bos}
             load_recovered(prunable, experiment, cell, cut_dir)
-        ppl = api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens)
+        ppl = {**api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens), "bos": bos}
         log.info("evaluate %s: perplexity %.3f, stderr %s", cell.path, ppl["value"], ppl["stderr"])
         tasks: dict[str, Any] = {}
         if experiment.tasks is not None and tasks_dir is not None:
             tasks = score_tasks(
                 prunable.model, tokenizer, experiment.tasks, tasks_dir,
-                documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens,
+                documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens, bos=bos,
             )  # fmt: skip
         cost.n_tokens = ppl["n_tokens"] * (1 if before is None else 2)
     schemas.ScoresFile(

@@ -92,7 +92,7 @@ def cut_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> Win
     if isinstance(settings.method, Search):
         search = settings.search
         sizes |= {"search": (search.context, search.windows), "selection": (search.context, search.selection_windows)}
-    found = {name: _windows(tokenizer, text, name, *size) for name, size in sizes.items()}
+    found = {name: _windows(tokenizer, text, name, *size, settings.bos) for name, size in sizes.items()}
     if "search" in found and len(found["search"]) < settings.search.windows_per_evaluation:
         raise ConfigError(
             f"the search text has {len(found['search'])} windows of {settings.search.context} tokens, fewer than the "
@@ -103,7 +103,8 @@ def cut_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> Win
 
 def cut_test_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> torch.Tensor:
     """Returns the windows of the test text."""
-    return _windows(tokenizer, text, "test", settings.evaluation.context, settings.evaluation.windows)
+    asked = settings.evaluation
+    return _windows(tokenizer, text, "test", asked.context, asked.windows, settings.bos)
 
 
 def cut_recovery_windows(tokenizer: Any, text: SplitText, settings: PruneSettings) -> torch.Tensor | None:
@@ -120,15 +121,16 @@ def cut_recovery_windows(tokenizer: Any, text: SplitText, settings: PruneSetting
     return later_windows(
         tokenizer, text.documents.get("calibration", ()), used_tokens=used.windows * used.context, context=used.context,
         windows=max(1, settings.recover.tokens // used.context), name=f"calibration text ({text.title})",
+        bos=settings.bos,
     )  # fmt: skip
 
 
-def _windows(tokenizer: Any, text: SplitText, name: str, context: int, count: int) -> torch.Tensor:
+def _windows(tokenizer: Any, text: SplitText, name: str, context: int, count: int, bos: str) -> torch.Tensor:
     """At most `count` windows of a part of the text; says so where there are fewer."""
     documents, title = text.documents.get(name, ()), f"{name} text ({text.title})"
     if not documents:
         raise ConfigError(f"the {title} has no document. Give more documents, so that each part of the text gets some.")
-    found = token_windows(tokenizer, documents, context=context, windows=count, name=title, at_most=True)
+    found = token_windows(tokenizer, documents, context=context, windows=count, name=title, at_most=True, bos=bos)
     if len(found) < count:
         log.warning(
             "the %s has %d windows of %d tokens, fewer than %d: all are used", title, len(found), context, count

@@ -278,10 +278,14 @@ class Verifier:
             yield from _equal(f"{where}: parameters removed", params.dense - params.kept, 0)
         yield from _equal(f"{where}: model_sparsity", body.model_sparsity, 1 - params.kept / params.dense)
         yield from _perplexity(f"{where}: ppl", body.ppl)
+        asked = self.experiment.models[cell.model].bos
+        if asked != "auto" or body.ppl.bos == "once":
+            yield from _equal(f"{where}: ppl.bos", body.ppl.bos, asked)
         trained = self.experiment.recover(cell).wanted
         yield from _equal(f"{where}: has a perplexity before recovery", body.ppl_before is not None, trained)
         if body.ppl_before is not None:
             yield from _perplexity(f"{where}: ppl_before", body.ppl_before)
+            yield from _equal(f"{where}: ppl_before.bos", body.ppl_before.bos, body.ppl.bos)
         wanted = self.experiment.tasks.tasks if self.experiment.tasks else {}
         yield from _equal(f"{where}: tasks", sorted(body.tasks), sorted(wanted))
         if wanted:

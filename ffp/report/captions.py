@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from ffp.config import Experiment
+from ffp.config.bos import IN_WORDS
 from ffp.report.collect import Record, by_task, task_metric
 from ffp.report.groups import TIE_STDERRS
 
@@ -54,7 +55,8 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
         "Seed": {record.cell.seed for record in records},
     }
     constants = {what: found.pop() for what, found in values.items() if len(found) == 1}
-    contexts = sorted({(record.row["ppl_windows"], record.row["ppl_context"]) for record in done})
+    measured = sorted({tuple(record.row[f"ppl_{what}"] for what in ("windows", "context", "bos")) for record in done})
+    contexts = [(windows, context, IN_WORDS[bos]) for windows, context, bos in measured]
     tasks = [(name, task_metric(results[0]), results[0]) for name, results in by_task(done).items()]
     paired = all(record.scores and record.scores.ppl.loss_by_window for record in done)
     trained = any("ppl_before" in record.row for record in done)

@@ -21,7 +21,7 @@ LEADING = (
     "ppl_stderr", "search_evaluations", "search_tokens", "search_s",
 )  # fmt: skip
 TRAILING = (
-    "mean_acc", "mean_acc_stderr", "ppl_windows", "ppl_context", "params_kept", "params_dense",
+    "mean_acc", "mean_acc_stderr", "ppl_windows", "ppl_context", "ppl_bos", "params_kept", "params_dense",
     "search_selection_tokens", "evaluation_s", "evaluation_peak_mem_bytes", "reason",
 )  # fmt: skip
 RECOVERY = ("ppl_before", "ppl_before_stderr", "recover_tokens", "recover_s", "recover_peak_mem_bytes")
@@ -162,7 +162,7 @@ def _add_figures(record: Record) -> None:
     if scores and scores.status == "done":
         row.update(block_sparsity=scores.block_sparsity, model_sparsity=scores.model_sparsity)
         row.update(ppl=scores.ppl.value, ppl_stderr=scores.ppl.stderr)
-        row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context)
+        row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context, ppl_bos=scores.ppl.bos)
         row.update(params_kept=scores.params.kept, params_dense=scores.params.dense)
         row.update(evaluation_s=scores.cost.wall_s, evaluation_peak_mem_bytes=scores.cost.peak_mem_bytes)
         for task, result in scores.tasks.items():

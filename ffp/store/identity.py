@@ -26,7 +26,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "apply": "3",
     "recover": "1",
     "evaluate": "1",
-    "report": "3",
+    "report": "4",
 }
 
 
@@ -103,7 +103,14 @@ def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     grid = experiment.grid
     texts = {name: getattr(grid.search, name) for name in ("context", "windows", "selection_windows")}
-    return {**_arithmetic(experiment, cell), "calibration": grid.calibration.model_dump(), "search": texts}
+    found = {**_arithmetic(experiment, cell), "calibration": grid.calibration.model_dump(), "search": texts}
+    return found | _bos(experiment, cell)
+
+
+def _bos(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Where windows have a BOS; nothing where they have none, as in all results before there was this setting."""
+    asked = experiment.models[cell.model].bos
+    return {} if asked == "never" else {"bos": asked}
 
 
 def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -129,7 +136,8 @@ def _apply(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def _recover(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     used = experiment.grid.calibration.model_dump(include={"windows", "context"})
-    return {**_arithmetic(experiment, cell), **_recovery(experiment, cell), "calibration": used, "seed": cell.seed}
+    found = {**_arithmetic(experiment, cell), **_recovery(experiment, cell), "calibration": used, "seed": cell.seed}
+    return found | _bos(experiment, cell)
 
 
 def _recovery(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     tasks = experiment.tasks.version if experiment.tasks else None
     evaluation = experiment.grid.evaluation.model_dump()
     found = {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
-    return {**found, **_recovery(experiment, cell)}
+    return {**found, **_recovery(experiment, cell), **_bos(experiment, cell)}
 
 
 _SETTINGS: Mapping[str, Callable[[Experiment, Cell], dict[str, Any]]] = {

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ffp.allocators.tracker import TRACE_COLUMNS
+from ffp.config.bos import PlacedBos
 from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, Decision, PruningProblem
 from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
@@ -210,7 +211,8 @@ class Perplexity(Part):
     stderr: float | None
     n_windows: int
     context: int
-    n_tokens: int
+    n_tokens: int = Field(description="tokens of the text that were predicted; a BOS is none of them")
+    bos: PlacedBos = Field("never", description="where a BOS stood in the windows; older files, without it, had none")
     loss_by_window: tuple[float, ...] = Field((), description="mean nats per token of each window")
 
 

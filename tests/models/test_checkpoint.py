@@ -162,7 +162,7 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     experiment = Experiment("config/grids/demo.yaml")
     cell = experiment.cell("smollm2-135m/structured/s0.30/owl/seed0")
     figure = {"value": 20.25, "stderr": 0.5}
-    scores = {"ppl": {**figure, "n_tokens": 8176}, "tasks": {}}
+    scores = {"ppl": {**figure, "n_tokens": 8176, "bos": "always"}, "tasks": {}}
     words = {
         "method": find("owl"), "units": "3 KV groups of 3 query heads, 40 channels",
         "ranking": "wanda", "compensation": "none", "version": "1.2",
@@ -189,7 +189,7 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
         "--cell smollm2-135m/structured/s0.30/owl/seed0 --out OUT --format gguf",
         "Run it so.\n\n```python\nload(PATH)\n```",
         "snakemake --cores all --config grid=config/grids/demo.yaml -- results/scores.json",
-        "| perplexity, 8,176 tokens | - | 20.25 ± 0.5 |",
+        "| perplexity, 8,176 tokens, a BOS in each window | - | 20.25 ± 0.5 |",
     ):  # fmt: skip
         assert part in card, part
     whole = model.model_copy(update={"keep_blocks": "0-3,-2:"})
