@@ -11,6 +11,11 @@ from tests.measure.slow import WORDS
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token a character."""
+    return character_tokenizer()
+
+
+def character_tokenizer():
+    """A new tokenizer that makes a token of each character, and adds none."""
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="</s>", pad_token="</s>")
