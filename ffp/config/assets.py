@@ -164,7 +164,8 @@ class TextConfig(Strict):
     order: Literal["hash", "source"] = Field(
         "hash",
         description="Order of the documents in each text: `hash` mixes the corpora; `source` keeps the order in which "
-        "they are listed and read, so that a published test set gives the published stream of tokens.",
+        "they are listed and read, so that a published test set gives the published text (and with `bos: once` the "
+        "published stream of tokens).",
     )
     shares: Mapping[Split, float] = Field(description="Share of the documents for each split; they sum to 1.")
 

@@ -78,6 +78,19 @@ def test_what_the_units_are_is_a_setting_of_what_it_can_change(
         assert after[step] == before[step] | changed
 
 
+def test_where_a_bos_stands_is_a_setting_of_the_steps_that_read_texts(tmp_path: Path) -> None:
+    file, steps = tiny.configure(tmp_path), ("calibrate", "allocate", "apply", "recover", "evaluate")
+    cell, found = Cell("tiny", "structured", "0.30", "owl", 0), {}
+    for bos in ("never", "auto", "always", "once"):
+        edit("config/models/tiny.yaml", bos=bos)(tmp_path)
+        found[bos] = {step: step_settings(Experiment(file), step, cell) for step in steps}
+    for step in steps:  # without one, settings are as they were before there was a choice
+        reads, without = step in ("calibrate", "recover", "evaluate"), found["never"][step]
+        assert all(found[bos][step] == without | ({"bos": bos} if reads else {}) for bos in ("auto", "always", "once"))
+    edit("config/models/tiny.yaml", bos=None)(tmp_path)
+    assert step_settings(Experiment(file), "evaluate", cell) == found["auto"]["evaluate"]
+
+
 def test_a_search_has_every_seed_and_a_heuristic_one(tmp_path: Path) -> None:
     file = tiny.configure(tmp_path)
     edit("config/grid.yaml", seeds=[4, 5], methods=["owl", "fastforward"])(tmp_path)
