@@ -37,7 +37,7 @@ def prune(
     quantize: options.Quantize = None, pad: options.Pad = None, yes: options.Yes = False, data: options.Data = None,
     dry_run: options.DryRun = False, as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
-    r"""Prune a model and save it as a checkpoint.
+    """Prune a model and save it as a checkpoint.
 
     Interrupted, the same command goes on where it was.
 
@@ -45,8 +45,7 @@ def prune(
       ffp prune smollm2-135m --sparsity 0.3 --out small
       ffp prune Qwen/Qwen2.5-0.5B --sparsity 0.3 --out qwen-30
       ffp prune smollm2-135m --sparsity 0.3 --out small-gguf --format gguf --quantize Q8_0
-      ffp prune ./my-model --sparsity 0.3 --method ffn-only \
-          --text notes.jsonl --keep-blocks 0-1 --out my-model-30
+      ffp prune ./mine --sparsity 0.3 --text notes.jsonl --keep-blocks 0-1 --out mine-30
     """
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,

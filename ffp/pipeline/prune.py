@@ -66,8 +66,7 @@ def prune(
         speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`,
-            `bos`, where the windows of all texts have a BOS ("auto", "always", "once" or "never"), and `recover`, which
-            trains the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
+            `bos`, and `recover`, to train the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
 
     Returns:
         The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.

@@ -117,14 +117,9 @@ def apply(
 
 
 def evaluate(
-    experiment: Experiment,
-    cell: Cell,
-    model_dir: Path,
-    text_dir: Path,
-    tasks_dir: Path | None,
-    cut_dir: Path | None,
+    experiment: Experiment, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, cut_dir: Path | None,
     out: Path,
-) -> None:
+) -> None:  # fmt: skip
     """Scores a cell's model and writes scores.json: perplexity on the test text, and lm-eval tasks.
 
     Args:
