@@ -68,6 +68,25 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Checks that a folder's disk has room.
+
+    Args:
+        folder: It exists.
+        needed: Bytes that will be written.
+        what: What they are, for the error.
+
+    Raises:
+        AssetError: The disk has fewer bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise AssetError(
+            f"{what} takes {needed / 1e6:,.1f} MB, but the disk of {folder} has {free / 1e6:,.1f} MB free. Free space "
+            "there, or give a folder on a larger disk."
+        )
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns an OSError of the block, above all a full disk, into one AssetError about `path`."""

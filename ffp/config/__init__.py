@@ -12,6 +12,8 @@ from ffp.config.assets import (
     TaskConfig,
     TasksConfig,
     TextConfig,
+    WheelPart,
+    WheelPartsSource,
     WheelSource,
 )
 from ffp.config.experiment import Cell, Experiment
@@ -32,6 +34,8 @@ __all__ = [
     "TaskConfig",
     "TasksConfig",
     "TextConfig",
+    "WheelPart",
+    "WheelPartsSource",
     "WheelSource",
     "read_part",
 ]

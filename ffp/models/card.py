@@ -107,6 +107,9 @@ def _source(source: Any) -> str:
         return f"{source.repo} at revision {source.revision}"
     if source.kind == "wheel":
         return f"{source.package} {source.version} from the package index"
+    if source.kind == "wheel-parts":
+        names = ", ".join(f"{part.package} {part.version}" for part in source.parts)
+        return f"{source.file} (sha256 {source.sha256}), in parts from the package index: {names}"
     return f"local folder {Path(source.path).name}"
 
 

