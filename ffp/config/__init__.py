@@ -6,6 +6,7 @@ Torch-free and quick to import, because the Snakefile of every cluster job reads
 from ffp.config.assets import (
     CorpusConfig,
     HubSource,
+    LmHead,
     LocalSource,
     ModelConfig,
     Source,
@@ -27,6 +28,7 @@ __all__ = [
     "Experiment",
     "GridConfig",
     "HubSource",
+    "LmHead",
     "LocalSource",
     "ModelConfig",
     "PublishedSet",

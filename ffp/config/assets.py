@@ -13,6 +13,7 @@ from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
+LmHead = Literal["auto", "tied", "apart"]
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
 
 
@@ -96,6 +97,11 @@ class ModelConfig(Strict):
     source: Source
     title: str = Field(description="Name of the model in tables.")
     license: str | None = Field(None, description="License of the weights, for the cards of exported checkpoints.")
+    lm_head: LmHead = Field(
+        "auto",
+        description="Embeddings and head of a GGUF file: `tied` makes them one matrix, the more finely quantised one; "
+        "`apart` keeps both; auto: what the file does.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and computation, and of exported checkpoints; auto: the model's own."
     )

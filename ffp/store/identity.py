@@ -66,9 +66,11 @@ def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, An
 
 def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, Any]:
     """Returns everything that can change an asset: not its title, nor what a model's jobs ask for."""
-    fields: dict[str, Any] = {"include": {"source"}} if isinstance(part, ModelConfig) else {"exclude": {"title"}}
     version = {"step_version": STEP_VERSIONS["asset"], "code": code_of("asset")}
-    return {**version, **part.model_dump(mode="json", **fields)}
+    if not isinstance(part, ModelConfig):
+        return {**version, **part.model_dump(mode="json", exclude={"title"})}
+    lm_head = {"lm_head": part.lm_head} if part.lm_head != "auto" else {}
+    return {**version, **part.model_dump(mode="json", include={"source"}), **lm_head}
 
 
 def report_settings(experiment: Experiment) -> dict[str, Any]:
