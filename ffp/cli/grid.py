@@ -81,6 +81,9 @@ def allocate(
     init: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the cell whose policy the search starts from.")
     ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a cell with the same search, whose answer is taken.")
+    ] = None,
 ) -> None:
     r"""Decide how much of each module to keep, with the cell's method.
 
@@ -98,7 +101,10 @@ def allocate(
         raise ConfigError(f"{point.path} starts from {start} in {experiment.file}: give {wanted}.")
     from ffp.pipeline import steps
 
-    steps.allocate(experiment, point, model_dir, calibration, out, init)
+    if reuse is None:
+        steps.allocate(experiment, point, model_dir, calibration, out, init)
+    else:
+        steps.reuse_allocation(experiment, point, reuse, out)
 
 
 @app.command(rich_help_panel=STEPS)

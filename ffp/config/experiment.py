@@ -228,6 +228,27 @@ class Experiment:
             )
         return origin
 
+    def same_search(self, cell: Cell) -> Cell | None:
+        """Returns a cell of an earlier method of the grid that makes the same search; None where there is none.
+
+        The two differ in what follows the search, as compensation and recovery do.
+        """
+        asked = None if cell.is_dense else self._search(cell.method)
+        if asked is None:
+            return None
+        earlier = self.grid.methods[: self.grid.methods.index(cell.method)]
+        same = (name for name in earlier if self._search(name) == asked and not self.refusal(name, cell.granularity))
+        name = next(same, None)
+        return dataclasses.replace(cell, method=name) if name else None
+
+    def _search(self, name: str) -> tuple[Any, ...] | None:
+        """All that a variant can change in a search; None where nothing is searched, or it starts from another cell."""
+        variant = self._variant(name)
+        if variant.init is not None or not is_search(self.method(name)):
+            return None
+        given = (self.parameters(name), variant.units)
+        return self.method(name), self.score(name), self.pruner(name), self.fitness(name), *given
+
 
 def _learns(method: type[Method]) -> bool:
     return issubclass(method, Search) and method.learns_policy

@@ -219,7 +219,7 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     texts = search.windows * search.context + selection
     cells = [cell for cell in experiment.cells() if cell.model == name]
     pruned = [cell for cell in cells if not cell.is_dense]
-    searches = [cell for cell in pruned if is_search(experiment.method(cell.method))]
+    searches = [c for c in pruned if is_search(experiment.method(c.method)) and experiment.same_search(c) is None]
     spent = search.budget().tokens(search.context) + search.finalists * selection
     scored = (evaluation.windows * evaluation.context or TEST_TOKENS) + _task_tokens(experiment)
     stream = calibration.windows * calibration.context

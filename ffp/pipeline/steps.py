@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
-from ffp.store.files import sha256
+from ffp.store.files import sha256, whole
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
 from ffp.store.layout import CalibrationFiles, CellFiles
@@ -95,6 +96,29 @@ def allocate(
     origin = provenance(inputs, seed=cell.seed, device=device)
     _write_allocation(files, cell, result, settings, origin)
     journal.remove()
+
+
+def reuse_allocation(experiment: Experiment, cell: Cell, done: Path, out: Path) -> None:
+    """Takes the allocation of another cell whose search is this cell's too, instead of searching again.
+
+    Args:
+        experiment: The grid.
+        cell: One of its cells.
+        done: Folder of the other cell.
+        out: Folder of the cell.
+
+    Raises:
+        ArtifactError: The other cell's search was another one.
+    """
+    source, target = CellFiles(done), CellFiles(out)
+    found = schemas.AllocationFile.read(source.allocation)
+    same_cell = {**found.cell.model_dump(), "method": cell.method} == cell.as_dict()
+    if not same_cell or found.settings != step_settings(experiment, "allocate", cell):
+        raise ArtifactError(f"{source.allocation} is not the search of {cell.path}. Allocate without --reuse.")
+    for name in (*found.files, source.search_cost.name):
+        with whole(target.folder / name) as partial:
+            shutil.copyfile(source.folder / name, partial)
+    found.model_copy(update={"cell": type(found.cell)(**cell.as_dict())}).write(target.allocation)
 
 
 def apply(

@@ -5,6 +5,7 @@ rule allocate_search:
     input:
         **CALIBRATED_MODEL,
         init=init_allocation,
+        same=same_search,
     output:
         CELL.searched,
     log:
@@ -22,6 +23,7 @@ rule allocate_search:
     params:
         **CALIBRATED_CELL_PARAMS,
         init=folder_option("--init", "init"),
+        reuse=folder_option("--reuse", "same"),
         settings=settings("allocate"),
     message:
         "allocate {params.cell}"
@@ -34,6 +36,7 @@ rule allocate_search:
             --calibration {params.calibration:q} \
             --out {params.out:q} \
             {params.init:q} \
+            {params.reuse:q} \
             >{log:q} 2>&1
         """
 

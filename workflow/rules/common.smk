@@ -131,6 +131,12 @@ def init_allocation(wildcards):
     return [LAYOUT.cell(origin).allocation] if origin else []
 
 
+def same_search(wildcards):
+    """The allocation of a cell that makes the same search, if the grid has one before this cell."""
+    done = EXPERIMENT.same_search(cell_of(wildcards))
+    return [LAYOUT.cell(done).allocation] if done else []
+
+
 def shown(file):
     """A file of the report; the page, tables of figures and plots also appear in the output of snakemake --report."""
     category = {".html": "Results", ".csv": "Results", ".svg": "Plots"}.get(file.suffix)
