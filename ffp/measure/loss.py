@@ -104,8 +104,13 @@ def _chunk_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.T
 
 
 def _logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Float32, capped where the family caps them."""
+    """Float32, scaled and capped where the family does so."""
     head: torch.nn.Module = model.get_output_embeddings()
     logits: torch.Tensor = head(hidden).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    config = model.config
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
@@ -77,11 +77,23 @@ _GPT_NEOX = Family(
     head_counts={},
 )
 
+_STABLELM = replace(_LLAMA, head_counts={"num_heads": "q", "num_key_value_heads": "k"})
+_STARCODER2 = replace(_LLAMA, ffn_inputs=(("mlp.c_fc", 1),), ffn_output="mlp.c_proj")
+_GLM = replace(_LLAMA, ffn_inputs=(("mlp.gate_up_proj", 2),))
+_PHI = replace(_LLAMA, attention_output="self_attn.dense", ffn_inputs=(("mlp.fc1", 1),), ffn_output="mlp.fc2")
+_LIKE_LLAMA = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "granite", "olmo", "olmo2",
+    "olmo3", "cohere", "cohere2", "exaone4", "ministral", "seed_oss", "ernie4_5",
+)  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
-    "phi3": _PHI3,
-    "opt": _OPT,
+    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
+    **dict.fromkeys(("glm", "glm4"), _GLM),
     "gpt_neox": _GPT_NEOX,
+    "opt": _OPT,
+    "phi": _PHI,
+    "phi3": _PHI3,
+    "stablelm": _STABLELM,
+    "starcoder2": _STARCODER2,
 }
 
 

@@ -211,8 +211,12 @@ class PrunableModel:
             "query-heads": f"{attention.n_units} query heads of each of {groups}",
             "single-query-heads": f"{attention.n_units} query heads",
         }[self.attention_units]
+        if self.kv_heads == self.heads:
+            heads = f"{self.heads} heads"
+        if self.is_joint(0):
+            heads = "a whole attention"
         bundles = f"{ffn.n_units} x {ffn.bundle}" if ffn.bundle > 1 else str(ffn.n_units)
-        return f"{heads if self.kv_heads < self.heads else f'{self.heads} heads'}, {bundles} channels"
+        return f"{heads}, {bundles} channels"
 
     def sizes(self, block: int) -> dict[str, int]:
         """Returns the sizes of a block as it is now, by their names in the configuration."""
@@ -246,12 +250,14 @@ class PrunableModel:
 
     def _attention_units(self, asked: AttentionUnits) -> AttentionUnits:
         """What a unit of attention is."""
-        return "kv-groups" if asked == "auto" or self.kv_heads == self.heads else asked
+        ungrouped = self.kv_heads == self.heads or self.is_joint(0)
+        return "kv-groups" if asked == "auto" or ungrouped else asked
 
     def _attention(self, block: int) -> PrunableModule:
-        family, heads, groups, head_dim = self.family, self.heads, self.kv_heads, self.head_dim
-        output, by_group = self._path(block, family.attention_output), self.attention_units == "kv-groups"
-        rows = {"q": heads * head_dim, "k": groups * head_dim, "v": groups * head_dim, "head": 3 * heads * head_dim}
+        family, heads, head_dim, joint = self.family, self.heads, self.head_dim, self.is_joint(block)
+        output, by_group = self._path(block, family.attention_output), joint or self.attention_units == "kv-groups"
+        groups = 1 if joint else self.kv_heads
+        rows = {"q": heads * head_dim, **dict.fromkeys("kv", self.kv_heads * head_dim), "head": 3 * heads * head_dim}
         n, bundle = (groups, 1) if by_group else (heads, groups if self.attention_units == "query-heads" else 1)
         segments = []
         for name, roles in family.attention_inputs:
@@ -264,6 +270,14 @@ class PrunableModel:
         segments.append(Segment(output, 1, 0, rows["q"] // n))
         per_group = 0 if by_group else heads // groups
         return self._module(block, "attention", n, segments, bundle=bundle, per_group=per_group)
+
+    def is_joint(self, block: int) -> bool:
+        """Returns whether attention has weights of all heads together, as a norm over them, so that none goes alone."""
+        attention: nn.Module = self.blocks[block].get_submodule(self.family.attention)
+        linears = {name for name, _ in self.family.attention_inputs} | {self.family.attention_output}
+        others = (m for name, m in attention.named_children() if f"{self.family.attention}.{name}" not in linears)
+        sizes = (sum(p.numel() for name, p in m.named_parameters() if name.endswith("weight")) for m in others)
+        return any(size > self.head_dim for size in sizes)
 
     def _ffn(self, block: int, align: int) -> PrunableModule:
         output = self._path(block, self.family.ffn_output)

@@ -26,6 +26,8 @@ from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
 from ffp.models.placement import float64, forward_as
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 
+BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a value for each block
+
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
@@ -202,8 +204,9 @@ def without_empty_blocks(prunable: PrunableModel) -> Iterator[None]:
     owner, _, name = prunable.family.blocks.rpartition(".")
     shorter = copy.copy(config)
     shorter.num_hidden_layers = len(stay)
-    if types := getattr(config, "layer_types", None):
-        shorter.layer_types = [types[number] for number in stay]
+    for key in BY_BLOCK:
+        if values := getattr(config, key, None):
+            setattr(shorter, key, [values[number] for number in stay])
     prunable.blocks = nn.ModuleList([blocks[number] for number in stay])
     setattr(model.get_submodule(owner), name, prunable.blocks)
     prunable.config = model.config = shorter
@@ -254,7 +257,7 @@ def _set_heads(prunable: PrunableModel, module: PrunableModule, kept: torch.Tens
     family, block, all_kv = prunable.family, prunable.blocks[module.block], prunable.kv_heads
     selected = None
     if not module.per_group:
-        heads, kv_heads = len(kept) * prunable.heads // all_kv, len(kept)
+        heads, kv_heads = (len(kept) * n // module.n_indices for n in (prunable.heads, all_kv))
     elif _is_grouped(kept // module.per_group, all_kv):
         heads, kv_heads = len(kept), all_kv if len(kept) else 0
     else:

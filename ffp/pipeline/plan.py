@@ -269,11 +269,11 @@ def _warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> I
 def _unit_warnings(prunable: PrunableModel, name: str) -> Iterator[str]:
     """Yields what a user should know of a model's units: attention of which nothing can go."""
     decision = prunable.modules[2 if len(prunable.blocks) > 1 else 0].decision  # block 0 always keeps a unit
-    if decision.n_units <= max(1, prunable.min_keep) and prunable.min_keep and prunable.heads > 1:
-        yield (
-            f"{name}: attention cannot be pruned, since a unit has all its query heads. Set attention_units: "
-            "query-heads, or min_keep: 0."
-        )
+    if decision.n_units <= prunable.min_keep and prunable.heads > 1:
+        joint = prunable.is_joint(0)
+        why = "its heads share a norm" if joint else "a unit has all its query heads"
+        remedy = "" if joint else "attention_units: query-heads, or "
+        yield f"{name}: attention cannot be pruned, since {why}. Set {remedy}min_keep: 0."
 
 
 def _is_pinned(source: HubSource) -> bool:

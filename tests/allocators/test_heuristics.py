@@ -15,6 +15,7 @@ from ffp.allocators.heuristics.ramp import Ramp
 from ffp.allocators.heuristics.shortgpt import ShortGpt
 from ffp.allocators.heuristics.uniform import Uniform, uniform_allocation
 from ffp.allocators.searches.error_table_dp import ErrorTableDp, interpolate, knapsack
+from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.projection import kept_budget
 from ffp.measure.calibration import BlockInfluence
@@ -40,7 +41,8 @@ def removed_shares(problem, allocation):
 @pytest.mark.parametrize("target", [0.05, 0.2, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_equal_uniform_gives_all_blocks_the_same_sizes_for_less_than_a_unit_each(family, target):
-    problem = PrunableModel(tiny(family)).problem(target)
+    problem = PrunableModel(tiny(family)).problem(0.0)
+    problem = problem.at(min(target, projection.max_sparsity(problem)))
     allocation = Uniform(equal=True).allocate(problem, SyntheticStats(problem))
     allocation.check(problem)
     assert len(set(allocation.keep[::2])) == len(set(allocation.keep[1::2])) == 1

@@ -32,6 +32,22 @@ CONFIGS = {
     "gemma2": ("Gemma2Config", {**GQA, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
     "gemma3_text": ("Gemma3TextConfig", {**GQA, "query_pre_attn_scalar": 8, "sliding_window": 16}),
     "phi3": ("Phi3Config", {**GQA, "resid_pdrop": 0.0}),
+    "smollm3": ("SmolLM3Config", GQA),
+    "granite": ("GraniteConfig", {**GQA, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2}),
+    "olmo": ("OlmoConfig", {**GQA, "clip_qkv": 2.0}),
+    "olmo2": ("Olmo2Config", GQA),
+    "olmo3": ("Olmo3Config", {**GQA, "sliding_window": 16}),
+    "cohere": ("CohereConfig", {**GQA, "logit_scale": 0.2}),
+    "cohere2": ("Cohere2Config", {**GQA, "sliding_window": 16}),
+    "exaone4": ("Exaone4Config", {**GQA, "sliding_window": 16}),
+    "ministral": ("MinistralConfig", {**GQA, "sliding_window": 16}),
+    "seed_oss": ("SeedOssConfig", {**GQA, "residual_dropout": 0.0}),
+    "ernie4_5": ("Ernie4_5Config", {**GQA, "use_bias": True}),
+    "glm": ("GlmConfig", GQA),
+    "glm4": ("Glm4Config", GQA),
+    "starcoder2": ("Starcoder2Config", {**GQA, "residual_dropout": 0.0, "sliding_window": None}),
+    "phi": ("PhiConfig", {"num_key_value_heads": 2, "intermediate_size": 40, "qk_layernorm": True}),
+    "stablelm": ("StableLmConfig", {"num_key_value_heads": 2, "intermediate_size": 40, "use_qkv_bias": True}),
     "opt": ("OPTConfig", {"ffn_dim": 40, "word_embed_proj_dim": 48, "dropout": 0.0}),
     "gpt_neox": ("GPTNeoXConfig", {"intermediate_size": 40, "hidden_dropout": 0.0}),
 }
@@ -61,7 +77,8 @@ def pruned(model_type: str, *, equal: bool = False) -> PrunableModel:
     gone = {"attention": (1, 0, 1), "ffn": (3, 4, 7)}
     if equal:
         gone = {"attention": (0, 0, 0), "ffn": (8, 8, 8)}
-    cut(prunable, {m.decision.name: range(gone[m.kind][m.block], m.n_indices) for m in prunable.modules})
+    first = {m.decision.name: min(gone[m.kind][m.block], m.n_indices - 1) for m in prunable.modules}
+    cut(prunable, {m.decision.name: range(first[m.decision.name], m.n_indices) for m in prunable.modules})
     return prunable
 
 

@@ -32,8 +32,8 @@ def pruned(family: str = "llama", dtype: torch.dtype = torch.float32) -> Prunabl
 
 
 def kept_of(prunable: PrunableModel) -> dict[str, list[int]]:
-    """All units but the first of the second block's modules."""
-    return {m.decision.name: list(range(int(m.block == 1), m.n_indices)) for m in prunable.modules}
+    """All units but the first of the second block's modules, if they have another."""
+    return {m.decision.name: list(range(int(m.block == 1 and m.n_indices > 1), m.n_indices)) for m in prunable.modules}
 
 
 def recover(prunable, windows=None, settings=SETTINGS, **options):

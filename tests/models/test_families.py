@@ -221,6 +221,29 @@ def test_kv_groups_move_with_their_query_heads():
     torch.testing.assert_close(new.o_proj.weight, old.o_proj.weight[:, 24:48])
 
 
+NORMS = [("cohere", {"use_qk_norm": True}), ("olmo2", {}), ("olmo3", {}), ("stablelm", {"qk_layernorm": True})]
+
+
+@pytest.mark.parametrize(("family", "changes"), NORMS)
+def test_attention_whose_heads_share_a_norm_is_one_unit(family, changes):
+    """It stays, or goes as a whole: without one head, the norm over the others would have another value."""
+    masked, removed = (tiny(family, **changes) for _ in range(2))
+    prunable = PrunableModel(removed, min_keep=0)
+    assert [module.decision.n_units for module in prunable.modules] == [1, 40] * 3
+    biases = 48 + 2 * 16 if family == "stablelm" else 0
+    assert prunable.modules[0].decision.params_per_unit == 2 * 48 * (48 + 16) + biases
+    kept = {m.decision.name: range(m.n_indices) for m in prunable.modules} | {"block01.attention": []}
+    mask(PrunableModel(masked), kept)
+    cut(prunable, kept)
+    torch.testing.assert_close(logits(removed), logits(masked), **EXACT)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("qwen3", {}), ("phi", {"qk_layernorm": True}), ("cohere", {})])
+def test_heads_with_norms_of_their_own_go_one_by_one(family, changes):
+    modules = PrunableModel(tiny(family, **changes)).modules
+    assert {module.decision.n_units for module in modules if module.kind == "attention"} == {2}
+
+
 def test_an_unknown_family_is_refused_with_what_an_entry_needs():
     with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table.*paths of its blocks"):
         family_of("mamba")

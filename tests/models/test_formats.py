@@ -23,7 +23,12 @@ from tests.helpers.families import CONFIGS, pruned, tiny, tokenizer, tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BY_FAMILY = pytest.mark.parametrize("family", CONFIGS)
-OWN_HEAD_DIM = set(CONFIGS) - {"opt", "gpt_neox"}  # elsewhere a head is as wide as the hidden size over the heads
+OWN_HEAD_DIM = set(CONFIGS) - {
+    "opt",
+    "gpt_neox",
+    "phi",
+    "stablelm",
+}  # elsewhere a head is as wide as the hidden size over the heads
 
 
 def logits(model):
