@@ -35,12 +35,19 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
 
 
-def fetch_model(config: ModelConfig, out: Path) -> None:
+def fetch_model(
+    config: ModelConfig, out: Path, *, check_family: Callable[[str], object] = lambda model_type: None
+) -> None:
     """Makes `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
 
     Of the weights only those come that their index names, or model.safetensors where there is no index. Weights of a
     GGUF file are dequantised to float32. Pickled weights are refused. Code of a repository is never fetched. See
     build() for what is kept and what is made again.
+
+    Args:
+        config: The model.
+        out: The asset's folder.
+        check_family: Raises an FfpError for a model_type that cannot be pruned; called before weights come from a hub.
 
     Raises:
         AssetError: The source cannot be fetched, is no complete model, or is a checkpoint that ffp pruned.
@@ -49,7 +56,7 @@ def fetch_model(config: ModelConfig, out: Path) -> None:
 
     def make(into: Path) -> None:
         scratch = into / ".source"
-        files = _files(source, scratch, downloads)
+        files = _files(source, scratch, downloads, check_family)
         ggufs = [file for file in files if file.suffix == ".gguf"]
         if ggufs:
             _convert_gguf(ggufs[0], into, config.lm_head)
@@ -108,7 +115,7 @@ def _name(source: AnySource) -> str:
     return source.repo if isinstance(source, HubSource) else source.path
 
 
-def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
+def _files(source: AnySource, scratch: Path, downloads: Path, check_family: Callable[[str], object]) -> list[Path]:
     """The files that make up the model: either one .gguf, or safetensors, configuration and tokenizer."""
     where = _name(source)
     if isinstance(source, WheelSource):
@@ -126,6 +133,8 @@ def _files(source: AnySource, scratch: Path, downloads: Path) -> list[Path]:
         """Of the files that the source lists, else of those on the top level."""
         names = names if source.files else [name for name in names if "/" not in name]
         _refuse_pickled(names, where, only=not source.files)
+        if "config.json" in names:
+            check_family(str(_json(get("config.json")).get("model_type")))
         return _choose(names if source.files else _allowed(names), where, get)
 
     folder, names = hub_snapshot(source, downloads, choose)

@@ -36,9 +36,10 @@ def asset(
       ffp asset text --config config/texts/embedded.yaml --out data/text/embedded
     """
     from ffp import assets
+    from ffp.models.families import family_of
 
     if kind == "model":
-        assets.fetch_model(read_part(ModelConfig, config), out)
+        assets.fetch_model(read_part(ModelConfig, config), out, check_family=family_of)
     elif kind == "text":
         assets.fetch_text(read_part(TextConfig, config), out)
     else:

@@ -137,12 +137,15 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
 
     Raises:
         ArtifactError: The folder holds no model, or one of an unknown kind.
+        ConfigError: Its family cannot be pruned.
     """
     from transformers import AutoConfig
 
     _check_folder(folder)
     try:
-        return _empty(AutoConfig.from_pretrained(folder, **LOCAL))
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
+        family_of(config.model_type)
+        return _empty(config)
     except LOAD_ERRORS as error:
         raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
@@ -97,15 +98,51 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+REFUSED: Mapping[str, str] = {
+    "gpt2": "keeps its weights transposed (Conv1D), which no score, mask or format of ffp reads",
+    **dict.fromkeys(("bloom", "mpt"), "tells positions by a bias that belongs to the place of each head (ALiBi)"),
+    "falcon": "has neither a size of its heads nor of its KV groups that its configuration can set",
+}
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
 def family_of(model_type: str) -> Family:
     """Returns the entry for transformers' config.model_type.
 
     Raises:
-        ConfigError: There is none; the message says what a new entry needs.
+        ConfigError: There is none; the message says why, or what a new entry needs.
     """
     if model_type not in FAMILIES:
-        raise ConfigError(
-            f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "
-            "ffp/models/families.py needs the paths of its blocks, attention and FFN linears."
-        )
+        raise ConfigError(_refusal(model_type))
     return FAMILIES[model_type]
+
+
+def _refusal(model_type: str) -> str:
+    """One line: why no entry holds this family and what to do instead, or what an entry needs."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config: Any = None
+    if model_type in CONFIG_MAPPING:  # its get() does not import what is not imported yet
+        config = CONFIG_MAPPING[model_type]
+    keys = {*getattr(config, "__dataclass_fields__", ()), *getattr(config, "attribute_map", ())}
+    if model_type in REFUSED:
+        return f"model family {model_type!r} {REFUSED[model_type]}. Prune a model of another family."
+    if text := getattr(config, "sub_configs", {}).get("text_config"):
+        return _wrapped(model_type, getattr(text, "model_type", ""))
+    if "moe" in model_type or keys & set(EXPERTS):
+        return (
+            f"model family {model_type!r} is a mixture of experts, whose FFNs are one tensor of all experts, with no "
+            "units that ffp can score and cut. Prune a model without experts."
+        )
+    return (
+        f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "
+        "ffp/models/families.py needs the paths of its blocks, attention and FFN linears."
+    )
+
+
+def _wrapped(model_type: str, text: str) -> str:
+    """One line on a model of several kinds of input, around a text model of family `text` ("" if it may be any)."""
+    what = f"model family {model_type!r} is a text model with encoders of other inputs, which ffp does not prune. "
+    if text in FAMILIES or not text:
+        return what + "Save its text model by itself, as docs/python.md shows, and prune that."
+    return what + f"Prune a model of text alone: its text model, {text!r}, is not in the table either."

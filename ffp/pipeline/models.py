@@ -18,6 +18,7 @@ from ffp.config.catalog import entries, find_entry
 from ffp.config.reading import first_fault
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
+from ffp.models.families import family_of
 from ffp.store.files import digest, sha256
 from ffp.store.layout import AssetFiles, Layout
 from ffp.store.schemas import AssetFile
@@ -80,7 +81,7 @@ def open_model(name: str, *, data: Path, changes: Mapping[str, Any]) -> OpenedMo
 def _fetched(name: str, folder: str, config: ModelConfig, data: Path, changes: Mapping[str, Any]) -> OpenedModel:
     """A model in a folder of `data`."""
     files = Layout(data, data).model(folder).folder
-    fetch_model(config, files)
+    fetch_model(config, files, check_family=family_of)
     return OpenedModel(name, files, _changed(config, changes), AssetFile.read(AssetFiles(files).manifest).digest)
 
 

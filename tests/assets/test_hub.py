@@ -1,5 +1,6 @@
 """Models of a hub, by the real client: what is asked for, and what is said when it cannot be had."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import yaml
 from ffp.assets import fetch_model
 from ffp.assets.fetch import resolve_revision
 from ffp.config import ModelConfig
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, ConfigError
+from ffp.models.families import family_of
 from ffp.store.schemas import AssetFile
 from tests.helpers import tiny
 from tests.helpers.hub import TOKEN, Hub, use
@@ -143,3 +145,12 @@ def test_a_missing_connection_is_named(tmp_path: Path, out: Path, monkeypatch: p
     assert fails(config(), out).startswith("no connection to the hub for org/tiny: ")
     with pytest.raises(AssetError, match=r"no connection to the hub .* Connect, or use a source of kind local\."):
         resolve_revision("org/tiny", None)
+
+
+def test_a_family_that_cannot_be_pruned_is_refused_before_its_weights_come(hub: Hub, repo: Path, out: Path) -> None:
+    body = json.loads((repo / "config.json").read_text())
+    (repo / "config.json").write_text(json.dumps(body | {"model_type": "mixtral"}))
+    commit = hub.push("org/tiny", repo)
+    with pytest.raises(ConfigError, match="'mixtral' is a mixture of experts"):
+        fetch_model(config(commit), out, check_family=family_of)
+    assert hub.downloads() == ["config.json"] and not out.exists()

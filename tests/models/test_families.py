@@ -2,22 +2,25 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.problem import GRANULARITIES
 from ffp.measure.calibration import collect
 from ffp.measure.loss import token_losses
+from ffp.models.checkpoint import load_skeleton
 from ffp.models.families import FAMILIES, family_of
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.pruning.cuts import make_cut
 from ffp.pruning.structured import kept_units
-from tests.helpers.families import CONFIGS, tiny, tokens
+from tests.helpers.families import CONFIGS, GQA, tiny, tokenizer, tokens
 
 BY_FAMILY = pytest.mark.parametrize("family", CONFIGS)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -247,3 +250,50 @@ def test_heads_with_norms_of_their_own_go_one_by_one(family, changes):
 def test_an_unknown_family_is_refused_with_what_an_entry_needs():
     with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table.*paths of its blocks"):
         family_of("mamba")
+
+
+EXPERTS = ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3", "olmoe", "granitemoe", "phimoe"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("family", "match"),
+    [
+        *((family, "is a mixture of experts, .* Prune a model without experts") for family in EXPERTS),
+        ("gpt2", "keeps its weights transposed .* Prune a model of another family"),
+        ("bloom", "ALiBi"),
+        ("falcon", "KV groups"),
+        *((family, "by itself, as docs/python.md shows, and prune that") for family in ("gemma3", "llava", "mistral3")),
+        *((family, f"its text model, '{family}_text', is not in") for family in ("qwen2_vl", "llama4", "qwen3_5")),
+    ],
+)
+def test_what_no_entry_holds_is_refused_with_the_reason(family, match):
+    with pytest.raises(ConfigError, match=rf"^model family '{family}' .*{match}.*\.$") as caught:
+        family_of(family)
+    assert "\n" not in str(caught.value)
+
+
+TEXT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "vocab_size": 97, **GQA}
+VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
+WRAPPERS = {
+    "Gemma3Config": ("gemma3_text", {**VISION, "model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
+    "LlavaConfig": ("llama", {**VISION, "model_type": "clip_vision_model"}, {"image_token_index": 5}),
+    "Mistral3Config": ("mistral", {**VISION, "model_type": "pixtral"}, {"image_token_index": 5}),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_text_model_of_a_wrapper_is_saved_as_the_documentation_says(name, tmp_path):
+    text_type, vision, options = WRAPPERS[name]
+    config = getattr(transformers, name)(text_config={**TEXT, "model_type": text_type}, vision_config=vision, **options)
+    wrapper = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float64).eval()
+    for saved in (wrapper, tokenizer()):
+        saved.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"as docs/python\.md shows"):
+        load_skeleton(tmp_path / "whole")
+    section = Path("docs/python.md").read_text().partition("## A model of text and images")[2]
+    exec(section.split("```")[1].removeprefix("python"), {"WHOLE": tmp_path / "whole", "TEXT": tmp_path / "text"})
+    text = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype="auto")
+    torch.testing.assert_close(logits(text), logits(wrapper), **EXACT)
+    assert len(PrunableModel(load_skeleton(tmp_path / "text")).modules) == 4
