@@ -22,6 +22,7 @@ from ffp.assets.fetch import (
     place,
     safe_name,
 )
+from ffp.assets.pickled import BIN, BIN_INDEX, INDEX, WEIGHTS, convert_pickled
 from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
 from ffp.core.errors import AssetError
 from ffp.store.files import whole
@@ -30,7 +31,6 @@ from ffp.store.layout import downloads_of
 LOG = logging.getLogger("ffp")
 CONVERSION = "2"
 ALLOWED = tuple(sorted(SUFFIXES - {".jsonl"}))
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
 
@@ -41,7 +41,8 @@ def fetch_model(
     """Makes `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
 
     Of the weights only those come that their index names, or model.safetensors where there is no index. Weights of a
-    GGUF file are dequantised to float32. Pickled weights are refused. Code of a repository is never fetched. See
+    GGUF file are dequantised to float32. Pickled weights are converted where the source allows it and has no
+    others, else refused. Code of a repository is never fetched. See
     build() for what is kept and what is made again.
 
     Args:
@@ -58,13 +59,17 @@ def fetch_model(
         scratch = into / ".source"
         files = _files(source, scratch, downloads, check_family)
         ggufs = [file for file in files if file.suffix == ".gguf"]
+        pickled = [file for file in files if file.suffix == ".bin"]
+        if pickled:
+            convert_pickled(pickled, into)
         if ggufs:
             _convert_gguf(ggufs[0], into, config.lm_head)
         elif config.lm_head != "auto":
             raise AssetError(f"lm_head is {config.lm_head}, but {_name(source)} is no GGUF file. Leave lm_head out.")
         else:
             for file in files:
-                place(file, into / file.name)
+                if file not in pickled and file.name != BIN_INDEX:
+                    place(file, into / file.name)
         shutil.rmtree(scratch, ignore_errors=True)
         model_files(into, where=_name(source))
         for name in ("config.json", "tokenizer_config.json"):
@@ -76,7 +81,7 @@ def fetch_model(
     build(out, kind="model", source=identity, make=make)
 
 
-def model_files(folder: Path, *, where: str = "") -> list[str]:
+def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) -> list[str]:
     """Checks a folder of this machine with a model, and returns the names of the files that the model consists of.
 
     They are its JSON files, its tokenizer and its weights: those that model.safetensors.index.json names, or
@@ -85,6 +90,7 @@ def model_files(folder: Path, *, where: str = "") -> list[str]:
     Args:
         folder: A folder such as save_pretrained writes.
         where: What errors call the model; the folder by default.
+        allow_pickle: Whether pytorch_model.bin may stand for weights that are missing.
 
     Raises:
         AssetError: It has no configuration, no tokenizer, weights that are missing, damaged or pickled, or was pruned
@@ -95,8 +101,8 @@ def model_files(folder: Path, *, where: str = "") -> list[str]:
     where = where or str(folder)
     with disk_errors(folder):
         names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-        _refuse_pickled(names, where, only=True)
-        found = _choose(_allowed(names), where, folder.joinpath)
+        _refuse_pickled(names, where, only=True, convert=allow_pickle)
+        found = _choose(_allowed(names, allow_pickle), where, folder.joinpath)
         for name in (name for name in found if name.endswith(".safetensors")):
             try:
                 with safe_open(folder / name, framework="numpy"):
@@ -132,10 +138,10 @@ def _files(source: AnySource, scratch: Path, downloads: Path, check_family: Call
     def choose(names: list[str], get: Callable[[str], Path]) -> list[str]:
         """Of the files that the source lists, else of those on the top level."""
         names = names if source.files else [name for name in names if "/" not in name]
-        _refuse_pickled(names, where, only=not source.files)
+        _refuse_pickled(names, where, only=not source.files, convert=source.allow_pickle)
         if "config.json" in names:
             check_family(str(_json(get("config.json")).get("model_type")))
-        return _choose(names if source.files else _allowed(names), where, get)
+        return _choose(names if source.files else _allowed(names, source.allow_pickle), where, get)
 
     folder, names = hub_snapshot(source, downloads, choose)
     return [folder / name for name in names]
@@ -144,12 +150,15 @@ def _files(source: AnySource, scratch: Path, downloads: Path, check_family: Call
 def _local_files(source: LocalSource) -> list[Path]:
     """The .gguf file at a local path, or the files of that folder that its model consists of."""
     path, files = Path(source.path).expanduser(), local_files(source)
-    return [path / name for name in model_files(path, where=source.path)] if path.is_dir() else files
+    if not path.is_dir():
+        return files
+    return [path / name for name in model_files(path, where=source.path, allow_pickle=source.allow_pickle)]
 
 
-def _allowed(names: Iterable[str]) -> list[str]:
-    """Files of a folder that an asset may have."""
-    return [name for name in names if name.endswith(ALLOWED) and name != "asset.json"]
+def _allowed(names: Iterable[str], allow_pickle: bool) -> list[str]:
+    """Files of a folder that an asset may have, or that its weights may be converted from."""
+    endings = (*ALLOWED, ".bin") if allow_pickle else ALLOWED
+    return [name for name in names if name.endswith(endings) and name != "asset.json"]
 
 
 def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> list[str]:
@@ -173,24 +182,36 @@ def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> lis
             f"model {where} is a checkpoint that ffp pruned, and is not pruned again. Prune its parent with a higher "
             "sparsity."
         )
-    weights = {WEIGHTS}
-    if INDEX in known:
-        weights = {safe_name(str(name)) for name in _json(get(known[INDEX])).get("weight_map", {}).values()}
+    pickled = not known.keys() & {WEIGHTS, INDEX} and any(name.endswith(".bin") for name in known)
+    one, index = (BIN, BIN_INDEX) if pickled else (WEIGHTS, INDEX)
+    weights = {one}
+    if index in known:
+        weights = {safe_name(str(name)) for name in _json(get(known[index])).get("weight_map", {}).values()}
     if missing := sorted(weights - known.keys()):
         raise AssetError(f"model {where} lacks its weights {missing[0]}. Give a source with all *.safetensors.")
     if not known.keys() & set(TOKENIZERS):
         raise AssetError(f"model {where} has no tokenizer (none of {', '.join(TOKENIZERS)}). Add one to the source.")
-    return [path for name, path in known.items() if name in weights or not name.endswith(".safetensors")]
+    return [path for name, path in known.items() if name in weights or not name.endswith((".safetensors", ".bin"))]
 
 
-def _refuse_pickled(names: Iterable[str], where: str, *, only: bool) -> None:
-    """Raise AssetError for weights that can run code; with `only`, not if there are safetensors beside them."""
+def _refuse_pickled(names: Iterable[str], where: str, *, only: bool, convert: bool = False) -> None:
+    """Raises AssetError for weights that can run code.
+
+    Args:
+        names: Files of a model.
+        where: What the error calls it.
+        only: Accept them beside safetensors.
+        convert: Accept *.bin, which is converted.
+    """
     names = list(names)
-    pickled = [name for name in names if name.endswith(PICKLED)]
-    if pickled and not (only and any(name.endswith((".safetensors", ".gguf")) for name in names)):
+    refused = tuple(ending for ending in PICKLED if not (convert and ending == ".bin"))
+    pickled = [name for name in names if name.endswith(refused)]
+    others = (".safetensors", ".gguf", ".bin") if convert else (".safetensors", ".gguf")
+    if pickled and not (only and any(name.endswith(others) for name in names)):
         raise AssetError(
             f"{where} has weights as {pickled[0]}, a format that can run code and is refused. Give a revision or a "
-            "local folder with *.safetensors (save_pretrained writes them)."
+            "local folder with *.safetensors (save_pretrained writes them), or set allow_pickle: true in the model's "
+            "source to convert pytorch_model.bin."
         )
 
 
