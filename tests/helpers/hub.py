@@ -16,8 +16,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 TOKEN = "hf_reader"  # who sends it has accepted every licence
-API = re.compile(r"/api/models/(?P<repo>.+?)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?$")
-FILE = re.compile(r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
+API = re.compile(
+    r"/api/(models|datasets)/(?P<repo>.+?)(/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(/(?P<under>.*))?)?$"
+)
+FILE = re.compile(r"/(datasets/)?(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
 Files = Mapping[str, bytes]
 
 
@@ -41,10 +43,13 @@ class Hub:
         self.commits: dict[str, dict[str, Files]] = {}
         self.branches: dict[str, dict[str, str]] = {}
 
-    def push(self, repo: str, folder: Path, branch: str = "main") -> str:
-        """Makes the files of a folder a commit of a repository, which a branch then means; the commit's hash."""
+    def push(self, repo: str, folder: Path, branch: str = "main", *, commit: str = "") -> str:
+        """Makes the files of a folder a commit of a repository, which a branch then means; the commit's hash.
+
+        commit: the hash that it shall have, if any.
+        """
         files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-        commit = hashlib.sha1(b"".join(name.encode() + body for name, body in files.items())).hexdigest()
+        commit = commit or hashlib.sha1(b"".join(name.encode() + body for name, body in files.items())).hexdigest()
         self.commits.setdefault(repo, {})[commit] = files
         self.branches.setdefault(repo, {})[branch] = commit
         return commit
@@ -74,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "RevisionNotFound")
         files = self.hub.commits[repo][commit]
         if "name" not in asked:
-            return self._describe(repo, commit, files, tree=asked["what"] == "tree")
+            return self._describe(repo, commit, files, asked)
         if repo in self.hub.gated and not known:
             return self._fail(401, "GatedRepo")
         if asked["name"] not in files:
@@ -85,11 +90,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _describe(self, repo: str, commit: str, files: Files, *, tree: bool) -> None:
-        """A repository, or the list of its files."""
+    def _describe(self, repo: str, commit: str, files: Files, asked: Mapping[str, str | None]) -> None:
+        """A repository, or a list of its files: all of them, or those of one folder."""
         body: Any = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}
-        if tree:
-            body = [{"type": "file", "path": n, "size": len(b), "oid": _etag(b)} for n, b in files.items()]
+        if asked["what"] == "tree":
+            within = f"{asked['under']}/" if asked["under"] else ""
+            deep = "recursive=true" in self.path.lower()
+            found = {n: b for n, b in files.items() if n.startswith(within)}
+            body = [
+                {"type": "file", "path": n, "size": len(b), "oid": _etag(b)}
+                for n, b in found.items()
+                if deep or "/" not in n.removeprefix(within)
+            ]
+            folders = {
+                within + n.removeprefix(within).partition("/")[0] for n in found if "/" in n.removeprefix(within)
+            }
+            body += [{"type": "directory", "path": n, "size": 0, "oid": _etag(n.encode())} for n in sorted(folders)]
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _file(self, name: str, commit: str, body: bytes) -> None:
@@ -150,7 +166,7 @@ def use(url: str, home: Path, patch: pytest.MonkeyPatch) -> None:
         home: Folder for the client's own cache.
         patch: Undoes it.
     """
-    import huggingface_hub
+    import huggingface_hub.constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         patch.delenv(name, raising=False)
