@@ -78,7 +78,7 @@ _GPT_NEOX = Family(
     head_counts={},
 )
 
-_STABLELM = replace(_LLAMA, head_counts={"num_heads": "q", "num_key_value_heads": "k"})
+_STABLELM = replace(_LLAMA, head_counts={"num_heads": "q", "num_key_value_heads": "k", "num_key_value_groups": "q/k"})
 _STARCODER2 = replace(_LLAMA, ffn_inputs=(("mlp.c_fc", 1),), ffn_output="mlp.c_proj")
 _GLM = replace(_LLAMA, ffn_inputs=(("mlp.gate_up_proj", 2),))
 _PHI = replace(_LLAMA, attention_output="self_attn.dense", ffn_inputs=(("mlp.fc1", 1),), ffn_output="mlp.fc2")

@@ -19,7 +19,9 @@ from ffp.pruning.compensation import compensate, load_updates
 from ffp.pruning.structured import kept_units
 from tests.helpers.families import CONFIGS, tiny, tokenizer, tokens
 
-GROUPED = [family for family, (_, own) in CONFIGS.items() if "num_key_value_heads" in own]
+JOINT = {family for family in CONFIGS if PrunableModel(tiny(family)).is_joint(0)}
+GROUPED = [family for family, (_, own) in CONFIGS.items() if "num_key_value_heads" in own and family not in JOINT]
+OWN_HEAD_DIM = [family for family in GROUPED if family not in ("phi", "stablelm")]  # a head's width is no ratio there
 UNITS = ["query-heads", "single-query-heads"]
 BY_FAMILY = pytest.mark.parametrize("family", GROUPED)
 BY_UNITS = pytest.mark.parametrize("units", UNITS)
@@ -120,6 +122,15 @@ def test_the_best_heads_stay(units):
     assert scores.tolist() == [head for pair in zip(*by_group, strict=True) for head in pair]
 
 
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("family", sorted(JOINT))
+def test_an_attention_whose_heads_share_a_norm_stays_one_unit(family, units):
+    assert [module.decision for module in prunable(family, units).modules] == [
+        module.decision for module in PrunableModel(tiny(family)).modules
+    ]
+    assert prunable(family, units).describe_units().startswith("a whole attention, ")
+
+
 @pytest.mark.parametrize("units", ["kv-groups", *UNITS])
 def test_models_without_groups_have_one_kind_of_unit(units):
     found = [module.decision for module in prunable("opt", units).modules]
@@ -161,7 +172,7 @@ def test_transformers_reloads_to_equal_logits(family, units, tmp_path, hub_modul
             assert loaded.generate(tokens(1, 7), **words, **options).tolist() == expected
 
 
-@BY_FAMILY
+@pytest.mark.parametrize("family", OWN_HEAD_DIM)
 def test_as_many_heads_in_every_block_make_an_ordinary_checkpoint(family, tmp_path):
     found = prunable(family, "query-heads")
     cut(found, {m.decision.name: [0, 1, 3, 5] if m.kind == "attention" else range(24) for m in found.modules})
