@@ -7,7 +7,7 @@ dark.onchange();
 // Tables: sorted by their headings, searched by a box, filtered together with the figures.
 const plain = { paging: false, info: false, order: [], autoWidth: false };
 const tables = [];
-for (const name of ["comparison", "tasks", "ablation"])
+for (const name of ["comparison", "ranking", "tasks", "ablation"])
   if (document.getElementById(name)) {
     const table = new DataTable(`#${name}`, plain);
     tables.push([table, (data, index) => table.row(index).node().dataset.block]);
@@ -39,7 +39,7 @@ function wanted(block) {
   const [model, granularity, sparsity] = block.split("|");
   const chosen = new FormData(filters), dense = sparsity === "0.00";
   return [["model", model], ["granularity", granularity], ["sparsity", sparsity]].every(
-    ([name, value]) => !chosen.get(name) || chosen.get(name) === value || (name === "sparsity" && dense));
+    ([name, value]) => !value || !chosen.get(name) || chosen.get(name) === value || (name === "sparsity" && dense));
 }
 function filter() {
   for (const [table, block] of tables)

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ffp.config import Experiment
 from ffp.report import captions, plots, tables
-from ffp.report.collect import Record, collect
+from ffp.report.collect import Block, Record, collect
 from ffp.report.details import command, details, shared
 from ffp.report.groups import Group, by_block, group
 from ffp.store.files import whole
@@ -24,6 +24,7 @@ TITLES = {
     "quality_time": "Quality against search seconds",
     "anytime": "Progress of the searches",
     "allocation": "Where the parameters were kept",
+    "models": "Models side by side",
 }
 CELL_COLUMNS = (
     "model", "granularity", "sparsity (%)", "method", "seed", "status", "PPL", "search tokens", "search (s)",
@@ -41,7 +42,7 @@ def build(experiment: Experiment, out: Path) -> Path:
     files = ReportFiles(Path(out))
     records = collect(experiment)
     groups = group(records)
-    makers = (tables.comparison, tables.tasks, tables.ablation)
+    makers = (tables.comparison, tables.ranking, tables.tasks, tables.ablation)
     texts = {make.__name__: make(experiment, groups) for make in makers}
     tables.write_figures(records, groups, files)
     tables.write_texts(texts, captions.tables(experiment, records), files)
@@ -102,11 +103,22 @@ def _figures(experiment: Experiment, groups: list[Group], records: list[Record])
     labels = {g.done[0].cell.path: f"{g.path}: PPL {g.row['ppl']:.2f}" for g in groups if g.done}
     for name, title in TITLES.items():
         shown = []
-        for index, (block, members) in enumerate(blocks.items()):
-            svg = plots.inline(experiment, [*dense.get(block[:2], []), *members], name, f"{name}-{index}")
+        chosen = _side_by_side(blocks) if name == "models" else blocks
+        for index, (block, members) in enumerate(chosen.items()):
+            base = [g for key, found in dense.items() if block[0] in ("", key[0]) and key[1] == block[1] for g in found]
+            svg = plots.inline(experiment, [*base, *members], name, f"{name}-{index}")
             shown.append({"block": block, "alt": _alt(name, members), "svg": _linked(svg, labels)})
-        caption = captions.figure(experiment, name, records)
-        yield {"name": name, "title": title, "caption": caption, "panels": shown}
+        if shown or name != "models":
+            caption = captions.figure(experiment, name, records)
+            yield {"name": name, "title": title, "caption": caption, "panels": shown}
+
+
+def _side_by_side(blocks: dict[Block, list[Group]]) -> dict[Block, list[Group]]:
+    """The groups of all models by granularity and sparsity; none in a grid of one model."""
+    found: dict[Block, list[Group]] = {}
+    for (_, granularity, sparsity), members in blocks.items():
+        found.setdefault(("", granularity, sparsity), []).extend(members)
+    return found if len({model for model, *_ in blocks}) > 1 else {}
 
 
 def _linked(svg: str, labels: dict[str, str]) -> Markup:
@@ -124,6 +136,9 @@ def _alt(name: str, groups: list[Group]) -> str:
     where = f"{model}, {granularity}, {float(sparsity):.0%} sparsity"
     if name == "allocation":
         return f"{where}: kept share of each block, for {', '.join(g.method for g in groups)}."
+    if name == "models":
+        parts = [f"{g.block[0]} {g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
+        return f"All models at {float(sparsity):.0%} sparsity, {granularity}: {'; '.join(parts)}."
     if name == "anytime":
         what = "loss over dense of each search's answer against tokens forwarded, at the end"
         ends = {g.method: plots.progress(g)[1].mean(0) for g in groups if plots.progress(g)[0].size}

@@ -15,6 +15,7 @@ from ffp.config import Experiment
 from ffp.report.collect import Block, Record, by_task, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import LABEL, references
+from ffp.report.ranks import rank
 from ffp.store.files import whole, write_table
 from ffp.store.layout import ReportFiles
 
@@ -48,6 +49,7 @@ class Line:
     group: Group | None  # the cells behind the row; None for a published one
     entries: list[Entry]  # one for each heading
     note: str = ""  # the source of a published row
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
         for reference in known.get(block, []):
             ppl = Entry(f"{reference.ppl:,.2f}", sort=reference.ppl)
             found = unknown | {"method": Entry(reference.method), "PPL": ppl, "status": Entry(LABEL)}
-            lines.append(Line(block, None, list(found.values()), reference.note))
+            lines.append(Line(block, None, list(found.values()), reference.note, published=True))
     return Table(list(entries(groups[0])), lines)
 
 
@@ -129,6 +131,23 @@ def ablation(experiment: Experiment, groups: list[Group]) -> Table:
                 figures = [_number(member, "ppl", 1, 2), *_difference(member, base)]
                 lines.append(Line(block, member, [*identity, Entry(base.method), method, change, *figures]))
     return Table([*varying, "sparsity (%)", "base", "method", "change", "PPL", "Δ PPL", "verdict"], lines)
+
+
+def ranking(experiment: Experiment, groups: list[Group]) -> Table:
+    """Returns the methods by their mean rank over models and sparsities; no line in a grid of one setting."""
+    ranks = rank(groups)
+    several = len({found.granularity for found in ranks}) > 1
+    lines = []
+    for found in ranks:
+        low, high = found.interval
+        entries = [Entry(found.granularity)] if several else []
+        entries += [
+            Entry(found.method),
+            Entry(f"{found.mean:.1f} ({low:.1f} to {high:.1f})", sort=found.mean),
+            *(Entry(str(count), sort=count) for count in (found.wins, found.ties, found.losses, found.settings)),
+        ]
+        lines.append(Line(("", found.granularity, ""), found.group, entries))
+    return Table([*["granularity"][:several], "method", "mean rank", "wins", "ties", "losses", "settings"], lines)
 
 
 def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
@@ -209,7 +228,7 @@ def latex(table: Table) -> str:
 
 
 def _texts(line: Line, escapes: Mapping[int, str], styles: Mapping[str, str]) -> list[str]:
-    plain = "{}" if line.group else styles["published"]
+    plain = styles["published"] if line.published else "{}"
     texts = [plain.format(_escaped(entry.text, escapes)) for entry in line.entries]
     return [styles.get(entry.mark, "{}").format(text) for entry, text in zip(line.entries, texts, strict=True)]
 

@@ -26,7 +26,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "apply": "3",
     "recover": "1",
     "evaluate": "1",
-    "report": "4",
+    "report": "5",
 }
 
 

@@ -13,6 +13,7 @@ from ffp.config import Experiment
 from ffp.report.groups import Group
 from ffp.report.plots.allocation import allocation
 from ffp.report.plots.anytime import anytime, progress
+from ffp.report.plots.models import models
 from ffp.report.plots.quality import quality_against_cost
 from ffp.report.plots.style import GRID, INK, PAPER, STYLE, looks
 from ffp.store.files import whole
@@ -25,6 +26,7 @@ FIGURES: Mapping[str, Callable[[Experiment, list[Group]], Figure]] = {
     "quality_time": partial(quality_against_cost, cost="search_s", label="search cost (seconds)"),
     "anytime": anytime,
     "allocation": allocation,
+    "models": models,
 }
 # By kind of file: without dates and versions, so that the same figure gives the same bytes.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

@@ -1,0 +1,44 @@
+"""Models side by side: what each method loses on each model, at one sparsity."""
+
+import math
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ffp.config import Experiment
+from ffp.report.groups import Group
+from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty
+
+
+def models(experiment: Experiment, groups: list[Group]) -> Figure:
+    """Draws a panel for each granularity and sparsity: loss over the dense model by method, a marker for each model."""
+    dense = {g.block[:2]: math.log(g.row["ppl"]) for g in groups if g.method == "dense" and g.done}
+    done = [g for g in groups if g.done and not g.is_dense and g.block[:2] in dense]
+    if not done:
+        return empty("No cell is finished yet.")
+    shown = list(dict.fromkeys(g.block[1:] for g in done))
+    methods = [name for name in experiment.grid.methods if any(g.method == name for g in done)]
+    figure = Figure(figsize=(max(6.4, 4.2 * len(shown)), 1.4 + 0.26 * len(methods)), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axis, (granularity, sparsity) in zip(axes, shown, strict=True):
+        for place, name in enumerate(experiment.grid.models):
+            mine = [g for g in done if g.block == (name, granularity, sparsity)]
+            points = [(math.log(g.row["ppl"]) - dense[g.block[:2]], methods.index(g.method)) for g in mine]
+            for (x, y), group in zip(points, mine, strict=True):
+                drawn = axis.plot(x, y, MARKERS[place % len(MARKERS)], color=_colour(place), markeredgecolor=PAPER)
+                drawn[0].set_url(f"#{group.done[0].cell.path}")
+        several = len({g.block[1] for g in done}) > 1
+        axis.set_title(f"{granularity + ', ' if several else ''}{float(sparsity):.0%} sparsity", fontsize=10)
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set(xlabel="loss over the dense model (nats a token)", yticks=range(len(methods)), yticklabels=methods)
+    axes[0].invert_yaxis()
+    handles = [
+        Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle="none", label=model.title)
+        for place, model in enumerate(experiment.models[name] for name in experiment.grid.models)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _colour(place: int) -> str:
+    return PALETTE[1:][place % (len(PALETTE) - 1)] if place else INK
