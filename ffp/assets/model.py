@@ -41,9 +41,8 @@ def fetch_model(
     """Makes `out` a Hugging Face model folder with safetensors weights and a tokenizer, whole and verified.
 
     Of the weights only those come that their index names, or model.safetensors where there is no index. Weights of a
-    GGUF file are dequantised to float32. Pickled weights are converted where the source allows it and has no
-    others, else refused. Code of a repository is never fetched. See
-    build() for what is kept and what is made again.
+    GGUF file are dequantised to float32. Pickled weights are converted where the source allows it and has no others,
+    else refused. Code of a repository is never fetched. See build() for what is kept and what is made again.
 
     Args:
         config: The model.
@@ -57,19 +56,7 @@ def fetch_model(
 
     def make(into: Path) -> None:
         scratch = into / ".source"
-        files = _files(source, scratch, downloads, check_family)
-        ggufs = [file for file in files if file.suffix == ".gguf"]
-        pickled = [file for file in files if file.suffix == ".bin"]
-        if pickled:
-            convert_pickled(pickled, into)
-        if ggufs:
-            _convert_gguf(ggufs[0], into, config.lm_head)
-        elif config.lm_head != "auto":
-            raise AssetError(f"lm_head is {config.lm_head}, but {_name(source)} is no GGUF file. Leave lm_head out.")
-        else:
-            for file in files:
-                if file not in pickled and file.name != BIN_INDEX:
-                    place(file, into / file.name)
+        _convert(_files(source, scratch, downloads, check_family), into, config)
         shutil.rmtree(scratch, ignore_errors=True)
         model_files(into, where=_name(source))
         for name in ("config.json", "tokenizer_config.json"):
@@ -79,6 +66,21 @@ def fetch_model(
     if config.lm_head != "auto":
         identity["lm_head"] = config.lm_head
     build(out, kind="model", source=identity, make=make)
+
+
+def _convert(files: list[Path], into: Path, config: ModelConfig) -> None:
+    """Writes the files of a source as a Hugging Face folder with safetensors."""
+    if files[0].suffix == ".gguf":
+        _convert_gguf(files[0], into, config.lm_head)
+        return
+    if config.lm_head != "auto":
+        raise AssetError(f"lm_head is {config.lm_head}, but {_name(config.source)} is no GGUF file. Leave lm_head out.")
+    pickled = [file for file in files if file.suffix == ".bin"]
+    if pickled:
+        convert_pickled(pickled, into)
+    for file in files:
+        if file not in pickled and file.name != BIN_INDEX:
+            place(file, into / file.name)
 
 
 def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) -> list[str]:

@@ -66,7 +66,7 @@ def prune(
         speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`,
-            `bos`, and `recover`, to train the pruned model: "lora", or {"method": "lora", "tokens": 65536, "rank": 16}.
+            `bos`, and `recover`, e.g. {"method": "lora", "tokens": 65536, "rank": 16}.
 
     Returns:
         The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.
@@ -74,16 +74,13 @@ def prune(
     Raises:
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
-    asked = prune_settings(
-        sparsity, method=method, params=params, tokens=tokens, granularity=granularity, compensate=compensate,
-        seed=seed, **settings,
-    )  # fmt: skip
+    settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
+    asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
     opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
+    units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     with _for_inference(target):
-        prunable = PrunableModel(
-            target, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
-        )
+        prunable = PrunableModel(target, align=align, **units)
         pruned = run(prunable, tokenizer, opened, asked, batch_tokens, evaluate=evaluate, dense_shape=dense_shape)
         if speed:
             pruned.time_against(dense)

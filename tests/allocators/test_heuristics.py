@@ -165,6 +165,17 @@ def test_flap_removes_the_worst_standardised_units(metric):
     assert np.abs(exact - keep) @ problem.params_per_unit <= 2 * max(problem.params_per_unit)
 
 
+def test_flap_scores_bundles_of_heads_as_the_units_that_they_are():
+    """The first unit has the best query head of each KV group, the next one the second best."""
+    prunable, windows = PrunableModel(tiny("llama"), attention_units="query-heads"), tokens(3)
+    stats, problem = collect(prunable, windows, batch_tokens=40), prunable.problem(0.3)
+    single = PrunableModel(tiny("llama"), attention_units="single-query-heads")
+    of_heads = unit_scores(single.problem(0.3), collect(single, windows, batch_tokens=40), "WIFV")
+    for found, heads in zip(unit_scores(problem, stats, "WIFV")[::2], of_heads[::2], strict=True):
+        groups = [sorted(heads[:3], reverse=True), sorted(heads[3:], reverse=True)]
+        np.testing.assert_allclose(found, np.mean(groups, axis=0))
+
+
 def test_structures_of_flap():
     problem = structured_problem(0.3)
     uniform = allocate(Flap(structure="UL-UM"), problem)

@@ -25,7 +25,7 @@ from pydantic import Field
 from ffp.allocators.base import CalibrationStats, Heuristic, LinearStats
 from ffp.allocators.blockwise import check_known
 from ffp.allocators.heuristics.uniform import uniform_allocation
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
 from ffp.core.projection import kept_budget, project_shares, round_keep
 
 Metric = Literal["WIFV", "IFV", "WIFN"]
@@ -95,11 +95,17 @@ def unit_scores(problem: PruningProblem, stats: CalibrationStats, metric: Metric
             columns = columns**2
         standard = (columns - columns.mean()) / max(float(columns.std(ddof=1)), 1e-300)
         one = standard.reshape(decision.n_units * decision.bundle, -1).mean(1)  # of each channel, head or KV group
-        if decision.module == "attention":  # a bundle has a query head of every KV group, as good as each other there
-            scores.append(np.sort(one.reshape(decision.bundle, -1))[:, ::-1].mean(0))
-        else:  # bundles are made of channels in the order of their scores
-            scores.append(np.sort(one)[::-1].reshape(decision.n_units, -1).mean(1) if decision.bundle > 1 else one)
+        scores.append(_bundled(one, decision) if decision.bundle > 1 else one)
     return scores
+
+
+def _bundled(scores: FloatArray, decision: Decision) -> FloatArray:
+    """Scores of bundles, best first: of channels as they come by score, or of a query head of every KV group each."""
+    if decision.module == "attention":
+        found: FloatArray = np.sort(scores.reshape(decision.bundle, -1))[:, ::-1].mean(0)
+    else:
+        found = np.sort(scores)[::-1].reshape(decision.n_units, -1).mean(1)
+    return found
 
 
 def column_scores(linear: LinearStats, metric: Metric) -> FloatArray:
