@@ -18,7 +18,7 @@ from ffp.allocators.searches.error_table_dp import ErrorTableDp, interpolate, kn
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.projection import kept_budget
-from ffp.measure.calibration import BlockInfluence
+from ffp.measure.calibration import BlockInfluence, collect
 from ffp.models.prunable import PrunableModel
 from tests.helpers.families import CONFIGS, tiny, tokens
 from tests.helpers.synthetic import (
