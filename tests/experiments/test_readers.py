@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, race, reading, units
+from experiments import ablation, baselines, growth, race, reading, units
 from ffp.config import Experiment
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
+from tests.helpers.cells import make_experiment, write_cell
 
 
 @pytest.fixture
@@ -105,3 +106,39 @@ def test_older_curves_that_repeat_the_only_answer_are_cut_to_it():
     assert race._without_filling(repeated)["curve"] == curve(0.5, 0.5, 0.5, 0.4)[-1:]
     moving = run_of("fastforward", 1, (0.6, 0.5, 0.5, 0.4), 20.0)
     assert race._without_filling(moving) == moving
+
+
+def test_growth_compares_tokens_to_the_same_gain_on_two_models(tmp_path, monkeypatch):
+    """The search of the larger model needs twice the tokens of the smaller one's, evolution as many on both."""
+    methods = ["evolutionary", "fastforward-guided"]
+    grid = make_experiment(tmp_path, models=["tiny", "other"], methods=methods, seeds=[0, 1], tasks=None)
+    for model, times in (("tiny", 1), ("other", 2)):
+        write_cell(grid, f"{model}/structured/s0.00/dense/seed0", [2.0, 2.1], tasks=False)
+        for sparsity in ("0.20", "0.30"):
+            for seed in (0, 1):
+                answers = {"evolutionary": {400: 0.4, 800: 0.3}, "fastforward-guided": {100 * times: 0.3, 800: 0.2}}
+                for name in methods:
+                    path = f"{model}/structured/s{sparsity}/{name}/seed{seed}"
+                    write_cell(grid, path, [2.5, 2.6], tokens=800, answers=answers[name], tasks=False)
+    monkeypatch.chdir(tmp_path)
+    body = read(growth, monkeypatch, tmp_path / "growth.json")
+    assert body["marks"]["share"] == {
+        "tiny": {"evolutionary": 1.0, "fastforward-guided": 0.125},
+        "other": {"evolutionary": 1.0, "fastforward-guided": 0.25},
+    }
+    assert {run["tokens"] for run in body["runs"] if run["model"] == "other"} == {800, 200}
+    assert body["models"]["tiny"]["decisions"] == 6
+
+
+def test_growth_is_a_power_of_the_prunable_parameters():
+    models = {"a": {"prunable_params": 1e8}, "b": {"prunable_params": 4e8}}
+    one = {"method": "fastforward-guided", "seed": 0, "share": 0.1}
+    runs = [
+        {**one, "model": model, "sparsity": sparsity, "tokens": tokens}
+        for model, sparsity, tokens in (("a", "0.20", 100), ("a", "0.30", 100), ("b", "0.20", 200), ("b", "0.30", 200))
+    ]
+    marks = growth.compute_marks(models, runs)
+    assert marks["exponent"] == {"fastforward-guided": [pytest.approx(0.5), 0.0]}
+    low, middle, high = marks["projected_7b_tokens"]["fastforward-guided"]
+    assert low == middle == high == pytest.approx(200 * (6.5e9 / 4e8) ** 0.5)
+    assert growth.compute_marks({"a": models["a"]}, runs[:2])["exponent"] is None
