@@ -76,6 +76,6 @@ def test_another_search_is_refused(grid, monkeypatch, capsys):
     other = Cell("tiny", "structured", "0.30", "guided-narrow", 0)
     words = ["--model-dir", "data/models/tiny", "--calibration", "data/calibration/tiny", "--out", "new"]
     words += ["--reuse", f"results/cells/{FIRST.path}"]
-    assert cli.main(["allocate", "--config", "config/grid.yaml", "--cell", other.path, *words]) == 2
+    assert cli.main(["allocate", "--config", "config/grid.yaml", "--cell", other.path, *words]) == 3
     assert "allocation.json is not the search of tiny/structured/s0.30/guided-narrow" in capsys.readouterr().err
     assert not Path("new/allocation.json").exists()
