@@ -23,6 +23,12 @@ from tests.helpers.families import CONFIGS, pruned, tiny, tokenizer, tokens
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 BY_FAMILY = pytest.mark.parametrize("family", CONFIGS)
+# All of them where families have entries of their own, and new weights everywhere.
+OWN_ENTRIES = ("llama", "phi3", "opt", "gpt_neox")
+BY_COMPENSATION = pytest.mark.parametrize(
+    ("family", "compensation"),
+    [(family, "ridge") for family in CONFIGS] + [(f, kind) for f in OWN_ENTRIES for kind in ("none", "bias")],
+)
 OWN_HEAD_DIM = set(CONFIGS) - {
     "opt",
     "gpt_neox",
@@ -63,8 +69,7 @@ def saved(request, tmp_path, hub_modules):
     return prunable.model, tmp_path / "saved"
 
 
-@pytest.mark.parametrize("compensation", ["none", "bias", "ridge"])
-@BY_FAMILY
+@BY_COMPENSATION
 def test_transformers_reloads_to_equal_logits(family, compensation, tmp_path, hub_modules):
     """With the modelling file and without it; what each saves again reloads too."""
     model = tiny(family)
@@ -128,8 +133,7 @@ def test_per_layer_config_names_the_sizes_of_each_block(saved):
     assert body["model_type"] == model.config.model_type
 
 
-@pytest.mark.parametrize("compensation", ["none", "bias", "ridge"])
-@BY_FAMILY
+@BY_COMPENSATION
 def test_modules_and_blocks_with_nothing_left_are_not_written(family, compensation, tmp_path, hub_modules):
     prunable = PrunableModel(tiny(family), min_keep=0)
     kept = {m.decision.name: np.arange(m.n_indices // 2 + 1) for m in prunable.modules} | {
