@@ -1,6 +1,6 @@
 """Pruned models in the engines that run them: the same perplexity, and what quantisation costs on top of pruning.
 
-    make demo && python -m experiments.engines --transformers-4 PYTHON --vllm PYTHON
+    make demo && python -m experiments.engines --transformers-4 PYTHON --vllm PYTHON --torchao PYTHON
 
 Takes the dense model and two cells of the demo, writes each for transformers and as GGUF of several types, and computes
 the perplexity of the same windows of the test text everywhere. PyTorch computes in float32. The other two engines run
@@ -9,6 +9,7 @@ in environments of their own; without the option their rows are left out. Finish
 - `engines`: of the cell with the most removed: perplexity by engine. llama.cpp withholds the probability of a token
   that ends within a character; `same_tokens` is PyTorch's perplexity without these tokens, to compare with.
 - `files[]`: each model and type of file: `bytes` and `ppl` in llama.cpp, and `ppl_over_dense`, over the dense F32 file.
+  `torchao int8`: the linears of the blocks in 8 bits, the embeddings in float32, computed by PyTorch; bytes of tensors.
 - `marks.largest_difference`: of any engine's perplexity from PyTorch's, relative.
 """
 
@@ -52,6 +53,22 @@ with torch.no_grad():
     logs = torch.cat([torch.log_softmax(model(row[None]).logits.double(), -1) for row in ids])
 np.save(out, -logs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].numpy())
 """
+TORCHAO = """
+import sys
+import numpy as np, torch
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import AutoModelForCausalLM
+
+folder, ids, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+ids = torch.from_numpy(np.load(ids))
+quantize_(model.model, Int8WeightOnlyConfig())
+with torch.no_grad():
+    logs = torch.cat([torch.log_softmax(model(row[None]).logits.double(), -1) for row in ids])
+parts = [(p.qdata, p.scale) if hasattr(p, "qdata") else (p,) for p in set(model.parameters())]
+size = sum(part.numel() * part.element_size() for each in parts for part in each)
+np.savez(out, losses=-logs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].numpy(), bytes=size)
+"""
 VLLM = """
 import sys
 import numpy as np
@@ -81,6 +98,7 @@ def main() -> None:
     for cell in cells:
         _write(experiment, cell, options.work / cell.sparsity)
     files = [_file(options, cell, kind, ids) for cell in cells for kind in TYPES]
+    files += [_int8(options, cell) for cell in cells if options.torchao]
     for file in files:
         file["ppl_over_dense"] = file["ppl"] / files[0]["ppl"]
     engines = _engines(options, options.work / cells[-1].sparsity, ids)
@@ -93,7 +111,8 @@ def main() -> None:
                 if name != "same_tokens"
             )
         },
-        "command": f"python -m experiments.engines --windows {options.windows} --transformers-4 PYTHON --vllm PYTHON",
+        "command": f"python -m experiments.engines --windows {options.windows} --transformers-4 PYTHON --vllm PYTHON "
+        "--torchao PYTHON",
         "method": options.method,
         "tokens": int(ids.size),
         "engines": engines,
@@ -112,6 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=4, help="windows of the test text")
     parser.add_argument("--transformers-4", metavar="PYTHON", help="a Python that has transformers 4")
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM")
+    parser.add_argument("--torchao", metavar="PYTHON", help="a Python that has torchao")
     parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp")
     parser.add_argument("--work", type=Path, default=Path("experiments/work/engines"))
     parser.add_argument("--out", type=Path, default=Path("experiments/results/engines.json"))
@@ -154,6 +174,16 @@ def _file(options: argparse.Namespace, cell: Cell, kind: str, ids: Any) -> dict[
     print(f"llama.cpp: {cell.path} {kind}", flush=True)
     found = _kept(folder / f"{kind}.npy", lambda out: np.save(out, losses(file, ids.tolist(), threads=options.threads)))
     return {"sparsity": cell.sparsity, "type": kind, "bytes": file.stat().st_size, "ppl": _ppl(found)}
+
+
+def _int8(options: argparse.Namespace, cell: Cell) -> dict[str, Any]:
+    """Bytes and perplexity of a model whose linears torchao quantised to 8 bits."""
+    folder = options.work / cell.sparsity
+    print(f"torchao: {cell.path}", flush=True)
+    found = _kept(folder / "int8.npz", partial(_elsewhere, options.torchao, TORCHAO, folder))
+    return {
+        "sparsity": cell.sparsity, "type": "torchao int8", "bytes": int(found["bytes"]), "ppl": _ppl(found["losses"]),
+    }  # fmt: skip
 
 
 def _engines(options: argparse.Namespace, folder: Path, ids: Any) -> dict[str, float]:
