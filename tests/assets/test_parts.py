@@ -53,16 +53,6 @@ def fails(source: dict[str, Any], out: Path) -> str:
     return str(fault.value)
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "text" / "x"
-
-
-@pytest.fixture
-def downloads(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "downloads"
-
-
 def test_parts_make_the_asset_of_the_whole_file(out: Path, downloads: Path, tmp_path: Path) -> None:
     fetch_text(config(parts_source(downloads)), out)
     (tmp_path / "docs.jsonl").write_bytes(DOCUMENTS)

@@ -27,11 +27,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "models" / "m"
-
-
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
