@@ -60,6 +60,10 @@ def models():
     equal = PrunableModel(tiny("qwen3"))
     cut(equal, {m.decision.name: range(1 if m.kind == "attention" else 24) for m in equal.modules})
     yield "stock", equal, Transformers()
+    heads = PrunableModel(tiny("llama"), attention_units="query-heads")
+    kept = iter(([0, 1, 3, 5], [2, 4], range(6)))
+    cut(heads, {m.decision.name: next(kept) if m.kind == "attention" else range(33) for m in heads.modules})
+    yield "query-heads", heads, Transformers()
     yield "zeros", PrunableModel(tiny("llama")), DenseShape()
 
 

@@ -62,17 +62,20 @@ def vllm(tmp_path_factory):
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("kind", ["blocks of own sizes", "equal blocks"])
+@pytest.mark.parametrize("kind", ["blocks of own sizes", "equal blocks", "query heads"])
 @pytest.mark.parametrize("config", [LlamaConfig(**SIZES), Qwen3Config(**SIZES)], ids=["llama", "qwen3"])
 def test_vllm_gives_the_same_log_probabilities(vllm, config, kind, tmp_path):
     torch.manual_seed(0)
     model = {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}[config.model_type](config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    prunable = PrunableModel(model)
-    own = kind == "blocks of own sizes"
+    prunable = PrunableModel(model, attention_units="query-heads" if kind == "query heads" else "kv-groups")
+    own = kind != "equal blocks"
     gone = {"attention": (1, 0, 1) if own else (1, 1, 1), "ffn": (32, 0, 64) if own else (32, 32, 32)}
-    cut(prunable, {m.decision.name: range(gone[m.kind][m.block], m.n_indices) for m in prunable.modules})
+    kept = {m.decision.name: range(gone[m.kind][m.block], m.n_indices) for m in prunable.modules}
+    if kind == "query heads":
+        kept |= {"block00.attention": [0, 2, 3, 5], "block02.attention": [1, 4]}
+    cut(prunable, kept)
     Transformers().save(prunable, tokenizer(), tmp_path)
     ids = tokens(2, 20)
     np.save(tmp_path / "ids.npy", ids.numpy())
