@@ -23,7 +23,6 @@ from typing import Any
 
 from benchmarks.common import make_parser, write_marks
 from experiments.reading import CellResult, read_grid
-from ffp.allocators import is_search
 from ffp.config import Experiment
 
 SCHEMA = "ffp/experiment/growth/1"
@@ -37,16 +36,11 @@ def main() -> None:
     options = make_parser("experiments.growth", __doc__, grid="two-models").parse_args()
     experiment = Experiment(options.config)
     results = read_grid(experiment)
-    searched = [cell for cell in results.done if cell.cell.method in SEARCHES and is_search_of(experiment, cell)]
+    searched = [cell for cell in results.done if cell.cell.method in SEARCHES]
     models, runs = describe_models(searched), read_runs(searched)
     marks = compute_marks(models, runs)
     body = {"marks": marks, "models": models, "runs": runs, "missing": results.missing}
     write_marks(options.out, SCHEMA, body, results.settings)
-
-
-def is_search_of(experiment: Experiment, result: CellResult) -> bool:
-    """Returns whether a cell has a search's answers."""
-    return is_search(experiment.method(result.cell.method)) and result.answers is not None
 
 
 def describe_models(searched: list[CellResult]) -> dict[str, Run]:

@@ -25,7 +25,11 @@ from ffp.store.files import read_json
 
 SCHEMA = "ffp/experiment/units/1"
 GROUPS = "kv-groups"
-UNITS = {GROUPS: "whole KV groups", "query-heads": "a query head of each", "single-query-heads": "single query heads"}
+UNITS = {
+    GROUPS: "whole KV groups",
+    "query-heads": "a query head of every group",
+    "single-query-heads": "single query heads",
+}
 Table = dict[str, dict[str, dict[str, Any]]]  # by "model sparsity", allocation and unit
 
 
@@ -42,7 +46,7 @@ def main() -> None:
         cells = tabulate(experiment, results.done)
         marks = {
             "test_ppl": _map(cells, lambda cell, _: cell.scores.ppl.value),
-            "minus_kv_groups": _map(cells, lambda cell, groups: _difference(cell, groups)),
+            "minus_kv_groups": _map(cells, _difference),
         }
         rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
         write_marks(options.out, SCHEMA, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
@@ -54,7 +58,6 @@ def tabulate(experiment: Experiment, done: list[CellResult]) -> Table:
     found: Table = {}
     for result in (result for result in done if not result.cell.is_dense):
         units = experiment.model(result.cell).attention_units
-        units = GROUPS if units == "auto" else units
         allocation = result.cell.method.removesuffix("-heads").removesuffix("-single")
         panel = f"{result.cell.model} {float(result.cell.sparsity):.0%}"
         found.setdefault(panel, {}).setdefault(allocation, {})[units] = result
