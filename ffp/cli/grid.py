@@ -105,7 +105,7 @@ def allocate(
     if reuse is None:
         steps.allocate(experiment, point, model_dir, calibration, out, init)
     else:
-        steps.reuse_allocation(experiment, point, reuse, out)
+        steps.reuse_allocation(experiment, point, model_dir, calibration, reuse, out)
 
 
 @app.command(rich_help_panel=STEPS)

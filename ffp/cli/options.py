@@ -10,6 +10,7 @@ import typer
 from ffp.config.bos import Bos as BosPlace
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
 from ffp.config.recover import RecoverSettings
+from ffp.core.problem import AttentionUnits as Units
 
 WHAT, HOW, MODEL, OUTPUT = "What goes", "How", "The model", "What comes out"
 
@@ -75,8 +76,8 @@ KeepBlocks = Annotated[
     str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
 ]
 AttentionUnits = Annotated[
-    Literal["auto", "kv-groups", "query-heads", "single-query-heads"] | None,
-    _option("What leaves an attention: KV groups, a query head of each, or any query heads.", WHAT),
+    Units | None,
+    _option("What leaves an attention: KV groups (the default), a query head of each, or any query heads.", WHAT),
 ]
 Bos = Annotated[
     BosPlace | None,

@@ -134,10 +134,10 @@ class ModelConfig(Strict):
         1, description="The number of kept FFN channels is a multiple of this."
     )
     attention_units: AttentionUnits = Field(
-        "auto",
+        "kv-groups",
         description="What is removed of an attention with fewer KV heads than query heads: a KV head with its query "
         "heads (kv-groups), a query head of every KV head (query-heads), or any query heads (single-query-heads, for "
-        "transformers alone). auto: kv-groups, or query-heads where there are fewer than 3 KV heads.",
+        "transformers alone).",
     )
     batch_tokens: Count = Field(
         4096,

@@ -18,7 +18,7 @@ from ffp.core.errors import BudgetError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
-AttentionUnits = Literal["auto", "kv-groups", "query-heads", "single-query-heads"]
+AttentionUnits = Literal["kv-groups", "query-heads", "single-query-heads"]
 GRANULARITIES: tuple[Granularity, ...] = ("structured", "unstructured", "n-of-4", "n-of-8")
 
 

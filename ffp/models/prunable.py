@@ -101,7 +101,7 @@ class PrunableModel:
 
     def __init__(
         self, model: PreTrainedModel, *, min_keep: int = 1, align: int = 1, keep_blocks: str = "",
-        attention_units: AttentionUnits = "auto",
+        attention_units: AttentionUnits = "kv-groups",
     ):  # fmt: skip
         """Reads the sizes of all modules.
 
@@ -114,8 +114,7 @@ class PrunableModel:
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
             attention_units: What is removed of an attention: "kv-groups" (a key and value head with its query heads),
                 "query-heads" (one query head of every KV group; KV heads stay), or "single-query-heads" (any of them;
-                KV heads stay). All are the same in a model without groups. "auto" is "kv-groups", unless the model has
-                fewer than 3 of them, of which one is half of an attention or all of it.
+                KV heads stay). All are the same in a model without groups.
 
         Raises:
             ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
@@ -251,7 +250,7 @@ class PrunableModel:
     def _attention_units(self, asked: AttentionUnits) -> AttentionUnits:
         """What a unit of attention is."""
         ungrouped = self.kv_heads == self.heads or self.is_joint(0)
-        return "kv-groups" if asked == "auto" or ungrouped else asked
+        return "kv-groups" if ungrouped else asked
 
     def _attention(self, block: int) -> PrunableModule:
         family, heads, head_dim, joint = self.family, self.heads, self.head_dim, self.is_joint(block)

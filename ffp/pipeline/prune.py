@@ -39,8 +39,9 @@ def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
     compensate: str | None = None, text: AnyText | None = None, tokens: int | None = None, seed: int = 0,
     granularity: str = "structured", params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1,
-    keep_blocks: str = "", attention_units: AttentionUnits = "auto", dense_shape: bool = False, in_place: bool = True,
-    evaluate: bool = True, speed: bool = False, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+    keep_blocks: str = "", attention_units: AttentionUnits = "kv-groups", dense_shape: bool = False,
+    in_place: bool = True, evaluate: bool = True, speed: bool = False, batch_tokens: int = api.BATCH_TOKENS,
+    **settings: Any,
 ) -> Pruned:  # fmt: skip
     """Prunes a model: chooses how much of each module goes, cuts it, and makes up for what is gone.
 
@@ -65,8 +66,7 @@ def prune(
         evaluate: Measure perplexity on the test text before and after.
         speed: Time a prompt and generation of both models, which takes the memory of both.
         batch_tokens: Tokens in one forward; lower it to save memory.
-        **settings: Further fields of ffp.config.pruning.PruneSettings: `calibration`, `search`, `evaluation`, `pruner`,
-            `bos`, and `recover`, e.g. {"method": "lora", "tokens": 65536, "rank": 16}.
+        **settings: Further fields of ffp.config.pruning.PruneSettings, e.g. `bos="never"` or `recover="lora"`.
 
     Returns:
         The model, its allocation and figures; `.save(folder)` writes a checkpoint, `.summary()` is a table.
@@ -91,7 +91,7 @@ def allocate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
     text: AnyText | None = None, tokens: int | None = None, seed: int = 0, granularity: str = "structured",
     params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1, keep_blocks: str = "",
-    attention_units: AttentionUnits = "auto", batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+    attention_units: AttentionUnits = "kv-groups", batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
 ) -> api.AllocationResult:  # fmt: skip
     """Chooses how much of each module stays, and leaves the model as it is.
 

@@ -98,23 +98,30 @@ def allocate(
     journal.remove()
 
 
-def reuse_allocation(experiment: Experiment, cell: Cell, done: Path, out: Path) -> None:
+def reuse_allocation(
+    experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path, done: Path, out: Path
+) -> None:
     """Takes the allocation of another cell whose search is this cell's too, instead of searching again.
 
     Args:
         experiment: The grid.
         cell: One of its cells.
+        model_dir: The fetched model.
+        calibration_dir: Its calibration.
         done: Folder of the other cell.
         out: Folder of the cell.
 
     Raises:
-        ArtifactError: The other cell's search was another one.
+        ArtifactError: The other cell's search was another one, or one of its files was changed.
     """
     source, target = CellFiles(done), CellFiles(out)
     found = schemas.AllocationFile.read(source.allocation)
-    same_cell = {**found.cell.model_dump(), "method": cell.method} == cell.as_dict()
-    if not same_cell or found.settings != step_settings(experiment, "allocate", cell):
+    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
+    theirs = ({**found.cell.model_dump(), "method": cell.method}, {name: found.provenance.get(name) for name in inputs})
+    if theirs != (cell.as_dict(), inputs) or found.settings != step_settings(experiment, "allocate", cell):
         raise ArtifactError(f"{source.allocation} is not the search of {cell.path}. Allocate without --reuse.")
+    if changed := [name for name, expected in found.files.items() if sha256(source.folder / name) != expected]:
+        raise ArtifactError(f"{source.folder / changed[0]} was changed since its search. Allocate without --reuse.")
     for name in (*found.files, source.search_cost.name):
         with whole(target.folder / name) as partial:
             shutil.copyfile(source.folder / name, partial)

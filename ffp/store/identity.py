@@ -99,7 +99,7 @@ def _ranking(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         return {"pruner": experiment.pruner(cell.method), **least}
     found = {"score": experiment.score(cell.method), **least}
     found |= {"align": model.align} if model.align > 1 else {}
-    return found | ({"attention_units": model.attention_units} if model.attention_units != "auto" else {})
+    return found | ({"attention_units": model.attention_units} if model.attention_units != "kv-groups" else {})
 
 
 def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def test_what_the_units_are_is_a_setting_of_what_it_can_change(
         edit("config/models/tiny.yaml", **setting)(tmp_path)
     else:
         edit("config/grid.yaml", variants={"owl": {"compensate": "ridge", **setting}})(tmp_path)
-        edit("config/models/tiny.yaml", keep_blocks="1")(tmp_path) if "keep_blocks" in setting else None
+        if "keep_blocks" in setting:
+            edit("config/models/tiny.yaml", keep_blocks="1")(tmp_path)  # which the variant's come before
     after = {step: step_settings(Experiment(file), step, cell) for step in steps}
     for step in steps:
         structured = granularity == "structured" or "keep_blocks" in setting

@@ -265,7 +265,7 @@ def check_tokens(tokenizer, folder, texts):
         assert engine.template(messages) == tokenizer.apply_chat_template(messages, tokenize=False)
 
 
-def refused(match, model, tokenizer=TOKENIZER, units="auto", **options):
+def refused(match, model, tokenizer=TOKENIZER, units="kv-groups", **options):
     with pytest.raises(ConfigError, match=match) as caught:
         Gguf(**options).check(PrunableModel(model, attention_units=units), tokenizer)
     assert "\n" not in str(caught.value)
