@@ -138,7 +138,7 @@ def _alt(name: str, groups: list[Group]) -> str:
         return f"{where}: kept share of each block, for {', '.join(g.method for g in groups)}."
     if name == "models":
         parts = [f"{g.block[0]} {g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
-        return f"All models at {float(sparsity):.0%} sparsity, {granularity}: {'; '.join(parts)}."
+        return f"All models, {granularity}, {float(sparsity):.0%} sparsity: {'; '.join(parts)}."
     if name == "anytime":
         what = "loss over dense of each search's answer against tokens forwarded, at the end"
         ends = {g.method: plots.progress(g)[1].mean(0) for g in groups if plots.progress(g)[0].size}

@@ -63,7 +63,7 @@ def test_a_method_with_a_gap_is_left_out_and_one_setting_is_no_ranking(grid, tmp
 def test_the_page_shows_the_ranking_and_the_models_side_by_side(grid, tmp_path):
     page = build(grid, tmp_path / "report").read_text()
     assert '<section id="s-ranking">' in page and '<figure id="models">' in page
-    assert "1.2 (1.0 to " in page and "All models at 20% sparsity, structured: tiny uniform PPL" in page
+    assert "1.2 (1.0 to " in page and "All models, structured, 20% sparsity: tiny uniform PPL" in page
     assert "| owl | 1.2 (1.0 to " in (tmp_path / "report/ranking.md").read_text()
     first, _ = plots.FIGURES["models"](grid, group(collect(grid))).axes
     shown = [(line.get_xdata()[0], line.get_ydata()[0]) for line in first.lines]
