@@ -10,10 +10,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from accelerate.hooks import ModelHook
 from torch import nn
 
 from ffp.models.placement import forward_as
 from ffp.models.prunable import PrunableModel
+
+
+class _Reached(Exception):
+    """Stops a block where its caller has what it wanted."""
 
 
 class BlockStream:
@@ -69,6 +74,34 @@ class BlockStream:
         """Runs block `index` for the hooks on its linears alone."""
         for _ in self.outputs(index):
             continue
+
+    def feed(self, index: int, linear: nn.Linear, take: Callable[[torch.Tensor], None]) -> None:
+        """Hands the inputs of a linear of block `index` to `take`, batch by batch, (tokens, in).
+
+        The block is run up to there and no further.
+        """
+
+        def stop(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            take(arguments[0].detach().flatten(0, -2))
+            raise _Reached
+
+        hook = linear.register_forward_pre_hook(stop)
+        try:
+            for hidden in self.hidden:
+                self._run_until(index, hidden)
+        finally:
+            hook.remove()
+
+    @torch.no_grad()
+    def _run_until(self, index: int, hidden: torch.Tensor) -> None:
+        """Runs a block until a hook stops it; weights that were borrowed for its forward go back all the same."""
+        block = self.prunable.blocks[index]
+        arguments, keywords = self._arguments[index, len(hidden)]
+        try:
+            block(hidden, *arguments, **keywords)
+        except _Reached:
+            if isinstance(borrowed := getattr(block, "_hf_hook", None), ModelHook):
+                borrowed.post_forward(block, None)
 
     def advance(self, index: int) -> None:
         """Replaces the hidden states by block `index`'s outputs, batch by batch."""

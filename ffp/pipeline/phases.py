@@ -53,7 +53,7 @@ class Phases:
 def phase_tokens(
     windows: Windows, test: torch.Tensor | None, settings: PruneSettings, *, tasks: bool
 ) -> dict[str, float]:
-    """Returns what each part of a run forwards; compensation passes the calibration text through a block three times.
+    """Returns what each part of a run forwards; compensation passes the calibration text through a block twice.
 
     Args:
         windows: Windows of the texts.
@@ -74,11 +74,12 @@ def phase_tokens(
         last = {**before, "recover": training_tokens(recover), **measured("recovered")}
     allocation = 1.0
     if isinstance(settings.method, Search):
-        allocation = settings.search.budget().tokens(search.context) + search.finalists * sizes["selection"]
+        scored = search.finalists + len(search.checkpoints)
+        allocation = search.budget().tokens(search.context) + scored * sizes["selection"]
     return {
         "calibrate": sum(sizes.values()),
         **measured("dense"),
         "allocate": allocation,
-        "prune": 3 * sizes["calibration"],
+        "prune": 2 * sizes["calibration"],
         **last,
     }

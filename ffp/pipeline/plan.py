@@ -220,7 +220,7 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     cells = [cell for cell in experiment.cells() if cell.model == name]
     pruned = [cell for cell in cells if not cell.is_dense]
     searches = [c for c in pruned if is_search(experiment.method(c.method)) and experiment.same_search(c) is None]
-    spent = search.budget().tokens(search.context) + search.finalists * selection
+    spent = search.budget().tokens(search.context) + (search.finalists + len(search.checkpoints)) * selection
     scored = (evaluation.windows * evaluation.context or TEST_TOKENS) + _task_tokens(experiment)
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
@@ -230,7 +230,8 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     return {
         "calibrate": forward * (stream + texts),
         "allocate": forward * spent * len(searches),
-        "apply": stream * (3 * 2.0 * units + 2.0 * moments) * len(streamed),
+        # a block is passed up to each output projection, and once more as a whole
+        "apply": stream * (2 * 2.0 * units + 2.0 * moments) * len(streamed),
         "recover": forward * trained,
         "evaluate": forward * scored * len(cells),
     }

@@ -127,8 +127,7 @@ def _compensate_by_bias(
     """Cuts the module and adds what the removed inputs gave on average to its bias; returns its name and the bias."""
     linear = prunable.linear(module.output)
     weight, sums = linear.weight.data, InputSums("mean")
-    with watch_inputs(linear, sums.add):
-        stream.run(module.block)
+    stream.feed(module.block, linear, sums.add)
     removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[module.output_columns(kept).to(weight.device)] = False
     mean = sums.mean
@@ -169,8 +168,7 @@ def _solve(
         add_product(gram, x_kept, x_kept, columns=COLUMNS)
         add_product(right, x_kept, _product(x, linear) if target is None else next(targets), columns=COLUMNS)
 
-    with watch_inputs(linear, add):
-        stream.run(block)
+    stream.feed(block, linear, add)
     return ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
 
 
