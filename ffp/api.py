@@ -160,19 +160,22 @@ class PruningSummary:
         return 1 - self.kept_params / self.dense_params
 
 
-def calibrate(prunable: PrunableModel, windows: Windows, *, batch_tokens: int = BATCH_TOKENS) -> Calibration:
+def calibrate(
+    prunable: PrunableModel, windows: Windows, *, batch_tokens: int = BATCH_TOKENS, grams: bool = False
+) -> Calibration:
     """Collects statistics of a dense model on its calibration text, and its losses on the other two.
 
     Args:
         prunable: The dense model.
         windows: Token windows of the texts.
         batch_tokens: Tokens in one forward; at least one window.
+        grams: Whether to keep the Gram matrices that orders of ORDERS, compensated searches and `fisher-table` need.
 
     Raises:
         ConfigError: The model's numbers overflow.
     """
     dtype = next(prunable.model.parameters()).dtype
-    statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens)
+    statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens, grams=grams)
     check_finite(statistics.to_arrays(), dtype)
     losses: dict[str, FloatArray] = {}
     for name, ids in windows.items()[1:]:

@@ -105,6 +105,13 @@ class Reward(Protocol):
         """
         ...
 
+    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+        """Returns what removals cost each decision alone, by an expansion of the loss at the dense model.
+
+        Each array, (n_units + 1,), has the rise of the mean loss in nats per token if 0, 1, ... units stay.
+        """
+        ...
+
     def select(self, allocation: Allocation) -> float:
         """Returns the reward on the whole selection text, disjoint from the search text: for finalists only."""
         ...
@@ -179,11 +186,19 @@ class Search(Method, ABC):
 
     Attributes:
         learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
-        takes_gradients: Whether it asks for marginal utilities; False plans less memory.
+        takes_gradients: Whether it asks for marginal utilities or costs of removals; False plans less memory.
+        reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices. A search with a
+            parameter `start` that is "fisher-table" does too.
     """
 
     learns_policy: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = True
+    reads_grams: ClassVar[bool] = False
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether this search, with its parameters, needs Gram matrices."""
+        return self.reads_grams or getattr(self, "start", "") == "fisher-table"
 
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:

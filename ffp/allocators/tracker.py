@@ -144,6 +144,24 @@ class Tracker:
         self._measure(candidate, windows, stage, self.problem.target, before)
         return utility
 
+    def removal_costs(self, windows: Windows) -> list[FloatArray]:
+        """Returns what removals would cost each decision alone, see `Reward.removal_costs`; a row for the dense model.
+
+        It costs GRADIENT_FORWARDS forwards of the windows.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: A cost is not finite.
+        """
+        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
+            raise Exhausted
+        costs = self.reward.removal_costs(windows)
+        if not all(np.isfinite(cost).all() for cost in costs):
+            raise FfpError("the costs of removals are not finite. Use dtype float32 for this model.")
+        keep = [decision.n_units for decision in self.problem.decisions]
+        self._add_row("table", 0.0, windows, 1.0, keep)
+        return costs
+
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:
         key = (candidate.keep, windows)
         if key not in self._memory:
@@ -160,10 +178,13 @@ class Tracker:
         if target == self.problem.target and len(windows) >= self.budget.windows:
             self._best = value if math.isnan(self._best) else max(self._best, value)
         if self.spent > before:
-            row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, list(candidate.keep))
-            self.rows.append(dict(zip(TRACE_COLUMNS, row, strict=True)))
-            self._progress.step(len(self.rows), self.spent, self._best)
+            self._add_row(stage, target, windows, value, list(candidate.keep))
         return value
+
+    def _add_row(self, stage: str, target: float, windows: Windows, value: float, keep: list[int]) -> None:
+        row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, keep)
+        self.rows.append(dict(zip(TRACE_COLUMNS, row, strict=True)))
+        self._progress.step(len(self.rows), self.spent, self._best)
 
     def answer(self, allocation: Allocation) -> None:
         """Notes what the search would answer if its budget ended now."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
-from ffp.config.grid import GridConfig, MethodConfig
+from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
 from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
@@ -158,6 +158,24 @@ class Experiment:
         """Returns how what stays makes up for removed units, for a method of the grid."""
         return self._variant(name).compensate
 
+    def compensated_search(self, name: str) -> bool:
+        """Returns whether a method of the grid searches among candidates that are compensated as its cells will be."""
+        asked, variant = self.grid.search.compensated, self._variant(name)
+        asked = asked if variant.compensated is None else variant.compensated
+        return asked and variant.compensate.startswith("ridge") and is_search(self.method(name))
+
+    def needs_grams(self, name: str) -> bool:
+        """Returns whether structured cells of a method of the grid need the calibration text's Gram matrices."""
+        method = self.create(name)
+        needed = isinstance(method, Search) and method.needs_grams
+        return needed or self.compensated_search(name) or self.score(name) in GRAM_SCORES
+
+    @property
+    def keeps_grams(self) -> bool:
+        """Whether calibration keeps Gram matrices for some cell of the grid."""
+        structured = "structured" in self.grid.granularities
+        return structured and any(self.needs_grams(name) for name in self.grid.methods)
+
     def recover(self, cell: Cell) -> RecoverSettings:
         """Returns how a cell's quality is won back by training."""
         if cell.method == "dense" or cell.granularity != "structured":
@@ -173,6 +191,8 @@ class Experiment:
         served, variant = set(self.method(name).granularities), self._variant(name)
         trained = variant.recover and variant.recover.wanted
         if variant.compensate != "none" or variant.score or trained or variant.attention_units:
+            served &= {"structured"}
+        if self.parameters(name).get("start") == "fisher-table":
             served &= {"structured"}
         if variant.pruner:
             served -= {"structured"}
@@ -247,7 +267,14 @@ class Experiment:
         if variant.init is not None or not is_search(self.method(name)):
             return None
         given = (self.parameters(name), variant.units)
-        return self.method(name), self.score(name), self.pruner(name), self.fitness(name), *given
+        return (
+            self.method(name),
+            self.score(name),
+            self.pruner(name),
+            self.fitness(name),
+            self.compensated_search(name),
+            *given,
+        )
 
 
 def _learns(method: type[Method]) -> bool:

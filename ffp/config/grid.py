@@ -14,7 +14,8 @@ from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
-UnitScore = Literal["wanda", "wifv", "ifv"]
+UnitScore = Literal["wanda", "wifv", "ifv", "pairwise", "obs"]
+GRAM_SCORES = ("pairwise", "obs")  # scores that need Gram matrices of the calibration text
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -25,7 +26,9 @@ class CalibrationConfig(Strict):
     windows: Count = Field(128, description="Number of token windows (llm-compressor: num_calibration_samples).")
     context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
     score: UnitScore = Field(
-        "wanda", description="Score by which KV groups and FFN channels are removed, lowest first."
+        "wanda",
+        description="Score by which KV groups and FFN channels are removed, lowest first; pairwise and obs keep Gram "
+        "matrices of the calibration text.",
     )
 
 
@@ -41,6 +44,11 @@ class SearchConfig(Strict):
     evaluations: Count = Field(1000, description="Candidates that a search may evaluate at full fidelity.")
     windows_per_evaluation: Count = Field(4, description="Windows of one evaluation at full fidelity.")
     finalists: Count = Field(4, description="Candidates that are scored on the selection text at the end.")
+    compensated: bool = Field(
+        False,
+        description="Whether candidates of a search are compensated, where its cell will be by ridge: on the dense "
+        "model's statistics, in one product a module.",
+    )
     checkpoints: tuple[Share, ...] = Field(
         (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0),
         min_length=1,
@@ -99,6 +107,9 @@ class MethodConfig(Strict):
     )
     fitness: Literal["ppl", "kl"] = Field(
         "ppl", description="What a search minimises: perplexity, or the KL divergence from the dense model."
+    )
+    compensated: bool | None = Field(
+        None, description="Whether candidates of the search are compensated; search.compensated without it."
     )
     recover: Recover | None = Field(
         None, description="How quality is won back by training after structured pruning; the grid's recover without it."

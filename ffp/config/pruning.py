@@ -9,7 +9,7 @@ from pydantic import Field, InstanceOf, ValidationError, field_serializer, model
 
 from ffp.allocators import Method, Search, create
 from ffp.config.bos import Bos
-from ffp.config.grid import CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
+from ffp.config.grid import GRAM_SCORES, CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
 from ffp.config.reading import Strict, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
@@ -41,6 +41,19 @@ class PruneSettings(Strict):
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
     evaluation: EvaluationConfig = EVALUATION
+
+    @property
+    def compensated_search(self) -> bool:
+        """Whether candidates of the search are compensated as the result will be."""
+        return self.search.compensated and self.compensate.startswith("ridge") and isinstance(self.method, Search)
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether calibration keeps Gram matrices."""
+        if self.granularity != "structured":
+            return False
+        needed = isinstance(self.method, Search) and self.method.needs_grams
+        return needed or self.compensated_search or self.calibration.score in GRAM_SCORES
 
     @field_serializer("method")
     def _describe(self, method: Method) -> dict[str, Any]:

@@ -16,14 +16,17 @@ from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
 from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel
-from ffp.pruning.moments import InputMoments, InputSums, watch_block
+from ffp.models.stream import watch_inputs
+from ffp.pruning.moments import GramSum, InputMoments, InputSums, watch_block
 from ffp.pruning.statistics import ModelStatistics
 
 log = logging.getLogger("ffp")
 
 
 @torch.no_grad()
-def collect(prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int) -> ModelStatistics:
+def collect(
+    prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int, grams: bool = False
+) -> ModelStatistics:
     """Runs the dense model over the calibration windows and returns its statistics.
 
     Memory: the model, one batch's activations, and a few vectors a linear. Wanda (||X_j||_2), FLAP (Var X_j) and
@@ -33,18 +36,24 @@ def collect(prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int
         prunable: The dense model.
         windows: Calibration tokens, (n, context) int64.
         batch_tokens: Tokens in one forward; at least one window.
+        grams: Whether to keep E[x x^T] of the inputs of every output projection: as much memory as 4 bytes times the
+            squares of their widths.
     """
+    products: dict[str, GramSum] = {module.output: GramSum() for module in prunable.modules if grams}
     sums: dict[str, InputSums] = {}
     size = max(1, batch_tokens // windows.shape[1])
     with ExitStack() as hooks, BlockInfluence(prunable) as influence:
         for block in range(len(prunable.blocks)):
             sums |= watch_block(prunable, block, partial(InputSums, "mean", "sq_mean"), hooks)
+        for path, product in products.items():
+            hooks.enter_context(watch_inputs(prunable.linear(path), product.add))
         for start in range(0, len(windows), size):
             ids = windows[start : start + size].to(prunable.model.device)
             prunable.model.base_model(input_ids=ids, use_cache=False)
             log.info("calibrate: %d/%d windows", min(start + size, len(windows)), len(windows))
     moments = {path: InputMoments(s.mean.cpu().numpy(), s.sq_mean.cpu().numpy()) for path, s in sums.items()}
-    return ModelStatistics(prunable, moments, windows.numel(), influence=influence.value())
+    found = {path: product.mean.cpu().numpy() for path, product in products.items()}
+    return ModelStatistics(prunable, moments, windows.numel(), influence=influence.value(), grams=found)
 
 
 def check_finite(measured: Mapping[str, npt.NDArray[Any]], dtype: torch.dtype) -> None:

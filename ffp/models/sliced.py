@@ -2,7 +2,8 @@
 
 Heads (as KV groups) and FFN channels are permuted, best first, in all matrices that share them; the dense function is
 unchanged. Keeping k units is then a view of the first rows or columns: no mask, no copy, no reload, and the forward
-gets cheaper with sparsity. A linear that stacks several matrices (fused qkv or gate and up) is the exception: its
+gets cheaper with sparsity. Only where the other units make up for removed ones (`refits`) do output projections get
+another weight for each width. A linear that stacks several matrices (fused qkv or gate and up) is the exception: its
 prefixes are copied together when the allocation changes.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,10 +22,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation
+from ffp.models.gates import Fisher, Gate, RefitGate
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
-from ffp.models.placement import float64, forward_as
+from ffp.models.placement import forward_as
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
+from ffp.models.refit import Refit, errors_without_refit
 
 BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a value for each block
 
@@ -32,13 +36,20 @@ BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a va
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
 
-    def __init__(self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]):
+    def __init__(
+        self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]],
+        refits: Mapping[str, Refit] | None = None, gram: Callable[[PrunableModule], torch.Tensor] | None = None,
+    ):  # fmt: skip
         """Permutes the model's weights in place.
 
         Args:
             prunable: The dense model.
             order: By decision, its KV groups, heads or channels from the one kept longest to the one removed first.
+            refits: By decision, the weights of its output projection that make up for removed units, in that order;
+                None for weights that stay as they are.
+            gram: Gives E[x x^T] of the inputs of a module's output projection, in the dense order, for removal_costs.
         """
+        self.refits, self._gram = refits or {}, gram
         self.prunable = prunable
         self.model = prunable.model
         self.keep = tuple(module.decision.n_units for module in prunable.modules)
@@ -85,21 +96,81 @@ class SlicedModel:
         Yields:
             The gates, in the order of `prunable.modules`.
         """
-        gates = [Gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
+        gates = [self._gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
         self.set_keep([gate.reach for gate in gates])
+        try:
+            with self._watched(gates):
+                yield gates
+        finally:
+            if self.refits:  # the gates leave other weights behind
+                self.keep = tuple(-1 for _ in self.keep)
+
+    def _gate(self, module: PrunableModule, keep: int, band: float) -> Gate:
+        refit = self.refits.get(module.decision.name)
+        return RefitGate(module, keep, band, refit) if refit else Gate(module, keep, band)
+
+    @contextmanager
+    def output_fishers(self) -> Iterator[list[Fisher]]:
+        """Makes the model dense; a backward pass fills a Fisher matrix of each output projection.
+
+        Yields:
+            The matrices, in the order of `prunable.modules`.
+        """
+        self.set_keep([module.decision.n_units for module in self.prunable.modules])
+        fishers = [Fisher() for _ in self.prunable.modules]
+        with self._watched(fishers):
+            yield fishers
+
+    def removal_costs(self, fishers: Sequence[Fisher], n_tokens: int) -> list[npt.NDArray[np.float64]]:
+        """Returns what each decision's removals cost by a Kronecker-factored expansion of the loss at the dense model.
+
+        With dW the change of the output projection's weight, refitted or not, the mean loss rises by
+        tr(S dW E[x x^T] dW^T) / 2, S the Fisher matrix of its outputs.
+
+        Args:
+            fishers: From output_fishers, after a backward pass of the summed token losses.
+            n_tokens: Tokens in that sum.
+
+        Returns:
+            For each decision, nats per token if 0, 1, ... of its units stay: (n_units + 1,).
+
+        Raises:
+            ConfigError: There are no Gram matrices.
+        """
+        found = []
+        for module, order, fisher in zip(self.prunable.modules, self._order, fishers, strict=True):
+            if refit := self.refits.get(module.decision.name):
+                errors = refit.errors(fisher.total)
+            elif self._gram is not None:
+                weight, _ = self._full[module.output]
+                columns = module.output_columns(order).to(weight.device)
+                gram = self._gram(module).to(weight.device)[columns][:, columns]
+                errors = errors_without_refit(weight, gram, fisher.total)
+            else:
+                raise ConfigError("these candidates have no Gram matrices. Collect them with the calibration.")
+            by_unit = errors.view(module.decision.n_units, -1).sum(1).cpu().numpy() / (2 * n_tokens)
+            found.append(np.append(np.cumsum(by_unit[::-1])[::-1], 0.0))
+        return found
+
+    @contextmanager
+    def _watched(self, watchers: Sequence[Gate | Fisher]) -> Iterator[None]:
+        """Attaches one to each output projection; blocks are checkpointed."""
         with ExitStack() as undo:
-            for module, gate in zip(self.prunable.modules, gates, strict=True):
-                undo.callback(self.prunable.linear(module.output).register_forward_pre_hook(gate).remove)
+            for module, watcher in zip(self.prunable.modules, watchers, strict=True):
+                undo.callback(watcher.attach(self.prunable.linear(module.output)).remove)
             for block in self.prunable.blocks:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
-            yield gates
+            yield
 
     def _slice(self, module: PrunableModule, kept: torch.Tensor) -> None:
         for path, segments in segments_by_linear(module).items():
             weight, bias = self._full[path]
             spans = [segment.prefix(len(kept)) for segment in segments]
             linear = self.prunable.linear(path)
-            if segments[0].axis == 1:
+            refit = self.refits.get(module.decision.name)
+            if segments[0].axis == 1 and refit and len(kept) < module.n_indices:
+                linear.weight.data = refit.weight(spans[0].stop).to(weight)
+            elif segments[0].axis == 1:
                 linear.weight.data = weight[:, spans[0]]
             else:
                 linear.weight.data = _prefix(weight, spans)
@@ -107,60 +178,6 @@ class SlicedModel:
                     linear.bias.data = _prefix(bias, spans)
             _set_features(linear)
         _set_heads(self.prunable, module, kept)
-
-
-class Gate:
-    """The gates of one decision: a forward pre-hook of its output linear, which lets through the units that are on.
-
-    Units next to the threshold form two bands, those just inside and those just outside. All units of a band share one
-    gate. g_t is the derivative of the loss in that gate at token t: the sum over the band's columns of input times
-    gradient. A backward pass adds sum_t g_t (slope) and sum_t g_t^2 (curvature, by the empirical Fisher information,
-    with tokens taken as independent) to `sums`.
-
-    Attributes:
-        reach: Units that are let in, those with gate 0 included.
-        bands: The units just inside and just outside the threshold.
-        sums: (2 bands, 2) float64.
-    """
-
-    def __init__(self, module: PrunableModule, keep: int, band: float):
-        n = module.decision.n_units
-        size, width = max(1, round(band * n)), module.output_width * module.decision.bundle
-        self.reach = min(n, keep + size)
-        self.bands = (range(max(0, keep - size), keep), range(keep, self.reach))
-        self.sums = torch.zeros(2, 2, dtype=torch.float64)
-        self._columns = [slice(units.start * width, units.stop * width) for units in self.bands]
-        self._on = (torch.arange(self.reach * width) < keep * width).float().requires_grad_()
-
-    def __call__(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Multiplies the linear's inputs by the gates."""
-        x = arguments[0]
-        return (_Gated.apply(x, self._on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
-
-    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Adds one backward pass to the sums; x, gradient: (batch, tokens, in) at the gates."""
-        for sums, columns in zip(self.sums, self._columns, strict=True):
-            slopes = float64((x[..., columns].float() * gradient[..., columns].float()).sum(-1))
-            sums += torch.stack([slopes.sum(), slopes.square().sum()]).cpu()
-
-
-class _Gated(torch.autograd.Function):
-    """x * on, whose backward reports to the gate.
-
-    `on` is not trained; it has requires_grad only so that autograd runs the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
-        ctx.save_for_backward(x, on)
-        ctx.gate = gate
-        return x * on
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        x, on = ctx.saved_tensors
-        ctx.gate.add(x, gradient)
-        return gradient * on, None, None
 
 
 def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:

@@ -89,7 +89,10 @@ class Estimate:
 def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Estimate:
     """Returns what a pruning of the model in `folder` takes."""
     prunable = PrunableModel(load_skeleton(folder), **config.units)
-    memory = step_memory(prunable, settings, config, gradients=takes_gradients(type(settings.method)))
+    memory = step_memory(
+        prunable, settings, config, gradients=takes_gradients(settings.method),
+        grams=settings.needs_grams, compensated=settings.compensated_search,
+    )  # fmt: skip
     if settings.recover.wanted:
         check_not_offloaded(config, folder.name)
         memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)

@@ -16,16 +16,18 @@ from ffp.config.pruning import PruneSettings
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
 from ffp.models.prunable import PrunableModel, PrunableModule
+from ffp.models.refit import ANCHORS
 
 
-def takes_gradients(method: type[Method]) -> bool:
-    """Returns whether a method is planned with a backward pass."""
-    return issubclass(method, Search) and method.takes_gradients
+def takes_gradients(method: Method) -> bool:
+    """Returns whether a method, with its parameters, is planned with a backward pass."""
+    return isinstance(method, Search) and (method.takes_gradients or method.needs_grams)
 
 
 def step_memory(
-    prunable: PrunableModel, grid: GridConfig | PruneSettings, config: ModelConfig, *, gradients: bool
-) -> dict[str, int]:
+    prunable: PrunableModel, grid: GridConfig | PruneSettings, config: ModelConfig, *, gradients: bool,
+    grams: bool = False, compensated: bool = False,
+) -> dict[str, int]:  # fmt: skip
     """Returns peak bytes on the device by step: the weights there, one batch's activations, the step's own tensors.
 
     Args:
@@ -33,6 +35,8 @@ def step_memory(
         grid: What the contexts and numbers of windows are read from.
         config: How the model runs.
         gradients: Whether the search takes gradients.
+        grams: Whether Gram matrices are kept; they stay in memory where a search or an order reads them.
+        compensated: Whether candidates of the search are compensated.
     """
     width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
     block = max(sum(p.numel() for p in one.parameters()) for one in prunable.blocks) * b
@@ -64,7 +68,29 @@ def step_memory(
         "apply": hidden + max(cut + solved, block + forward(calibration.context)),
         "evaluate": max(forward(grid.evaluation.context), _logits(prunable, config.batch_tokens)),
     }
+    if grams:
+        pairs = gram_bytes(prunable)
+        order = max(_inverse(prunable, module) for module in modules)
+        needs["calibrate"] += pairs
+        needs["allocate"] += pairs + (_refits(prunable) if compensated else 0)
+        needs["allocate"], needs["apply"] = (max(needs[step], pairs + order) for step in ("allocate", "apply"))
     return {step: int(weights + need) for step, need in needs.items()}
+
+
+def gram_bytes(prunable: PrunableModel) -> int:
+    """Returns the bytes of the Gram matrices of all output projections' inputs, in memory and on disk."""
+    return sum(4 * prunable.linear(module.output).in_features ** 2 for module in prunable.modules)
+
+
+def _refits(prunable: PrunableModel) -> int:
+    """Bytes of the factors and anchors of all modules; see ffp.models.refit."""
+    sizes = [prunable.linear(module.output).weight.shape for module in prunable.modules]
+    return sum(4 * (width * width + out * width * (1 + ANCHORS // 2)) for out, width in sizes)
+
+
+def _inverse(prunable: PrunableModel, module: PrunableModule) -> int:
+    """Bytes while the units of a module are ordered or its refit is factorised, in float64."""
+    return 4 * 8 * prunable.linear(module.output).in_features ** 2
 
 
 def _entries(module: PrunableModule) -> Counter[str]:

@@ -27,7 +27,7 @@ from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skel
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
-from ffp.pipeline.memory_plan import step_memory, takes_gradients
+from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
@@ -62,6 +62,7 @@ class ModelPlan:
         limits: Largest sparsity that min_keep and keep_blocks allow, by granularity.
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
+        grams: Bytes of the Gram matrices that calibration keeps; 0 for none.
         flops: Multiplications and additions of all its jobs, by step.
         jobs: Number of jobs, by step.
         warnings: Sentences about what may go wrong.
@@ -77,6 +78,7 @@ class ModelPlan:
     limits: dict[str, float]
     memory: dict[str, int]
     host: int
+    grams: int
     flops: dict[str, float]
     jobs: dict[str, int]
     warnings: tuple[str, ...]
@@ -108,6 +110,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         limits=limits,
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
+        grams=gram_bytes(prunable) if experiment.keeps_grams else 0,
         flops=_flops(prunable, experiment, name),
         jobs=_jobs(experiment, name),
         warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
@@ -135,7 +138,7 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
     tokens = grid.calibration.windows * grid.calibration.context
     tokens += (grid.search.windows + grid.search.selection_windows) * grid.search.context
     inputs = sum(prunable.linear(path).in_features for path in prunable.decision_names("structured"))
-    check_disk(out, 4 * tokens + 16 * inputs)
+    check_disk(out, 4 * tokens + 16 * inputs + (gram_bytes(prunable) if experiment.keeps_grams else 0))
 
 
 def _limits(experiment: Experiment, name: str, each: list[PrunableModel]) -> dict[str, float]:
@@ -200,8 +203,12 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
 
 def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
     cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
-    gradients = any(takes_gradients(experiment.method(cell.method)) for cell in cells)
-    return step_memory(prunable, experiment.grid, experiment.models[name], gradients=gradients)
+    gradients = any(takes_gradients(experiment.create(cell.method)) for cell in cells)
+    compensated = any(experiment.compensated_search(cell.method) for cell in cells)
+    return step_memory(
+        prunable, experiment.grid, experiment.models[name], gradients=gradients, grams=experiment.keeps_grams,
+        compensated=compensated,
+    )  # fmt: skip
 
 
 def forward_flops(prunable: PrunableModel) -> float:
@@ -307,6 +314,7 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         "",
         f"Memory on the device in GB, and hours of it at {tflops:g} TFLOP/s:\n",
         f"{_cost_table(plans, tflops)}\n",
+        *(f"{plan.name}: Gram matrices take {plan.grams / 1e9:.2f} GB of disk.\n" for plan in plans if plan.grams),
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
     ]
     return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])

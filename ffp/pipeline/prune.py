@@ -128,7 +128,7 @@ def allocate(
             model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
         )
         projection.kept_budget(prunable.problem(sparsity, granularity))  # refuses what cannot be met
-        calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens)
+        calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=asked.needs_grams)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
 
 
@@ -171,7 +171,10 @@ def run(
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
     calibration = phases.run(
         "calibrate",
-        lambda: work.calibration(prunable, lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens)),
+        lambda: work.calibration(
+            prunable,
+            lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=settings.needs_grams),
+        ),
     )
     dense = measuring.measure("dense", prunable.model)
     found = phases.run("allocate", lambda: _allocate(prunable, calibration, settings, batch_tokens, work))
@@ -287,8 +290,9 @@ def open_recovery_windows(
 
 def _cut_of(settings: PruneSettings) -> Any:
     return make_cut(
-        settings.granularity, score=settings.calibration.score, compensation=settings.compensate, pruner=settings.pruner
-    )
+        settings.granularity, score=settings.calibration.score, compensation=settings.compensate,
+        pruner=settings.pruner, compensated_search=settings.compensated_search,
+    )  # fmt: skip
 
 
 def _allocate(

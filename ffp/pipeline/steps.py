@@ -52,7 +52,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     del texts["test"]
     prunable, windows = load_prunable(experiment, model_name, model_dir), api.Windows(**texts)
     with CostMeter() as cost:
-        calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens)
+        calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens, grams=experiment.keeps_grams)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
     settings = step_settings(experiment, "calibrate", Cell(model_name, "structured", "0.00", "dense", 0))
     origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
@@ -86,8 +86,9 @@ def allocate(
     prunable = load_prunable(experiment, cell, model_dir, weights=weights)
     settings = step_settings(experiment, "allocate", cell)
     journal = FileJournal(files.journal, [settings, cell.path, *inputs.values()])
+    calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
     result = api.allocate(
-        prunable, read_calibration(prunable, calibration_dir), method,
+        prunable, calibration, method,
         sparsity=float(cell.sparsity), granularity=cell.granularity, cut=cut_of(experiment, cell),
         budget=search.budget(), seed=cell.seed, fitness=experiment.fitness(cell.method),
         checkpoints=search.checkpoints, batch_tokens=config.batch_tokens, journal=journal, initial_policy=policy,
@@ -138,7 +139,7 @@ def apply(
     found = read_allocation(allocation_file, prunable)
     settings = step_settings(experiment, "apply", cell)
     origin = provenance({**inputs, "allocation": sha256(allocation_file)}, settings=settings)
-    calibration = read_calibration(prunable, calibration_dir)
+    calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
     masks = api.make_masks(
         prunable, calibration, found.pruning_problem, found.allocation, cut, batch_tokens=config.batch_tokens
     )
@@ -203,7 +204,12 @@ def cut_of(experiment: Experiment, cell: Cell) -> Cut:
         score=experiment.score(name),
         compensation=experiment.compensation(name),
         pruner=experiment.pruner(name),
+        compensated_search=experiment.compensated_search(name),
     )
+
+
+def _needs_grams(experiment: Experiment, cell: Cell) -> bool:
+    return cell.granularity == "structured" and experiment.needs_grams(cell.method)
 
 
 def load_prunable(
@@ -231,18 +237,21 @@ def write_calibration(files: CalibrationFiles, calibration: api.Calibration, ori
     arrays |= {f"{name}{schemas.DENSE_LOSS}": loss for name, loss in calibration.dense_loss.items()}
     schemas.TOKENS.write(files.tokens, arrays, schemas.Origin(provenance=origin))
     meta = schemas.StatsOrigin(provenance=origin, n_tokens=calibration.statistics.n_tokens)
+    if calibration.statistics.grams:
+        schemas.GRAMS.write(files.grams, calibration.statistics.grams, schemas.Origin(provenance=origin))
     schemas.STATS.write(files.stats, calibration.statistics.to_arrays(), meta)
 
 
-def read_calibration(prunable: PrunableModel, folder: Path) -> api.Calibration:
-    """Reads a calibration folder; ArtifactError unless it is of this model."""
+def read_calibration(prunable: PrunableModel, folder: Path, *, grams: bool = False) -> api.Calibration:
+    """Reads a calibration folder, with its Gram matrices if asked for; ArtifactError unless it is of this model."""
     files = CalibrationFiles(folder)
     arrays, meta = schemas.STATS.read(files.stats)
     tokens, _ = schemas.TOKENS.read(files.tokens)
     names = [name for name in tokens if not name.endswith(schemas.DENSE_LOSS)]
     windows = {name: torch.from_numpy(tokens[name].astype(np.int64)) for name in names}
     losses = {name: tokens[f"{name}{schemas.DENSE_LOSS}"] for name in names if name != "calibration"}
-    statistics = ModelStatistics.from_arrays(prunable, arrays, meta.n_tokens, source=files.stats)
+    pairs = schemas.GRAMS.read(files.grams)[0] if grams else None
+    statistics = ModelStatistics.from_arrays(prunable, arrays, meta.n_tokens, source=files.stats, grams=pairs)
     return api.Calibration(api.Windows(**windows), losses, statistics)
 
 

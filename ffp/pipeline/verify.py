@@ -138,6 +138,8 @@ class Verifier:
             {files.tokens: schemas.TOKENS.read, files.stats: schemas.STATS.read, files.cost: CostFile.read}
         )
         origins = [found[files.tokens][1].provenance, found[files.stats][1].provenance, found[files.cost].provenance]
+        if self.experiment.keeps_grams:
+            origins.append(self._read({files.grams: schemas.GRAMS.read})[files.grams][1].provenance)
         cell = Cell(model, "structured", "0.00", "dense", 0)
         for origin in origins:
             yield from self._inputs(files.folder, origin, model=f"models/{model}", text="text")

@@ -39,7 +39,7 @@ class Work:
             return compute()
         if not CalibrationFiles(self.folder).stats.exists():  # written last
             write_calibration(CalibrationFiles(self.folder), compute(), provenance())
-        return read_calibration(prunable, self.folder)
+        return read_calibration(prunable, self.folder, grams=CalibrationFiles(self.folder).grams.exists())
 
     def perplexity(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns a perplexity that is kept, or computes and keeps it."""

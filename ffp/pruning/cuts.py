@@ -73,19 +73,22 @@ class Cut(Protocol):
         ...
 
 
-def make_cut(granularity: str, *, score: str, compensation: str, pruner: str) -> Cut:
+def make_cut(granularity: str, *, score: str, compensation: str, pruner: str, compensated_search: bool = False) -> Cut:
     """Returns the cut of a granularity.
 
     Args:
         granularity: One of ffp.core.problem.GRANULARITIES.
-        score: For "structured": one of ffp.pruning.scores.SCORES.
+        score: For "structured": one of ffp.pruning.scores.SCORES or ffp.pruning.orders.ORDERS.
         compensation: For "structured": "none", "bias", "ridge" or "ridge-dense".
         pruner: For the others: one of ffp.pruning.pruners.PRUNERS.
+        compensated_search: For "structured": whether candidates of a search are compensated too.
 
     Raises:
         ConfigError: There is no such pruner.
     """
-    return StructuredCut(score, compensation) if granularity == "structured" else WeightCut(granularity, pruner)
+    if granularity == "structured":
+        return StructuredCut(score, compensation, compensated_search)
+    return WeightCut(granularity, pruner)
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,13 @@ class StructuredCut:
 
     score: str
     compensation: str
+    compensated_search: bool = False
 
     def candidates(self, stats: ModelStatistics) -> SlicedModel:
-        """Sorts the model's units by the score."""
-        return SlicedModel(stats.prunable, stats.unit_orders(self.score))
+        """Sorts the model's units by the score, and refits their output projections where the search is compensated."""
+        order = stats.unit_orders(self.score)
+        refits = stats.refits(order) if self.compensated_search else None
+        return SlicedModel(stats.prunable, order, refits, gram=stats.gram)
 
     def make(
         self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,

@@ -17,6 +17,8 @@ from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel
 from ffp.models.stream import watch_inputs
 
+STRIPE = 256  # rows of a Gram matrix that are computed at once
+
 
 @dataclass(frozen=True)
 class InputMoments:
@@ -83,6 +85,30 @@ class InputSums:
     def gram(self) -> torch.Tensor:
         """Mean of x x^T, (in, in) float64."""
         return self._totals["gram"] / self.tokens
+
+
+class GramSum:
+    """The mean over tokens of x x^T of a linear's inputs, float32; what lies below the diagonal is not computed."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._total = torch.empty(0)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Adds a batch of inputs, (tokens, in)."""
+        x = x.float()
+        if not self.tokens:
+            self._total = x.new_zeros(x.shape[1], x.shape[1])
+        self.tokens += len(x)
+        for start in range(0, x.shape[1], STRIPE):
+            rows = slice(start, start + STRIPE)
+            self._total[rows, start:] += x[:, rows].T @ x[:, start:]
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """E[x x^T], (in, in) float32, symmetric to the last bit."""
+        upper = self._total.triu() / self.tokens
+        return upper + upper.triu(1).T
 
 
 def add_product(total: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, columns: int | None = None) -> None:

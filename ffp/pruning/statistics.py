@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,12 +11,16 @@ import numpy.typing as npt
 import torch
 
 from ffp.allocators.base import LinearStats
-from ffp.core.errors import ArtifactError
+from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import FloatArray
-from ffp.models.prunable import PrunableModel
+from ffp.models.prunable import PrunableModel, PrunableModule
+from ffp.models.refit import Refit
 from ffp.pruning.moments import InputMoments
+from ffp.pruning.orders import ORDERS
 from ffp.pruning.scores import SCORES, unit_order
 
+log = logging.getLogger("ffp")
+Grams = Mapping[str, npt.NDArray[np.float32]]
 BLOCK_INFLUENCE = "block_influence"  # among the arrays, beside "PATH.mean" and "PATH.sq_mean" of every linear
 
 
@@ -30,6 +35,7 @@ class ModelStatistics:
         *,
         granularity: str = "structured",
         influence: FloatArray | None = None,
+        grams: Grams | None = None,
     ):
         """Joins a dense model and what was measured of it.
 
@@ -39,8 +45,10 @@ class ModelStatistics:
             n_tokens: Calibration tokens behind them.
             granularity: Which decisions the linears belong to.
             influence: Of the blocks, (n_blocks,); see measure.calibration.BlockInfluence.
+            grams: E[x x^T] of the inputs of every output projection, (in, in) float32, by path; for orders and
+                searches that need them.
         """
-        self.prunable, self.moments, self.n_tokens = prunable, moments, n_tokens
+        self.prunable, self.moments, self.n_tokens, self.grams = prunable, moments, n_tokens, grams or {}
         self._decisions = prunable.decision_names(granularity)
         self._outputs = {module.output for module in prunable.modules}
         self._influence = influence
@@ -48,8 +56,9 @@ class ModelStatistics:
     def for_granularity(self, granularity: str) -> ModelStatistics:
         """Returns the same statistics with the decisions of another granularity."""
         return ModelStatistics(
-            self.prunable, self.moments, self.n_tokens, granularity=granularity, influence=self._influence
-        )
+            self.prunable, self.moments, self.n_tokens, granularity=granularity, influence=self._influence,
+            grams=self.grams,
+        )  # fmt: skip
 
     @property
     def n_blocks(self) -> int:
@@ -90,18 +99,47 @@ class ModelStatistics:
         return self._influence
 
     def unit_orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
-        """Returns each decision's KV groups, heads or channels from best to worst by one of the SCORES, in bundles."""
+        """Returns each decision's KV groups, heads or channels from best to worst from best to worst, in bundles.
+
+        Args:
+            score: One of scores.SCORES or orders.ORDERS.
+
+        Raises:
+            ConfigError: The order needs Gram matrices, which these statistics lack.
+        """
         orders = {}
         for module in self.prunable.modules:
-            moments = self.moments[module.output]
-            columns = SCORES[score](
-                self.prunable.linear(module.output).weight.detach().float().cpu(),
-                torch.from_numpy(moments.sq_mean),
-                torch.from_numpy(moments.variance),
-            )
-            order = unit_order(columns, module.output_width)
+            weight, moments = self.prunable.linear(module.output).weight.detach(), self.moments[module.output]
+            if score in ORDERS:
+                order = ORDERS[score](weight, self.gram(module).to(weight.device), module.output_width)
+            else:
+                sq_mean, variance = torch.from_numpy(moments.sq_mean), torch.from_numpy(moments.variance)
+                order = unit_order(SCORES[score](weight.float().cpu(), sq_mean, variance), module.output_width)
             orders[module.decision.name] = module.bundled(order).numpy()
         return orders
+
+    def refits(self, orders: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Refit]:
+        """Returns by decision the weights that make up for removed units, in these orders; ConfigError as for gram."""
+        found = {}
+        for module in self.prunable.modules:
+            weight = self.prunable.linear(module.output).weight.detach()
+            columns = module.output_columns(torch.from_numpy(orders[module.decision.name])).to(weight.device)
+            gram = self.gram(module).to(weight.device)[columns][:, columns]
+            found[module.decision.name] = Refit(weight[:, columns], gram)
+            log.info("refits: %s", module.decision.name)
+        return found
+
+    def gram(self, module: PrunableModule) -> torch.Tensor:
+        """Returns E[x x^T] of the inputs of a module's output projection, (in, in) float32, on the CPU.
+
+        Raises:
+            ConfigError: These statistics lack it.
+        """
+        if module.output not in self.grams:
+            raise ConfigError(
+                "the calibration holds no Gram matrices, which this order or search needs. Calibrate again."
+            )
+        return torch.from_numpy(self.grams[module.output])
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns everything but n_tokens as named arrays."""
@@ -113,7 +151,7 @@ class ModelStatistics:
     @classmethod
     def from_arrays(
         cls, prunable: PrunableModel, arrays: Mapping[str, npt.NDArray[Any]], n_tokens: int, *,
-        source: object, granularity: str = "structured",
+        source: object, granularity: str = "structured", grams: Grams | None = None,
     ) -> ModelStatistics:  # fmt: skip
         """Returns the statistics that `to_arrays` gave; `source` names what the arrays were read from in errors.
 
@@ -128,4 +166,4 @@ class ModelStatistics:
                 raise ArtifactError(f"{source} has no statistics of {path} with {width} inputs. Calibrate this model.")
             moments[path] = InputMoments(mean, sq_mean)
         influence = arrays.get(BLOCK_INFLUENCE)
-        return cls(prunable, moments, n_tokens, granularity=granularity, influence=influence)
+        return cls(prunable, moments, n_tokens, granularity=granularity, influence=influence, grams=grams)

@@ -106,6 +106,7 @@ def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     grid = experiment.grid
     texts = {name: getattr(grid.search, name) for name in ("context", "windows", "selection_windows")}
     found = {**_arithmetic(experiment, cell), "calibration": grid.calibration.model_dump(), "search": texts}
+    found |= {"grams": True} if experiment.keeps_grams else {}
     return found | _bos(experiment, cell)
 
 
@@ -126,7 +127,9 @@ def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     if not is_search(method):
         return found
     found |= _arithmetic(experiment, cell)
-    found |= {"reward_version": STEP_VERSIONS["reward"], "search": experiment.grid.search.model_dump(mode="json")}
+    search = experiment.grid.search.model_dump(mode="json", exclude={"compensated"})
+    found |= {"reward_version": STEP_VERSIONS["reward"], "search": search}
+    found |= {"compensated": True} if experiment.compensated_search(cell.method) else {}
     return found | ({"fitness": "kl"} if experiment.fitness(cell.method) == "kl" else {})
 
 

@@ -59,6 +59,7 @@ class CalibrationFiles(Folder):
 
     tokens = File("tokens.safetensors")  # windows of the texts, and the dense model's losses on them
     stats = File("stats.safetensors")  # moments of every linear's input, and the blocks' influence
+    grams = File("grams.safetensors")  # moments of pairs of every output projection's inputs, where a cell needs them
     cost = File("calibrate.cost.json")
 
 

@@ -342,6 +342,7 @@ class TensorFile(Generic[M]):
 
 TOKENS = TensorFile("ffp/tokens/2", Origin)  # windows by text name, int32; dense losses of search and selection
 STATS = TensorFile("ffp/stats/2", StatsOrigin)  # "<linear>.mean", "<linear>.sq_mean", "block_influence"
+GRAMS = TensorFile("ffp/grams/1", Origin)  # E[x x^T] of an output projection's inputs by its path, float32
 POLICY = TensorFile("ffp/policy/2", Origin)
 MASKS = TensorFile("ffp/masks/1", MasksOrigin)  # kept indices by decision, or packed keep bits by parameter name
 UPDATES = TensorFile("ffp/updates/1", Origin)  # new values by parameter name

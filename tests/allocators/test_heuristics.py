@@ -14,9 +14,10 @@ from ffp.allocators.heuristics.imported import Import
 from ffp.allocators.heuristics.ramp import Ramp
 from ffp.allocators.heuristics.shortgpt import ShortGpt
 from ffp.allocators.heuristics.uniform import Uniform, uniform_allocation
-from ffp.allocators.searches.error_table_dp import ErrorTableDp, interpolate, knapsack
+from ffp.allocators.searches.error_table_dp import ErrorTableDp, interpolate
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
+from ffp.core.knapsack import knapsack
 from ffp.core.projection import kept_budget
 from ffp.measure.calibration import BlockInfluence, collect
 from ffp.models.prunable import PrunableModel

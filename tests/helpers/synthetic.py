@@ -126,6 +126,15 @@ class SyntheticReward:
                     utility[i, side] = 2 * (decision.n_units - keep) * scale, (1 - 2 * side) * scale, 0.0
         return utility
 
+    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+        """Returns each decision's own damage, which is exact for this reward; charges a forward and a backward."""
+        self.spent_tokens += 3 * len(windows) * self.window_tokens
+        self.evaluations += 1
+        damage = self.damage[list(windows)].mean(axis=0)
+        return [
+            c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2 for c, d in zip(damage, self.decisions, strict=True)
+        ]
+
     def select(self, allocation: Allocation) -> float:
         self.selections += 1
         return float(np.exp(-self.loss(allocation.keep, self.held_out)))

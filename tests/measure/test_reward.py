@@ -12,6 +12,7 @@ from ffp.measure.journal import MemoryJournal
 from ffp.measure.loss import token_losses
 from ffp.measure.reward import REWARD_FLOOR, ModelReward, Text
 from ffp.models.prunable import PrunableModel
+from ffp.models.refit import damped
 from ffp.models.sliced import SlicedModel, mask
 from ffp.pruning.structured import kept_units
 from ffp.store.journal import FileJournal
@@ -25,16 +26,18 @@ def dense_losses(model, windows):
 
 def calibrated(model):
     prunable = PrunableModel(model)
-    return prunable, collect(prunable, tokens(4), batch_tokens=40)
+    return prunable, collect(prunable, tokens(4), batch_tokens=40, grams=True)
 
 
-def make(journal=None):
+def make(journal=None, *, compensated=False):
     model = tiny("llama")
     windows = tokens(6)
     search = Text("search", windows[:4], dense_losses(model, windows[:4]))
     selection = Text("selection", windows[4:], dense_losses(model, windows[4:]))
     prunable, calibration = calibrated(model)
-    sliced = SlicedModel(prunable, calibration.unit_orders("wanda"))
+    order = calibration.unit_orders("wanda")
+    refits = calibration.refits(order) if compensated else None
+    sliced = SlicedModel(prunable, order, refits, gram=calibration.gram)
     return ModelReward(sliced, search, selection, batch_tokens=40, journal=journal)
 
 
@@ -172,3 +175,76 @@ def test_marginal_utility_makes_the_reward_of_the_same_windows_free():
     spent = reward.spent_tokens
     assert reward(allocation, windows=[1, 3]) == pytest.approx(plain(allocation, windows=[1, 3]), rel=1e-9)
     assert reward.spent_tokens == spent
+
+
+def test_gates_of_refitted_units_move_between_the_weights_with_and_without_a_band():
+    """The slope is the derivative of the loss along the line between two refitted weights."""
+    reward = make(compensated=True)
+    allocation, windows = candidates(reward)[0], [0, 2]
+    utility = reward.marginal_utility(allocation, windows=windows)
+    sliced, ids = reward.candidates, reward.search.windows[windows]
+    sliced.set_allocation(allocation)
+    plain = token_losses(sliced.model, ids).mean(1).tolist()
+    assert reward(allocation, windows=windows) == pytest.approx(
+        math.exp(reward.search.dense_loss[windows].mean() - np.mean(plain)), rel=1e-4
+    )
+    for position, module in enumerate(sliced.prunable.modules):
+        keep, n, width = allocation.keep[position], module.decision.n_units, module.output_width
+        band = max(1, round(0.1 * n))
+        for side, (low, high) in enumerate(((max(0, keep - band), keep), (keep, min(n, keep + band)))):
+            if low == high:
+                continue
+            sliced.set_keep([high if i == position else k for i, k in enumerate(allocation.keep)])
+            refit = sliced.refits[module.decision.name]
+            without = torch.nn.functional.pad(refit.weight(low * width), (0, (high - low) * width))
+            change = refit.weight(high * width) - without
+            linear = sliced.prunable.linear(module.output)
+            gate = torch.tensor(1.0 - side, requires_grad=True)
+
+            def hook(linear, arguments, output, without=without, change=change, gate=gate):
+                weight = (without + gate * change).to(output)
+                return arguments[0] @ weight.T + (0 if linear.bias is None else linear.bias)
+
+            handle = linear.register_forward_hook(hook)
+            token_losses(sliced.model, ids).sum().backward()
+            handle.remove()
+            scale = ids[:, 1:].numel() * (high - low) * module.decision.params_per_unit
+            assert utility[position, side, 0] == pytest.approx(-gate.grad.item() / scale, rel=1e-2, abs=1e-9)
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_costs_of_removals_are_the_trace_of_the_fisher_information_and_the_change(compensated):
+    reward = make(compensated=compensated)
+    costs = reward.removal_costs([0, 1])
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
+    sliced, ids = reward.candidates, reward.search.windows[[0, 1]]
+    position, module = 3, sliced.prunable.modules[3]
+    linear, seen = sliced.prunable.linear(module.output), {}
+    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
+
+    def hook(linear, arguments, output):
+        seen["y"] = output.requires_grad_()
+        output.retain_grad()
+
+    handle = linear.register_forward_hook(hook)
+    token_losses(sliced.model, ids).sum().backward()
+    handle.remove()
+    g = seen["y"].grad.flatten(0, 1)
+    statistics = collect(PrunableModel(tiny("llama")), tokens(4), batch_tokens=40, grams=True)
+    columns = torch.from_numpy(statistics.unit_orders("wanda")[module.decision.name])
+    gram, weight = statistics.gram(module)[columns][:, columns].double(), linear.weight
+    for keep in (0, 1, 17, 39, 40):
+        change = -weight.clone()
+        change[:, :keep] += sliced.refits[module.decision.name].weight(keep) if compensated else weight[:, :keep]
+        if compensated:
+            gram = damped(statistics.gram(module)[columns][:, columns])
+        expected = torch.trace(g.T @ g @ change @ gram @ change.T).item() / (2 * ids[:, 1:].numel())
+        assert costs[position][keep] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+def test_costs_of_removals_come_from_the_journal_the_second_time():
+    journal = MemoryJournal()
+    first = make(journal).removal_costs([0, 3])
+    again = make(MemoryJournal(journal.entries))
+    again._backward = None
+    assert all((a == b).all() for a, b in zip(first, again.removal_costs([0, 3]), strict=True))

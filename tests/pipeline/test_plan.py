@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffp import api
-from ffp.allocators import METHODS, is_search
+from ffp.allocators import METHODS, create, is_search
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
@@ -223,11 +223,44 @@ def test_peaks_are_those_of_the_tensors_that_each_step_makes(tmp_path, family):
     assert all(least[step] < ratio < 1.05 for step, ratio in ratios.items()), ratios
 
 
+def test_a_compensated_search_and_its_gram_matrices_are_planned(tmp_path):
+    sizes = {"model_type": "llama", **COMMON, **WIDE, **SHAPES["llama"], "dtype": "float32"}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes)).requires_grad_(False)
+    prunable = PrunableModel(model)
+    ids, batch = torch.randint(3, 97, (WINDOWS, CONTEXT)), WINDOWS * CONTEXT
+    found, windows = [], api.Windows(ids, ids, ids)
+    calibrate = peak(lambda: found.append(api.calibrate(prunable, windows, batch_tokens=batch, grams=True)))
+    cut = make_cut("structured", score="obs", compensation="ridge", pruner="wanda", compensated_search=True)
+    text = Text("search", ids, found[0].dense_loss["search"])
+
+    def search():
+        reward = ModelReward(cut.candidates(found[0].statistics), text, text, batch_tokens=batch)
+        for sparsity in (0.1, 0.3, 0.5):
+            reward.marginal_utility(uniform_allocation(prunable.problem(sparsity)), windows=range(WINDOWS))
+
+    allocate = peak(search)
+    guided = {"use": "fastforward-guided", "score": "obs", "compensate": "ridge", "compensated": True}
+    parts = {part: {"context": CONTEXT, "windows": WINDOWS} for part in ("calibration", "search")}
+    grid = experiment(
+        tmp_path, {"architecture": sizes, "batch_tokens": batch}, methods=["guided"], variants={"guided": guided},
+        evaluation={"context": CONTEXT}, **parts,
+    )  # fmt: skip
+    planned = plan.plan_model(grid, "tiny")
+    assert planned.grams == sum(each.nbytes for each in found[0].statistics.grams.values())
+    assert f"Gram matrices take {planned.grams / 1e9:.2f} GB" in plan.report(grid, tflops=1.0)
+    assert 0.5 < calibrate / (planned.memory["calibrate"] - planned.host) < 1.05
+    assert 0.5 < (allocate + planned.grams) / (planned.memory["allocate"] - planned.host) < 1.05
+
+
 def test_searches_that_take_gradients_are_planned_with_a_backward():
-    """A method takes them from its tracker."""
+    """A method takes them from its tracker, or the table that it starts from does."""
     for name, method in METHODS.items():
         module = inspect.getsource(inspect.getmodule(method))
-        assert takes_gradients(method) == (is_search(method) and ".utility(" in module), name
+        asked = ".utility(" in module or "table_allocation(" in module
+        made = create(name, {"values": [0.5]} if name == "import" else {})
+        assert takes_gradients(made) == (is_search(method) and asked), name
+        if "start" in method.model_fields:
+            assert takes_gradients(create(name, {"start": "fisher-table"})), name
 
 
 def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path):

@@ -4,6 +4,7 @@
 rule allocate_search:
     input:
         **CALIBRATED_MODEL,
+        grams=needed_grams,
         init=init_allocation,
         same=same_search,
     output:

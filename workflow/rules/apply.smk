@@ -4,6 +4,7 @@
 rule apply:
     input:
         **CALIBRATED_MODEL,
+        grams=needed_grams,
         allocation=CELL.allocation,
     output:
         CELL.cut,

@@ -8,6 +8,7 @@ rule calibrate:
     output:
         CALIBRATION.tokens,
         CALIBRATION.stats,
+        *([CALIBRATION.grams] if EXPERIMENT.keeps_grams else []),
         CALIBRATION.cost,
     log:
         log_of("calibrate", "{model}"),

@@ -131,6 +131,12 @@ def init_allocation(wildcards):
     return [LAYOUT.cell(origin).allocation] if origin else []
 
 
+def needed_grams(wildcards):
+    """The Gram matrices of the model, if this cell needs them."""
+    needed = wildcards.granularity == "structured" and EXPERIMENT.needs_grams(wildcards.method)
+    return [LAYOUT.calibration(wildcards.model).grams] if needed else []
+
+
 def same_search(wildcards):
     """The allocation of a cell that makes the same search, if the grid has one before this cell."""
     done = EXPERIMENT.same_search(cell_of(wildcards))

@@ -5,16 +5,13 @@ Where the FFNs cannot give enough, the projection takes the rest from attention.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from ffp.allocators.base import CalibrationStats, Heuristic
-from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import project_shares
-
-Start = Literal["uniform", "ffn-only"]
 
 
 def ffn_only_allocation(problem: PruningProblem) -> Allocation:
@@ -23,11 +20,6 @@ def ffn_only_allocation(problem: PruningProblem) -> Allocation:
     params = problem.n_units * problem.params_per_unit
     removed = problem.target * problem.total_params / max(int(params[~attention].sum()), 1)
     return project_shares(problem, np.where(attention, 1.0, 1.0 - removed))
-
-
-def starting_allocation(problem: PruningProblem, start: Start) -> Allocation:
-    """Returns the allocation that a search begins with."""
-    return uniform_allocation(problem) if start == "uniform" else ffn_only_allocation(problem)
 
 
 class FfnOnly(Heuristic):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search
-from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.start import Start, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
 from ffp.core.problem import Allocation
 from ffp.core.projection import logits_of, project
@@ -43,7 +43,7 @@ class CmaEs(Search):
         from cmaes import SepCMA
 
         problem = tracker.problem
-        first = starting_allocation(problem, self.start)
+        first = starting_allocation(tracker, rng, self.start)
         size = self.population or None
         optimiser = SepCMA(logits_of(problem, first), self.sigma, seed=tracker.seed, population_size=size)
         winners: list[Allocation] = [first]

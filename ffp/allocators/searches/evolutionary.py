@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search, SearchBudget
-from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.start import Start, starting_allocation
 from ffp.allocators.tracker import Tracker, best_first
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import round_keep
@@ -64,7 +64,9 @@ class Evolutionary(Search):
         """Breeds and selects until the budget is spent or nothing new comes up."""
         problem, windows = tracker.problem, tracker.budget.windows
         step = self.step or default_step(problem)
-        lineage = [starting_allocation(problem, self.start)]  # the parents, latest first: each beat the one after it
+        lineage = [
+            starting_allocation(tracker, rng, self.start)
+        ]  # the parents, latest first: each beat the one after it
         tracker.answer(lineage[0])
         wanted = self.offspring or offspring_for(tracker.budget)
         idle = 0

@@ -31,7 +31,7 @@ import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search
-from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.start import Start, starting_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker, check_shapes
 from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
 from ffp.core.projection import logits_of, project
@@ -78,7 +78,7 @@ class FastForwardGuided(Search):
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes gradient steps until the budget is spent."""
-        logits = self._first_logits(tracker)
+        logits = self._first_logits(tracker, rng)
         skip = self.zero_shot and bool(tracker.initial_policy)
         means = [logits] if skip else self._learn(tracker, rng, logits)
         tracker.policy = {"logits": means[-1]}
@@ -86,12 +86,11 @@ class FastForwardGuided(Search):
         contenders = [project(tracker.problem, mean) for mean in (means[-1], *averaged)]
         return tracker.finish(contenders, None if self.rescore else 1)
 
-    def _first_logits(self, tracker: Tracker) -> FloatArray:
+    def _first_logits(self, tracker: Tracker, rng: np.random.Generator) -> FloatArray:
         """Returns those of the policy to start from, or of the start's allocation."""
-        own = logits_of(tracker.problem, starting_allocation(tracker.problem, self.start))
         if not tracker.initial_policy:
-            return own
-        check_shapes(tracker.initial_policy, {"logits": own})
+            return logits_of(tracker.problem, starting_allocation(tracker, rng, self.start))
+        check_shapes(tracker.initial_policy, {"logits": np.zeros(len(tracker.problem.decisions))})
         return np.asarray(tracker.initial_policy["logits"], dtype=np.float64)
 
     def _learn(self, tracker: Tracker, rng: np.random.Generator, logits: FloatArray) -> list[FloatArray]:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search
-from ffp.allocators.heuristics.ffn_only import Start, starting_allocation
+from ffp.allocators.start import Start, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
 from ffp.core.problem import Allocation
 from ffp.core.projection import logits_of, project
@@ -38,7 +38,7 @@ class RandomSearch(Search):
         """Scores independent draws until the budget is spent."""
         problem = tracker.problem
         windows = tracker.draw(rng, tracker.budget.windows)
-        candidate = starting_allocation(problem, self.start)
+        candidate = starting_allocation(tracker, rng, self.start)
         centre = logits_of(problem, candidate)
         seen: list[Allocation] = []
         scores: list[float] = []

@@ -1,0 +1,67 @@
+"""The allocation that a search begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
+from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
+from ffp.core.knapsack import knapsack
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.projection import kept_budget, round_keep
+
+Start = Literal["uniform", "ffn-only", "fisher-table"]
+SHARE = 0.25  # of the budget, at most, that a table to start from costs
+WINDOWS = 16  # behind a table, at most
+LEVELS = 128  # options of a decision, at most
+
+
+def starting_allocation(tracker: Tracker, rng: np.random.Generator, start: Start) -> Allocation:
+    """Returns the allocation that a search begins with.
+
+    A table is paid from the search's budget; where that pays for none, the search starts from ffn-only.
+
+    Args:
+        tracker: Of the search.
+        rng: Draws the windows behind a table.
+        start: "uniform", "ffn-only" or "fisher-table".
+    """
+    if start == "uniform":
+        return uniform_allocation(tracker.problem)
+    count = int(SHARE * tracker.windows_left) // GRADIENT_FORWARDS
+    if start == "ffn-only" or not count:
+        return ffn_only_allocation(tracker.problem)
+    return table_allocation(tracker, rng, min(count, WINDOWS))
+
+
+def table_allocation(tracker: Tracker, rng: np.random.Generator, windows: int) -> Allocation:
+    """Measures what removals cost on so many windows of the search text, and returns the cheapest allocation.
+
+    Raises:
+        Exhausted: The budget cannot pay for it.
+    """
+    costs = tracker.removal_costs(tracker.draw(rng, windows))
+    return cheapest(tracker.problem, costs)
+
+
+def cheapest(problem: PruningProblem, costs: Sequence[FloatArray]) -> Allocation:
+    """Returns the allocation with the least sum of costs, by an exact knapsack over LEVELS options a decision.
+
+    Args:
+        problem: The decisions and the budget.
+        costs: For each decision, the cost if 0, 1, ... of its units stay, (n_units + 1,).
+    """
+    options = [
+        np.unique(np.linspace(d.n_units - d.min_keep, 0, min(d.n_units, LEVELS) + 1).round().astype(np.int64))
+        for d in problem.decisions
+    ]
+    removed = [gone * d.params_per_unit for gone, d in zip(options, problem.decisions, strict=True)]
+    prices = [cost[d.n_units - gone] for cost, gone, d in zip(costs, options, problem.decisions, strict=True)]
+    wanted = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)
+    chosen = knapsack(removed, prices, wanted)
+    keep = [d.n_units - gone[i] for d, gone, i in zip(problem.decisions, options, chosen, strict=True)]
+    return round_keep(problem, np.array(keep, dtype=np.float64))

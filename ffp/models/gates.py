@@ -1,0 +1,151 @@
+"""What a backward pass tells about a model's units: derivatives in gates on them, and the outputs' Fisher matrices.
+
+All tokens are taken as independent, so that second moments of their gradients stand for the curvature of the loss (the
+empirical Fisher information).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ffp.models.placement import float64
+from ffp.models.prunable import PrunableModule
+from ffp.models.refit import Refit
+
+
+class Gate:
+    """The gates of one decision: lets through the units that are on, at the entry of its output linear.
+
+    Units next to the threshold form two bands, those just inside and those just outside. All units of a band share one
+    gate. g_t is the derivative of the loss in that gate at token t: the sum over the band's columns of input times
+    gradient. A backward pass adds sum_t g_t (slope) and sum_t g_t^2 (curvature) to `sums`.
+
+    Attributes:
+        reach: Units that are let in, those with gate 0 included.
+        bands: The units just inside and just outside the threshold.
+        sums: (2 bands, 2) float64.
+    """
+
+    def __init__(self, module: PrunableModule, keep: int, band: float):
+        n = module.decision.n_units
+        size, self.width = max(1, round(band * n)), module.output_width * module.decision.bundle
+        self.keep, self.reach = keep, min(n, keep + size)
+        self.bands = (range(max(0, keep - size), keep), range(keep, self.reach))
+        self.sums = torch.zeros(2, 2, dtype=torch.float64)
+        self._columns = [slice(units.start * self.width, units.stop * self.width) for units in self.bands]
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Puts the gates before the output linear; returns the handle of the hook."""
+        on = (torch.arange(self.reach * self.width) < self.keep * self.width).float().requires_grad_()
+
+        def gate(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            x = arguments[0]
+            return (_Gated.apply(x, on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
+
+        return linear.register_forward_pre_hook(gate)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass to the sums; x, gradient: (batch, tokens, in) at the gates."""
+        for sums, columns in zip(self.sums, self._columns, strict=True):
+            _add_slopes(sums, x[..., columns].float() * gradient[..., columns].float())
+
+
+class RefitGate(Gate):
+    """The same where the other units make up for those that are off: a gate moves the refitted weight.
+
+    Between the weights without and with a band, W(g) = W_without + g (W_with - W_without). The difference applied to
+    an input x is (W L)_band r: r is what the band has that the units before it do not tell (see Refit).
+    """
+
+    def __init__(self, module: PrunableModule, keep: int, band: float, refit: Refit):
+        super().__init__(module, keep, band)
+        self._refit = refit
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Gives the linear the weight of the kept units, 0 for the others that are let in, and watches it."""
+        weight = linear.weight.new_zeros(len(linear.weight), self.reach * self.width)
+        weight[:, : self.keep * self.width] = self._refit.weight(self.keep * self.width)
+        linear.weight.data = weight
+        leaf = torch.zeros(()).requires_grad_()
+
+        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = _Watched.apply(output, arguments[0].detach(), leaf, self)  # type: ignore[no-untyped-call]
+            return found
+
+        return linear.register_forward_hook(watch)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass to the sums; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
+        for sums, columns in zip(self.sums, self._columns, strict=True):
+            residual = x[..., : columns.stop].float() @ self._refit.inverse[columns, : columns.stop].T
+            _add_slopes(sums, residual * (gradient.float() @ self._refit.projected[:, columns]))
+
+
+class Fisher:
+    """Second moment of the loss gradients at the outputs of one linear: their sum over tokens of g g^T.
+
+    Attributes:
+        total: (out, out) float32; empty before the first backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.total = torch.empty(0)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Watches the linear; returns the handle of the hook."""
+        leaf = torch.zeros(()).requires_grad_()
+
+        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = _Watched.apply(output, None, leaf, self)  # type: ignore[no-untyped-call]
+            return found
+
+        return linear.register_forward_hook(watch)
+
+    def add(self, x: None, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; gradient: (batch, tokens, out)."""
+        g = gradient.flatten(0, -2).float()
+        product = g.T @ g
+        self.total = self.total + product if len(self.total) else product
+
+
+def _add_slopes(sums: torch.Tensor, products: torch.Tensor) -> None:
+    """Adds the slope and its square, token by token; products: what each unit's columns add to it, (..., columns)."""
+    slopes = float64(products.sum(-1))
+    sums += torch.stack([slopes.sum(), slopes.square().sum()]).cpu()
+
+
+class _Gated(torch.autograd.Function):
+    """x * on, whose backward reports to the gate.
+
+    `on` is not trained; it has requires_grad only so that autograd runs the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
+        ctx.save_for_backward(x, on)
+        ctx.gate = gate
+        return x * on
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        x, on = ctx.saved_tensors
+        ctx.gate.add(x, gradient)
+        return gradient * on, None, None
+
+
+class _Watched(torch.autograd.Function):
+    """A linear's output as it is, whose backward reports the linear's input and the gradient; `leaf` as `on` above."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, x: torch.Tensor | None, leaf: torch.Tensor, to: Any) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.to = to
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        ctx.to.add(ctx.saved_tensors[0], gradient)
+        return gradient, None, None, None
