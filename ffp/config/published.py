@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ffp.config.grid import Granularity
 from ffp.config.reading import Count, Name, Strict
 from ffp.core.suggest import did_you_mean
 
+Status = Literal["primary", "secondary", "unconfirmed"]
+MEANINGS: Mapping[Status, str] = {
+    "primary": "printed by those who measured it, in a publication or in their code's README",
+    "secondary": "read in another document that quotes it",
+    "unconfirmed": "found in no text when the figures were checked",
+}
+
 
 class PublishedSet(Strict):
-    """Perplexities from one source that were measured in the same way."""
+    """Perplexities from one source, of methods with the same calibration, that were measured in the same way."""
 
     source: str = Field(description="The publication, with its identifier.")
-    status: str = Field(description="How reliable the transcription is: primary, or secondary source.")
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s\"'<>]+$")] = Field(
+        description="An address at which a reader can open the source."
+    )
+    status: Status = Field(
+        description="Where the values were read. "
+        + " ".join(f"{status}: {meaning}." for status, meaning in MEANINGS.items())
+    )
+    remarks: str | None = Field(None, description="What else a reader has to know of these values.")
     granularity: Granularity = Field(description="What was removed as a whole.")
-    text: Name = Field(description="The file in texts/ on whose whole test text the perplexities are.")
-    context: Count = Field(description="Tokens in a window.")
+    text: Name = Field(
+        description="The text on whose whole test text the perplexities are: a name under `texts`, or a file in texts/."
+    )
+    context: Count | None = Field(
+        description="Tokens in a window; null where it is not known, and then the report shows none of these values."
+    )
     calibration: str = Field(description="The text that the methods were calibrated on, in words.")
     values: Mapping[Name, Mapping[str, Mapping[str, Annotated[float, Field(gt=0)]]]] = Field(
-        description='Perplexities by model, method and sparsity: a quoted share such as "0.20", "0.00" for dense.'
+        description='Perplexities by model, method and sparsity: a quoted share such as "0.20" or "0.125", "0.00" for '
+        "dense."
     )
 
     @field_validator("values")
     @classmethod
     def _two_decimals(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         for sparsity in {s for methods in values.values() for by_sparsity in methods.values() for s in by_sparsity}:
-            if not re.fullmatch(r"0\.\d\d", sparsity):
-                raise ValueError(f"sparsity {sparsity!r} is not a quoted share with two decimals, such as '0.20'")
+            if not re.fullmatch(r"0\.\d\d[1-9]?", sparsity):
+                raise ValueError(
+                    f"sparsity {sparsity!r} is not a quoted share with two decimals, such as '0.20' (three where two "
+                    "are not enough, as in '0.125')"
+                )
         return values
 
 
@@ -39,6 +61,10 @@ class PublishedConfig(Strict):
     """All published figures: config/published.yaml."""
 
     models: Mapping[Name, tuple[str, ...]] = Field(description="Hub repositories that hold the weights of a model.")
+    texts: Mapping[Name, tuple[Name, ...]] = Field(
+        default_factory=dict,
+        description="Files in texts/ that have the test text of that name; without an entry, the file of that name.",
+    )
     sets: tuple[PublishedSet, ...] = Field(description="The figures, source by source.")
 
     @model_validator(mode="after")
@@ -47,3 +73,7 @@ class PublishedConfig(Strict):
             if name not in self.models:
                 raise ValueError(f"model {name!r} has no entry under models: {did_you_mean(name, self.models)}")
         return self
+
+    def same_text(self, published: str, text: str) -> bool:
+        """Returns whether a file in texts/ has the test text of a set."""
+        return text in self.texts.get(published, (published,))

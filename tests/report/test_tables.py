@@ -75,8 +75,9 @@ def test_the_ablation_compares_a_variant_with_its_base(tmp_path):
 def published(tmp_path, grid=(), **changes):
     """A grid whose model is OPT-125M, and one published set for it."""
     experiment = make_experiment(tmp_path, **{"tasks": None, "evaluation": {"context": 2048}, **dict(grid)})
-    body = {"source": "A & B, 2024", "status": "secondary source", "granularity": "structured", "text": "words",
-            "context": 2048, "calibration": "C4", "values": {"opt": {"Theirs": {"0.20": 31.5}}}, **changes}  # fmt: skip
+    body = {"source": "A & B, 2024", "url": "https://arxiv.org/abs/2401.00001", "status": "secondary",
+            "granularity": "structured", "text": "words", "context": 2048, "calibration": "C4",
+            "values": {"opt": {"Theirs": {"0.20": 31.5}}}, **changes}  # fmt: skip
     repo = {"kind": "hub", "repo": "facebook/opt-125m", "revision": "0" * 40}
     (tmp_path / "config/models/tiny.yaml").write_text(json.dumps({"title": "OPT", "source": repo}))
     known = {"models": {"opt": ["Facebook/OPT-125m"]}, "sets": [body]}
@@ -95,7 +96,7 @@ def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
     build(experiment, tmp_path / "report")
     row = r"\textit{20} & \textit{Theirs} & \textit{--} & \textit{31.50}"
     assert row in (tmp_path / "report/comparison.tex").read_text()
-    note = "A & B, 2024 (secondary source); context 2048, calibration: C4"
+    note = "A & B, 2024 (secondary); context 2048, calibration: C4"
     assert note in (tmp_path / "report/comparison.md").read_text()
     assert "Theirs" not in (tmp_path / "report/comparison.csv").read_text()
 
