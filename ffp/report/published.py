@@ -3,7 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ffp.config import Experiment, HubSource
+from ffp.config import Experiment, HubSource, PublishedSet
+from ffp.config.published import MEANINGS
 from ffp.report.collect import Block
 
 LABEL = "published, not measured here"
@@ -11,34 +12,55 @@ LABEL = "published, not measured here"
 
 @dataclass(frozen=True)
 class Reference:
-    """One published perplexity, with a note on where it comes from and how it was measured."""
+    """One published perplexity and the set that it comes from."""
 
     method: str
     ppl: float
-    note: str
+    origin: PublishedSet
+
+    @property
+    def label(self) -> str:
+        """What stands in the column of states."""
+        return LABEL if self.origin.status != "unconfirmed" else f"{LABEL}, unconfirmed"
+
+    @property
+    def note(self) -> str:
+        """Where it comes from and how it was measured, with the address of the source at the end."""
+        origin = self.origin
+        status = f"{origin.status}: {MEANINGS[origin.status]}"
+        conditions = f"context {origin.context}; calibration: {origin.calibration}"
+        remarks = f"; {origin.remarks}" if origin.remarks else ""
+        return f"{LABEL}: {origin.source} ({status}); {conditions}{remarks}. {origin.url}"
 
 
 def references(experiment: Experiment) -> dict[Block, list[Reference]]:
     """Returns the published perplexities of each block of the grid.
 
-    They have the same weights, granularity, sparsity, test text and context. A dense one stands under sparsity
-    "0.00". A grid that measures a sample of the test text has none.
+    They have the same weights (hub repository), granularity, sparsity, test text and context. A dense one stands under
+    sparsity "0.00". A grid that measures a sample of the test text has none.
     """
     grid, found = experiment.grid, defaultdict[Block, list[Reference]](list)
-    wanted = (grid.text, grid.evaluation.context)
-    same = [origin for origin in experiment.published.sets if (origin.text, origin.context) == wanted]
-    comparable = [origin for origin in same if origin.granularity in grid.granularities]
-    for model in grid.models if not grid.evaluation.windows else ():
+    comparable = [origin for origin in experiment.published.sets if _is_comparable(experiment, origin)]
+    for model in grid.models:
         for origin in comparable:
-            conditions = f"context {origin.context}, calibration: {origin.calibration}"
-            note = f"{LABEL}: {origin.source} ({origin.status}); {conditions}"
             targets = ["0.00", *(f"{sparsity:.2f}" for sparsity in grid.sparsities_of(origin.granularity))]
             for name in _names(experiment, model):
                 for method, by_sparsity in origin.values.get(name, {}).items():
                     for target in (t for t in targets if t in by_sparsity):
-                        reference = Reference(method, by_sparsity[target], note)
+                        reference = Reference(method, by_sparsity[target], origin)
                         found[model, origin.granularity, target].append(reference)
     return found
+
+
+def _is_comparable(experiment: Experiment, origin: PublishedSet) -> bool:
+    """Whether the grid prunes like a set and measures all of its test text in windows of its length."""
+    grid = experiment.grid
+    return (
+        experiment.published.same_text(origin.text, grid.text)
+        and not grid.evaluation.windows
+        and grid.evaluation.context == origin.context
+        and origin.granularity in grid.granularities
+    )
 
 
 def _names(experiment: Experiment, model: str) -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 from ffp.config import Experiment
 from ffp.report.collect import Block, Record, by_task, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
-from ffp.report.published import LABEL, references
+from ffp.report.published import references
 from ffp.report.ranks import rank
 from ffp.store.files import whole, write_table
 from ffp.store.layout import ReportFiles
@@ -48,7 +48,8 @@ class Line:
     block: Block
     group: Group | None  # the cells behind the row; None for a published one
     entries: list[Entry]  # one for each heading
-    note: str = ""  # the source of a published row
+    note: str = ""  # the source of a published row, in words
+    url: str = ""  # the address of that source
     published: bool = False
 
 
@@ -94,8 +95,9 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
         unknown = {name: old if name in SHARED else Entry(DASH) for name, old in entries(members[0]).items()}
         for reference in known.get(block, []):
             ppl = Entry(f"{reference.ppl:,.2f}", sort=reference.ppl)
-            found = unknown | {"method": Entry(reference.method), "PPL": ppl, "status": Entry(LABEL)}
-            lines.append(Line(block, None, list(found.values()), reference.note, published=True))
+            found = unknown | {"method": Entry(reference.method), "PPL": ppl, "status": Entry(reference.label)}
+            entry = list(found.values())
+            lines.append(Line(block, None, entry, reference.note, reference.origin.url, published=True))
     return Table(list(entries(groups[0])), lines)
 
 

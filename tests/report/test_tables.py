@@ -72,21 +72,21 @@ def test_the_ablation_compares_a_variant_with_its_base(tmp_path):
     assert not tables.ablation(other, groups_of(other)).lines
 
 
-def published(tmp_path, grid=(), **changes):
+def published(tmp_path, grid=(), texts=(), source=(), **changes):
     """A grid whose model is OPT-125M, and one published set for it."""
     experiment = make_experiment(tmp_path, **{"tasks": None, "evaluation": {"context": 2048}, **dict(grid)})
     body = {"source": "A & B, 2024", "url": "https://arxiv.org/abs/2401.00001", "status": "secondary",
             "granularity": "structured", "text": "words", "context": 2048, "calibration": "C4",
             "values": {"opt": {"Theirs": {"0.20": 31.5}}}, **changes}  # fmt: skip
-    repo = {"kind": "hub", "repo": "facebook/opt-125m", "revision": "0" * 40}
+    repo = {"kind": "hub", "repo": "facebook/opt-125m", "revision": "0" * 40, **dict(source)}
     (tmp_path / "config/models/tiny.yaml").write_text(json.dumps({"title": "OPT", "source": repo}))
-    known = {"models": {"opt": ["Facebook/OPT-125m"]}, "sets": [body]}
+    known = {"models": {"opt": ["Facebook/OPT-125m"]}, "texts": dict(texts), "sets": [body]}
     (tmp_path / "config/published.yaml").write_text(json.dumps(known))
     return Experiment(experiment.file)
 
 
 def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
-    experiment = published(tmp_path)
+    experiment = published(tmp_path, remarks="Share of <b>width</b>")
     for method in ("uniform", "owl"):
         write_cell(experiment, f"tiny/structured/s0.20/{method}/seed0", [4.0, 4.1], tasks=False)
     table = tables.comparison(experiment, groups_of(experiment))
@@ -96,9 +96,28 @@ def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
     build(experiment, tmp_path / "report")
     row = r"\textit{20} & \textit{Theirs} & \textit{--} & \textit{31.50}"
     assert row in (tmp_path / "report/comparison.tex").read_text()
-    note = "A & B, 2024 (secondary); context 2048, calibration: C4"
-    assert note in (tmp_path / "report/comparison.md").read_text()
+    markdown = (tmp_path / "report/comparison.md").read_text()
+    assert "A & B, 2024 (secondary: read in another document that quotes it)" in markdown
+    assert "context 2048; calibration: C4; Share of " in markdown
     assert "Theirs" not in (tmp_path / "report/comparison.csv").read_text()
+
+
+def test_published_rows_link_their_source(tmp_path):
+    experiment = published(tmp_path, remarks="Share of <b>width</b>")
+    write_cell(experiment, "tiny/structured/s0.20/uniform/seed0", [4.0, 4.1], tasks=False)
+    build(experiment, tmp_path / "report")
+    page, address = (tmp_path / "report/index.html").read_text(), "https://arxiv.org/abs/2401.00001"
+    assert f'<a href="{address}">Theirs</a>' in page
+    assert re.search(rf'<li>published[^<]*<a href="{address}"[^>]*>{address}</a></li>', page)
+    assert "<b>width" not in page
+    assert address in (tmp_path / "report/comparison.md").read_text()
+    assert address in (tmp_path / "report/comparison.tex").read_text()
+
+
+def test_unconfirmed_figures_are_marked_in_their_row(tmp_path):
+    for status, expected in (("primary", False), ("secondary", False), ("unconfirmed", True)):
+        ((reference,),) = references(published(tmp_path / status, status=status)).values()
+        assert ("unconfirmed" in reference.label) == expected and f"({status}: " in reference.note
 
 
 def test_published_rows_are_found_at_the_sparsities_of_their_own_granularity(tmp_path):
@@ -110,11 +129,38 @@ def test_published_rows_are_found_at_the_sparsities_of_their_own_granularity(tmp
         assert set(references(experiment)) == {("tiny", granularity, sparsity) for sparsity in expected}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"context": 128}, {"text": "other"}, {"granularity": "unstructured"}, {"values": {}}]
-)
+OTHER_CONDITIONS = {
+    "another model": {"source": {"repo": "facebook/opt-350m"}},
+    "another owner's model": {"source": {"repo": "somebody/opt-125m"}},
+    "no values for the model": {"values": {}},
+    "another text": {"text": "other"},
+    "a text that only bears the name": {"texts": {"words": ["other"]}},
+    "another context": {"context": 128},
+    "the grid's context is another": {"grid": {"evaluation": {"context": 1024}}},
+    "a context that nobody states": {"context": None},
+    "another sparsity": {"values": {"opt": {"Theirs": {"0.25": 31.5}}}},
+    "a sparsity that rounds to the grid's": {"values": {"opt": {"Theirs": {"0.205": 31.5}}}},
+    "another granularity": {"granularity": "unstructured"},
+    "a sample of the test text": {"grid": {"evaluation": {"context": 2048, "windows": 4}}},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_CONDITIONS.values(), ids=OTHER_CONDITIONS)
 def test_published_rows_of_other_conditions_are_not_shown(tmp_path, changes):
-    assert not references(published(tmp_path, **changes))
+    assert references(published(tmp_path / "same"))
+    assert not references(published(tmp_path / "other", **changes))
+
+
+def test_published_rows_of_a_model_in_a_folder_are_not_shown(tmp_path):
+    experiment = published(tmp_path)
+    body = {"title": "OPT", "source": {"kind": "local", "path": "facebook/opt-125m"}}
+    (tmp_path / "config/models/tiny.yaml").write_text(json.dumps(body))
+    assert not references(Experiment(experiment.file))
+
+
+def test_published_rows_are_shown_for_each_file_with_the_test_text(tmp_path):
+    assert references(published(tmp_path / "named", text="test", texts={"test": ["other", "words"]}))
+    assert not references(published(tmp_path / "unnamed", text="test", texts={"test": ["other"]}))
 
 
 def test_published_config_names_an_unknown_model(tmp_path):
