@@ -22,7 +22,7 @@ import yaml
 
 from ffp.config import Experiment
 from ffp.pipeline.verify import Verifier
-from tests.helpers import tiny
+from tests.helpers import forks, tiny
 from tests.helpers.folders import differences
 from tests.helpers.site import make
 from tests.helpers.tiny import ROOT
@@ -50,7 +50,7 @@ def grid(tiny_grid: Path, tmp_path: Path) -> Path:
 def ffp(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "ffp.cli", *words], cwd=folder, text=True, capture_output=True,
+        [forks.folder() / "ffp", *words], cwd=folder, text=True, capture_output=True,
         env={**environment, **options.pop("env", {})}, **options,  # type: ignore[call-overload, dict-item]
     )  # fmt: skip
 

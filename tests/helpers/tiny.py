@@ -17,6 +17,7 @@ from typing import IO, Any
 import yaml
 
 from ffp.store.files import sha256
+from tests.helpers import forks
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("argparse", "collections", "concurrent.futures", "csv", "datetime", "decimal", "difflib", "email.message",
@@ -121,14 +122,20 @@ def run(
     start_only: bool = False,
     stdout: int | IO[str] = subprocess.PIPE,
     path: Path = ROOT,
+    fork: bool = True,
 ) -> subprocess.Popen[str]:
     """Start a command of this environment in `folder`; wait for its end unless `start_only`.
 
-    path: another folder with packages to import.
+    path: another folder with packages to import. fork: let forks run `ffp`, also where Snakemake starts it; not what
+    is started only, which a test may kill, nor where there are other packages to import.
     """
+    forked = fork and not start_only and path == ROOT
+    command = [sys.executable, "-m", *words]
+    if forked and words[0] == "ffp.cli":
+        command = [str(forks.folder() / "ffp"), *words[1:]]
     process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
-        env=_environment(path), start_new_session=True,
+        command, cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
+        env=_environment(path, forked), start_new_session=True,
     )  # fmt: skip
     if not start_only:
         process.output = process.communicate()[0]  # type: ignore[attr-defined]
@@ -143,8 +150,10 @@ def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def _environment(packages: Path = ROOT) -> dict[str, str]:
+def _environment(packages: Path = ROOT, forked: bool = True) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if forked:
+        path = f"{forks.folder()}{os.pathsep}{path}"
     return {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "OMP_NUM_THREADS": "1"}
 
 
