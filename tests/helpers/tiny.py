@@ -126,16 +126,16 @@ def run(
 ) -> subprocess.Popen[str]:
     """Start a command of this environment in `folder`; wait for its end unless `start_only`.
 
-    path: another folder with packages to import. fork: let forks run `ffp`, also where Snakemake starts it; not what
-    is started only, which a test may kill, nor where there are other packages to import.
+    path: another folder with packages to import. fork: let forks.py run it and all that it starts; what is started
+    only, so that a test can kill it, is always the real command.
     """
-    forked = fork and not start_only and path == ROOT
-    command = [sys.executable, "-m", *words]
-    if forked and words[0] == "ffp.cli":
-        command = [str(forks.folder() / "ffp"), *words[1:]]
+    command, environment = [sys.executable, "-m", *words], _environment(path)
+    if fork and not start_only:
+        command = [str(forks.folder(path) / words[0].removesuffix(".cli")), *words[1:]]
+        environment["PATH"] = f"{forks.folder(path)}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(
-        command, cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
-        env=_environment(path, forked), start_new_session=True,
+        command, cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT, env=environment,
+        start_new_session=True,
     )  # fmt: skip
     if not start_only:
         process.output = process.communicate()[0]  # type: ignore[attr-defined]
@@ -144,16 +144,16 @@ def run(
 
 def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     """Command lines in a shell in `folder`, one after the other until one fails; stdout and stderr together."""
+    environment = _environment()
+    environment["PATH"] = f"{forks.folder()}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
         ["bash", "-e", "-c", "\n".join(lines)], cwd=folder, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env=_environment(),
+        stderr=subprocess.STDOUT, env=environment,
     )  # fmt: skip
 
 
-def _environment(packages: Path = ROOT, forked: bool = True) -> dict[str, str]:
+def _environment(packages: Path = ROOT) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    if forked:
-        path = f"{forks.folder()}{os.pathsep}{path}"
     return {**os.environ, "PATH": path, "PYTHONPATH": f"{ROOT}{os.pathsep}{packages}", "OMP_NUM_THREADS": "1"}
 
 
