@@ -42,12 +42,16 @@ sys.exit(code[0] if code else 1)
 """
 
 
-@cache
 def folder(packages: Path = ROOT) -> Path:
     """A folder with `ffp` and `snakemake`, whose commands are forked until this process ends.
 
     packages: another folder with packages to import.
     """
+    return _start(packages)
+
+
+@cache
+def _start(packages: Path) -> Path:
     found = Path(tempfile.mkdtemp(prefix="ffp-"))
     for name in ("ffp", "snakemake"):
         (found / name).write_text(CLIENT.format(python=sys.executable, address=str(found / "socket"), name=name))
