@@ -4,7 +4,8 @@
 # make check    formatter, linters, types, import order, dry run
 # make docs     the documentation site, in site/
 # make schemas  the JSON schemas of the configuration, for editors
-# make test-faults, make test-slurm   the long tests: kills and damaged files; a virtual cluster
+# make test-long                      the long tests: more families, pruners and kills
+# make test-faults, make test-slurm   kills and damaged files; a virtual cluster
 # make install  only the packages
 # make clean    remove caches, logs and the report; cells and data stay
 
@@ -22,7 +23,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test quick test-faults test-slurm check accept schemas docs clean
+.PHONY: install demo test quick test-long test-faults test-slurm check accept schemas docs clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -54,6 +55,9 @@ test: install
 
 quick: install
 	@$(RUN) python -m pytest $(SHARED) -m 'not slurm and not long and not slow and not vllm' $(QUICK) $(PYTEST_ARGS)
+
+test-long: install
+	@$(RUN) python -m pytest $(SHARED) -m 'long and not slurm and not vllm' --timeout 3600 $(PYTEST_ARGS)
 
 # Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
 test-faults: install

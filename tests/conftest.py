@@ -1,11 +1,13 @@
 """Fixtures that several kinds of tests share."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.helpers import hub as hubs
 from tests.helpers import tiny
@@ -57,8 +59,23 @@ def tiny_source(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_grid(tmp_path_factory):
-    """A folder in which the tiny real grid has run to its end; add to it, but leave its files as they are."""
+    """A folder in which the tiny real grid has run to its end; add to it, but leave its files as they are.
+
+    One worker of pytest-xdist runs the grid, and the others copy it.
+    """
     folder = tmp_path_factory.mktemp("tiny")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _run_tiny_grid(folder)
+    shared = tmp_path_factory.getbasetemp().parent / "tiny-grid"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            shutil.copytree(_run_tiny_grid(folder), f"{shared}.part")
+            Path(f"{shared}.part").rename(shared)
+            return folder
+    return shutil.copytree(shared, folder, dirs_exist_ok=True)
+
+
+def _run_tiny_grid(folder):
     tiny.build(folder)
     done = tiny.snakemake(folder)
     assert done.returncode == 0, done.output

@@ -1,6 +1,7 @@
 """What every method must do, on every granularity that it serves."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -23,9 +24,17 @@ from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats, a
 GRIDS = Path(__file__).parents[2] / "config/grids"
 CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.granularities)]
 BUDGETS = [SearchBudget(1, 1, 1), SearchBudget(7, 2, 2), SearchBudget(40, 4, 4)]
-each_case = pytest.mark.parametrize(("name", "kind"), CASES)
-each_search = pytest.mark.parametrize(("name", "kind"), [case for case in CASES if is_search(METHODS[case[0]])])
-each_heuristic = pytest.mark.parametrize(("name", "kind"), [case for case in CASES if not is_search(METHODS[case[0]])])
+
+
+def by_case(cases):
+    """A test for each; of the two patterns, which methods treat alike, one is among the long tests."""
+    long = [pytest.param(*case, marks=pytest.mark.long) if case[1] == "n-of-4" else case for case in cases]
+    return pytest.mark.parametrize(("name", "kind"), long)
+
+
+each_case = by_case(CASES)
+each_search = by_case([case for case in CASES if is_search(METHODS[case[0]])])
+each_heuristic = by_case([case for case in CASES if not is_search(METHODS[case[0]])])
 
 
 def method_for(name, problem):
@@ -36,6 +45,14 @@ def method_for(name, problem):
 
 def search(name, problem, *, budget=BUDGETS[-1], seed=0, reward=None):
     return run_search(method_for(name, problem), problem, reward or SyntheticReward(problem), budget, seed=seed)
+
+
+@functools.cache
+def found(name, kind):
+    """The problem, the reward after its search with the largest budget, the answer and what led to it."""
+    problem = PROBLEMS[kind]()
+    reward = SyntheticReward(problem)
+    return problem, reward, *search(name, problem, reward=reward)
 
 
 @each_case
@@ -111,8 +128,8 @@ class OtherKernel(SyntheticReward):
 @each_search
 def test_the_rounding_errors_of_a_kernel_hardly_change_the_answer(name, kind):
     """The guided search computes with gradients as they are; it corrects itself, and ends near the same answer."""
-    problem, rewards = PROBLEMS[kind](), (SyntheticReward, OtherKernel)
-    one, other = (search(name, problem, reward=reward(problem))[0] for reward in rewards)
+    problem, _, one, _ = found(name, kind)
+    other, _ = search(name, problem, reward=OtherKernel(problem))
     truth = SyntheticReward(problem)
     if name == "fastforward-guided":
         assert abs(math.log(truth.select(one) / truth.select(other))) < 0.1
@@ -123,13 +140,13 @@ def test_the_rounding_errors_of_a_kernel_hardly_change_the_answer(name, kind):
 @each_search
 def test_another_seed_gives_another_search(name, kind):
     problem = PROBLEMS[kind]()
-    found = [search(name, problem, seed=s, reward=SyntheticReward(problem, n_windows=32)) for s in (0, 1)]
-    assert found[0][0] != found[1][0] or found[0][1].rows != found[1][1].rows
+    one, other = (search(name, problem, seed=s, reward=SyntheticReward(problem, n_windows=32)) for s in (0, 1))
+    assert one[0] != other[0] or one[1].rows != other[1].rows
 
 
 @each_search
 def test_a_policy_is_left_by_those_that_say_so(name, kind):
-    assert bool(search(name, PROBLEMS[kind]())[1].policy) == METHODS[name].learns_policy
+    assert bool(found(name, kind)[-1].policy) == METHODS[name].learns_policy
 
 
 @each_heuristic
@@ -163,17 +180,17 @@ def test_the_order_of_a_blocks_decisions_does_not_matter(name, kind):
 @each_search
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_token_budget_is_never_exceeded(name, kind, budget):
-    problem = PROBLEMS[kind]()
-    reward = SyntheticReward(problem)
-    search(name, problem, reward=reward, budget=budget)
+    problem, reward, *_ = found(name, kind)
+    if budget != BUDGETS[-1]:
+        reward = SyntheticReward(problem)
+        search(name, problem, reward=reward, budget=budget)
     assert reward.spent_tokens <= budget.tokens(reward.window_tokens)
     assert reward.selections <= budget.finalists
 
 
 @each_search
 def test_the_answers_lead_to_the_allocation_within_the_tokens_spent(name, kind):
-    problem = PROBLEMS[kind]()
-    allocation, tracker = search(name, problem)
+    problem, _, allocation, tracker = found(name, kind)
     tokens = [spent for spent, _ in tracker.answers]
     assert tokens == sorted(tokens) and tokens[-1] <= tracker.spent
     assert tracker.answers[-1][1] == allocation.keep
@@ -183,9 +200,8 @@ def test_the_answers_lead_to_the_allocation_within_the_tokens_spent(name, kind):
 
 @each_search
 def test_the_trace_is_plain_and_complete(name, kind):
-    problem = PROBLEMS[kind]()
-    reward = SyntheticReward(problem)
-    trace = search(name, problem, reward=reward)[1].rows
+    problem, reward, _, tracker = found(name, kind)
+    trace = tracker.rows
     text = json.dumps(trace)
     assert json.dumps(json.loads(text)) == text
     assert len(trace) == reward.evaluations
@@ -244,8 +260,8 @@ def test_what_has_to_stay_whole_stays_whole_and_the_rest_meets_the_budget(name, 
 def test_a_search_gets_ahead_where_half_of_the_blocks_stay_whole(name, kind):
     problem = keep_whole(PROBLEMS[kind](), lambda d: d.block > "block02")
     reward = SyntheticReward(problem)
-    found = search(name, problem, reward=reward)[0]
-    assert reward.select(found) > reward.select(uniform_allocation(problem))
+    answered = search(name, problem, reward=reward)[0]
+    assert reward.select(answered) > reward.select(uniform_allocation(problem))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

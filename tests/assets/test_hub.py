@@ -55,7 +55,7 @@ def test_a_model_comes_at_a_commit_without_code_and_pickles(
 def test_the_command_asks_the_hub_that_the_environment_names(hub: Hub, repo: Path, tmp_path: Path) -> None:
     hub.push("org/tiny", repo)
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(config().model_dump(mode="json")))
-    done = tiny.run(tmp_path, "ffp.cli", "asset", "model", "--config", "m.yaml", "--out", "data/models/m")
+    done = tiny.run(tmp_path, "ffp.cli", "asset", "model", "--config", "m.yaml", "--out", "data/models/m", fork=False)
     assert done.returncode == 0, done.output  # type: ignore[attr-defined]
     assert (tmp_path / "data/models/m/asset.json").is_file() and set(hub.downloads()) == TINY
 

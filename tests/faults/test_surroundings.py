@@ -21,11 +21,11 @@ import pytest
 import yaml
 
 from ffp.config import Experiment
-from ffp.pipeline.verify import Verifier
-from tests.helpers import tiny
+from tests.helpers import forks, tiny
 from tests.helpers.folders import differences
 from tests.helpers.site import make
 from tests.helpers.tiny import ROOT
+from tests.helpers.verify import faults
 
 CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
 KINDS = [
@@ -50,7 +50,7 @@ def grid(tiny_grid: Path, tmp_path: Path) -> Path:
 def ffp(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "ffp.cli", *words], cwd=folder, text=True, capture_output=True,
+        [forks.folder() / "ffp", *words], cwd=folder, text=True, capture_output=True,
         env={**environment, **options.pop("env", {})}, **options,  # type: ignore[call-overload, dict-item]
     )  # fmt: skip
 
@@ -91,9 +91,9 @@ def test_each_kind_of_file_is_named_when_it_alone_is_damaged(
     monkeypatch.chdir(sound)
     before = Path(kind).read_bytes()
     damage(Path(kind))
-    faults = Verifier(Experiment(Path("config/grid.yaml"))).run()
+    found = faults(Experiment(Path("config/grid.yaml")))
     Path(kind).write_bytes(before)
-    assert any(fault.startswith(kind) for fault in faults), faults
+    assert any(fault.startswith(kind) for fault in found), found
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ import yaml
 from ffp.cli import app
 from ffp.config import Cell
 from ffp.store.layout import Layout
+from tests.helpers import forks
 
 ROOT = Path(__file__).parents[2]
 NOTHING = "Nothing to be done"
@@ -89,8 +90,9 @@ class Site:
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake on the grid; stdout and stderr together in stdout, or on a terminal."""
         path = f"{self.folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [forks.folder() / "snakemake"] if self.code == ROOT else [sys.executable, "-m", "snakemake"]
         return subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(self.code / "Snakefile"),
+            [*command, *arguments, "--snakefile", str(self.code / "Snakefile"),
              "--cores", "2", "--profile", str(ROOT / "profiles/local"), "--config", "grid=config/grid.yaml"],
             cwd=self.folder, text=True, stdout=terminal or subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(self.code), "FAIL": fail},

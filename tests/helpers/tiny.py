@@ -17,6 +17,7 @@ from typing import IO, Any
 import yaml
 
 from ffp.store.files import sha256
+from tests.helpers import forks
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("argparse", "collections", "concurrent.futures", "csv", "datetime", "decimal", "difflib", "email.message",
@@ -121,14 +122,20 @@ def run(
     start_only: bool = False,
     stdout: int | IO[str] = subprocess.PIPE,
     path: Path = ROOT,
+    fork: bool = True,
 ) -> subprocess.Popen[str]:
     """Start a command of this environment in `folder`; wait for its end unless `start_only`.
 
-    path: another folder with packages to import.
+    path: another folder with packages to import. fork: let forks.py run it and all that it starts; what is started
+    only, so that a test can kill it, is always the real command.
     """
+    command, environment = [sys.executable, "-m", *words], _environment(path)
+    if fork and not start_only:
+        command = [str(forks.folder(path) / words[0].removesuffix(".cli")), *words[1:]]
+        environment["PATH"] = f"{forks.folder(path)}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT,
-        env=_environment(path), start_new_session=True,
+        command, cwd=folder, text=True, stdout=stdout, stderr=subprocess.STDOUT, env=environment,
+        start_new_session=True,
     )  # fmt: skip
     if not start_only:
         process.output = process.communicate()[0]  # type: ignore[attr-defined]
@@ -137,9 +144,11 @@ def run(
 
 def shell(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
     """Command lines in a shell in `folder`, one after the other until one fails; stdout and stderr together."""
+    environment = _environment()
+    environment["PATH"] = f"{forks.folder()}{os.pathsep}{environment['PATH']}"
     return subprocess.run(
         ["bash", "-e", "-c", "\n".join(lines)], cwd=folder, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env=_environment(),
+        stderr=subprocess.STDOUT, env=environment,
     )  # fmt: skip
 
 

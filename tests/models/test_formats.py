@@ -107,7 +107,9 @@ def test_other_caches_give_the_same_tokens(saved, options):
     assert remote(folder).generate(tokens(1, 7), **words, **options).tolist() == expected
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3", "phi3"))]
+)
 def test_continuous_batching_gives_the_same_tokens(family, tmp_path, hub_modules):
     prunable = pruned(family)
     save(prunable, tmp_path / "saved")

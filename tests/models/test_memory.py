@@ -72,7 +72,7 @@ def run(folders, offload, allowed):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-@pytest.mark.parametrize("offload", [True, False])
+@pytest.mark.parametrize("offload", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_one_dense_copy_and_one_and_a_half_blocks_suffice(folders, offload):
     """Beside the weights and the new parameters themselves; all moment matrices together would not fit."""
     dense = (folders / "larger/model.safetensors").stat().st_size

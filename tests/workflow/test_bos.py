@@ -24,6 +24,7 @@ from ffp.store.documents import read_documents
 from ffp.store.layout import Layout
 from tests.helpers import tiny
 from tests.helpers.cells import edit
+from tests.helpers.verify import faults
 
 EOS = 1  # of the tiny model; the BOS of its tokenizer here
 DENSE, TRAINED = "tiny/structured/s0.00/dense/seed0", "tiny/structured/s0.30/random-search/seed0"
@@ -110,14 +111,14 @@ def test_another_effect_runs_again_and_verify_sees_it(experiment, folder):
     file = layout(experiment).cell(experiment.cell(DENSE)).scores
     whole = file.read_bytes()
     edit(schemas.ScoresFile, file, lambda body: body["ppl"].update(bos="once"))
-    assert any("ppl.bos is once, expected auto" in fault for fault in Verifier(experiment).run())
+    assert any("ppl.bos is once, expected auto" in fault for fault in faults(experiment))
     file.write_bytes(whole)
     try:
         for value in ("once", "never"):
             set_bos(value)
             planned = re.findall(r"^(\w+) +\d+$", tiny.snakemake(folder, "--dry-run").output, re.MULTILINE)
             assert {"calibrate", "allocate_search", "apply", "recover", "evaluate", "report"} <= set(planned)
-            faults = Verifier(Experiment(Path("config/grid.yaml"))).run()
-            assert any(f"ppl.bos is always, expected {value}" in fault for fault in faults)
+            found = faults(Experiment(Path("config/grid.yaml")))
+            assert any(f"ppl.bos is always, expected {value}" in fault for fault in found)
     finally:
         set_bos("auto")

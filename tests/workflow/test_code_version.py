@@ -47,6 +47,12 @@ def digests() -> dict[str, str]:
     return {**{step: code_version.digest(step) for step in STEPS}, **methods}
 
 
+@pytest.fixture(scope="module")
+def before() -> dict[str, str]:
+    """The digests of the sources as they are."""
+    return digests()
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) >= 1, f"{path.name} has no {old!r}"
@@ -82,15 +88,15 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_is_noticed_by_exactly_the_steps_that_it_can_touch(package: Path, name: str) -> None:
+def test_an_edit_is_noticed_by_exactly_the_steps_that_it_can_touch(
+    before: dict[str, str], package: Path, name: str
+) -> None:
     file, old, new, expected = EDITS[name]
-    before = digests()
     edit(package / file, old, new)
     assert changed(before) == expected
 
 
-def test_an_edit_of_the_evaluator_reaches_every_search(package: Path) -> None:
-    before = digests()
+def test_an_edit_of_the_evaluator_reaches_every_search(before: dict[str, str], package: Path) -> None:
     edit(package / "measure/reward.py", "REWARD_FLOOR = 1e-6", "REWARD_FLOOR = 1e-7")
     assert SEARCHES <= changed(before) <= set(METHODS)
 

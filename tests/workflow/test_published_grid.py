@@ -135,7 +135,8 @@ def test_every_step_of_the_published_grid_runs_as_shipped(site, capsys):
     experiment = Experiment(Path(GRID))
     grid, layout = experiment.grid, Layout.from_grid(experiment.grid)
     text, tasks = layout.text(grid.text).folder, layout.tasks(grid.tasks).folder
-    done = tiny.run(site, "ffp.cli", "asset", "text", "--config", f"config/texts/{grid.text}.yaml", "--out", str(text))
+    words = ["asset", "text", "--config", f"config/texts/{grid.text}.yaml", "--out", str(text)]
+    done = tiny.run(site, "ffp.cli", *words, fork=False)
     assert done.returncode == 0, done.output
     run("validate", "--config", ROOT / GRID)  # from here on, commands and those that they start are offline
     run("asset", "tasks", "--config", f"config/tasks/{grid.tasks}.yaml", "--out", tasks)

@@ -32,6 +32,7 @@ from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CostFile, ScoresFile
 from tests.helpers import tiny
+from tests.helpers.verify import faults
 from tests.workflow.test_code_version import called
 
 RECOVER = {"tokens": 2560, "rank": 4, "batch_tokens": 64, "learning_rate": 0.02, "dense": True}
@@ -129,15 +130,15 @@ def test_a_sound_grid_is_verified_and_edits_are_found(here):
         weights, origin = schemas.UPDATES.read(file)
         name = next(iter(weights))
         schemas.UPDATES.write(file, {**weights, name: weights[name] + 1e-3}, origin)
-        faults = Verifier(Experiment(Path("config/grid.yaml"))).run()
-        assert any("scores.json: recovered is" in fault for fault in faults), faults
+        found = faults(Experiment(Path("config/grid.yaml")))
+        assert any("scores.json: recovered is" in fault for fault in found), found
         file.write_bytes(kept)
     body = json.loads(files(here, TRAINED).scores.read_text())
     del body["schema"], body["checksum"]
     body["ppl_before"]["value"] += 1e-3
     ScoresFile.model_validate(body).write(files(here, TRAINED).scores)
-    faults = Verifier(Experiment(Path("config/grid.yaml"))).run()
-    assert any("scores.json: ppl_before.value is" in fault for fault in faults), faults
+    found = faults(Experiment(Path("config/grid.yaml")))
+    assert any("scores.json: ppl_before.value is" in fault for fault in found), found
 
 
 def test_the_printed_commands_train_a_cell_again_to_the_same_bytes(here):

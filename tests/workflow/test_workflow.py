@@ -34,6 +34,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture
+def copied(finished: Site, tmp_path: Path) -> Site:
+    """A copy of the finished site, in which files may be deleted and made again."""
+    return Site(shutil.copytree(finished.folder, tmp_path / "site"))
+
+
+@pytest.fixture
 def site(finished: Site) -> Iterator[Site]:
     """The finished site; its configuration is put back afterwards."""
     kept = {path: path.read_bytes() for path in (finished.folder / "config").rglob("*.yaml")}
@@ -132,16 +138,14 @@ def test_a_change_runs_again_exactly_what_it_touches(site: Site, change: str) ->
     assert site.planned() == expected
 
 
-def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(tmp_path: Path) -> None:
-    site = make(tmp_path)
-    assert site.snakemake().returncode == 0
-    before = len(site.commands())
-    grid = site.read("grid.yaml")
-    site.write("grid.yaml", {**grid, "variants": {"fastforward": {"init": {"from": "s0.20"}}}})
-    assert site.planned() == {"allocate_search": 1, "apply": 1, "evaluate": 1, "report": 1}
-    done = site.snakemake()
+def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(copied: Site) -> None:
+    before = len(copied.commands())
+    grid = copied.read("grid.yaml")
+    copied.write("grid.yaml", {**grid, "variants": {"fastforward": {"init": {"from": "s0.20"}}}})
+    assert copied.planned() == {"allocate_search": 1, "apply": 1, "evaluate": 1, "report": 1}
+    done = copied.snakemake()
     assert done.returncode == 0, done.stdout
-    [command] = [words for words in site.commands()[before:] if words[0] == "allocate"]
+    [command] = [words for words in copied.commands()[before:] if words[0] == "allocate"]
     assert "tiny/structured/s0.30/fastforward/seed0" in command
     assert command[-2:] == ["--init", "results/cells/tiny/structured/s0.20/fastforward/seed0"]
     assert parse(command)["init"] == Path(command[-1])
@@ -171,25 +175,21 @@ def test_a_raised_version_of_a_method_runs_its_cells_again(site: Site, tmp_path:
     assert planned == {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1}
 
 
-def test_an_edited_local_text_and_a_deleted_cell_are_noticed(tmp_path: Path) -> None:
-    site = make(tmp_path)
-    assert site.snakemake().returncode == 0
-    scores = tmp_path / "results/cells/tiny/structured/s0.20/owl/seed0/scores.json"
+def test_an_edited_local_text_and_a_deleted_cell_are_noticed(copied: Site) -> None:
+    scores = copied.folder / "results/cells/tiny/structured/s0.20/owl/seed0/scores.json"
     scores.unlink()
-    assert site.planned() == {"evaluate": 1, "report": 1}
-    (tmp_path / "corpus.txt").write_text("Another document.")
-    assert site.planned() == {"asset_text": 1, "calibrate": 1, **EVERYTHING}
+    assert copied.planned() == {"evaluate": 1, "report": 1}
+    (copied.folder / "corpus.txt").write_text("Another document.")
+    assert copied.planned() == {"asset_text": 1, "calibrate": 1, **EVERYTHING}
 
 
-def test_assets_fetched_again_and_lost_logs_run_nothing(tmp_path: Path) -> None:
-    site = make(tmp_path)
-    assert site.snakemake().returncode == 0
+def test_assets_fetched_again_and_lost_logs_run_nothing(copied: Site) -> None:
     for name in ("data/models", "data/text", "data/tasks", "logs"):
-        shutil.rmtree(tmp_path / name)
-    assert site.planned() == {}
-    assert site.snakemake("assets").returncode == 0
-    _grid(sparsities=[0.2, 0.3, 0.4])(site)
-    assert site.planned() == {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
+        shutil.rmtree(copied.folder / name)
+    assert copied.planned() == {}
+    assert copied.snakemake("assets").returncode == 0
+    _grid(sparsities=[0.2, 0.3, 0.4])(copied)
+    assert copied.planned() == {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
 
 
 def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: Path) -> None:
