@@ -195,11 +195,6 @@ class Search(Method, ABC):
     takes_gradients: ClassVar[bool] = True
     reads_grams: ClassVar[bool] = False
 
-    @property
-    def needs_grams(self) -> bool:
-        """Whether this search, with its parameters, needs Gram matrices."""
-        return self.reads_grams or getattr(self, "start", "") == "fisher-table"
-
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Returns the answer to `tracker.problem`, chosen by `tracker.finish`. Same seed, same answer.

@@ -12,7 +12,7 @@ from typing import Any
 
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
-from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig
+from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, reads_grams
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
 from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
@@ -166,9 +166,8 @@ class Experiment:
 
     def needs_grams(self, name: str) -> bool:
         """Returns whether structured cells of a method of the grid need the calibration text's Gram matrices."""
-        method = self.create(name)
-        needed = isinstance(method, Search) and method.needs_grams
-        return needed or self.compensated_search(name) or self.score(name) in GRAM_SCORES
+        needed = reads_grams(self.create(name)) or self.score(name) in GRAM_SCORES
+        return needed or self.compensated_search(name)
 
     @property
     def keeps_grams(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from ffp.allocators.base import SearchBudget
+from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.reading import Count, KeepBlocks, Name, Strict
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
@@ -18,6 +18,12 @@ UnitScore = Literal["wanda", "wifv", "ifv", "pairwise", "obs"]
 GRAM_SCORES = ("pairwise", "obs")  # scores that need Gram matrices of the calibration text
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def reads_grams(method: Method) -> bool:
+    """Returns whether a method, with its parameters, asks for the costs of removals, which need Gram matrices."""
+    table = getattr(method, "start", "") == "fisher-table"
+    return isinstance(method, Search) and (method.reads_grams or table)
 
 
 class CalibrationConfig(Strict):

@@ -9,7 +9,15 @@ from pydantic import Field, InstanceOf, ValidationError, field_serializer, model
 
 from ffp.allocators import Method, Search, create
 from ffp.config.bos import Bos
-from ffp.config.grid import GRAM_SCORES, CalibrationConfig, EvaluationConfig, Granularity, Pruner, SearchConfig
+from ffp.config.grid import (
+    GRAM_SCORES,
+    CalibrationConfig,
+    EvaluationConfig,
+    Granularity,
+    Pruner,
+    SearchConfig,
+    reads_grams,
+)  # fmt: skip
 from ffp.config.reading import Strict, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
@@ -52,8 +60,8 @@ class PruneSettings(Strict):
         """Whether calibration keeps Gram matrices."""
         if self.granularity != "structured":
             return False
-        needed = isinstance(self.method, Search) and self.method.needs_grams
-        return needed or self.compensated_search or self.calibration.score in GRAM_SCORES
+        needed = reads_grams(self.method) or self.calibration.score in GRAM_SCORES
+        return needed or self.compensated_search
 
     @field_serializer("method")
     def _describe(self, method: Method) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import Counter
 
 from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
+from ffp.config.grid import reads_grams
 from ffp.config.pruning import PruneSettings
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
@@ -21,7 +22,7 @@ from ffp.models.refit import ANCHORS
 
 def takes_gradients(method: Method) -> bool:
     """Returns whether a method, with its parameters, is planned with a backward pass."""
-    return isinstance(method, Search) and (method.takes_gradients or method.needs_grams)
+    return isinstance(method, Search) and (method.takes_gradients or reads_grams(method))
 
 
 def step_memory(

@@ -76,8 +76,9 @@ def test_the_tokens_of_every_search_are_those_that_its_reward_forwarded(tmp_path
     windows = api.Windows(*(torch.randint(0, 64, (n, 16)) for n in (4, 8, 4)))
     prunable = PrunableModel(tiny("llama"))
     cut = make_cut("structured", score="wanda", compensation="none", pruner="wanda")
+    calibration = api.calibrate(prunable, windows, grams=True)
     found = api.allocate(
-        prunable, api.calibrate(prunable, windows), create(name, {}), sparsity=0.3, cut=cut, checkpoints=(0.5, 1.0),
+        prunable, calibration, create(name, {}), sparsity=0.3, cut=cut, checkpoints=(0.5, 1.0),
         budget=experiment.grid.search.budget(), journal=FileJournal(files_of(experiment, cell.path).journal, "x"),
     )  # fmt: skip
     shown = status.read_progress(experiment, Record(cell, {}))
