@@ -27,8 +27,10 @@ def prune(
     recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
     recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
     calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
+    compensated_search: options.CompensatedSearch = False,
     text_column: options.TextColumn = "text", context: options.Context = CONTEXT, seed: options.Seed = 0,
-    granularity: options.Granularity = "structured", pruner: options.Pruner = None, align: options.Align = None,
+    granularity: options.Granularity = "structured", pruner: options.Pruner = None,
+    score: options.Score = CALIBRATION.score, align: options.Align = None,
     min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None,
     attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, bos: options.Bos = None,
     device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
@@ -49,7 +51,8 @@ def prune(
     """
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
-        compensate=compensate, seed=seed, **_given(pruner=pruner), **_sizes(context, calibration_tokens, documents),
+        compensate=compensate, seed=seed, **_given(pruner=pruner),
+        **_sizes(context, calibration_tokens, documents, score=score, compensated=compensated_search),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     resources = Resources(threads=threads or cpu_count(), gpu=1)
@@ -121,18 +124,20 @@ def _params(pairs: list[str], option: str = "--param") -> dict[str, Any]:
     return found
 
 
-def _sizes(context: int, calibration_tokens: int, documents: int) -> dict[str, Any]:
-    """The windows of the texts."""
+def _sizes(context: int, calibration_tokens: int, documents: int, *, score: str, compensated: bool) -> dict[str, Any]:
+    """The windows of the texts, the order of units, and whether a search is compensated."""
     if not 2 <= context <= calibration_tokens:
         raise ConfigError(
             f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
         )
     if documents < 0:
         raise ConfigError(f"--documents {documents} is below 0. Give a number of documents, or 0 for all.")
-    calibration = {"context": context, "windows": calibration_tokens // context}
+    calibration = {"context": context, "windows": calibration_tokens // context, "score": score}
     return {
         "calibration": CALIBRATION.model_copy(update=calibration),
-        "search": SEARCH.model_copy(update={"context": context, "evaluations": max(1, TOKENS // context)}),
+        "search": SEARCH.model_copy(
+            update={"context": context, "evaluations": max(1, TOKENS // context), "compensated": compensated}
+        ),
         "evaluation": EVALUATION.model_copy(update={"context": 2 * context, "documents": documents}),
     }
 

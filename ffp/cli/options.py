@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ffp.config.bos import Bos as BosPlace
+from ffp.config.grid import UnitScore
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
 from ffp.config.recover import RecoverSettings
 from ffp.core.problem import AttentionUnits as Units
@@ -56,6 +57,9 @@ TextColumn = Annotated[str, _option("Field of a row that holds the text. Default
 CalibrationTokens = Annotated[
     int, _option(f"Tokens of the calibration. Default: {CALIBRATION.windows * CONTEXT}.", HOW)
 ]
+CompensatedSearch = Annotated[
+    bool, _option("Search among candidates that are compensated by ridge, as the result is.", HOW)
+]
 Context = Annotated[
     int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW)
 ]
@@ -67,6 +71,12 @@ Granularity = Annotated[
 Pruner = Annotated[
     Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"] | None,
     _option("How single weights are chosen. Default: sparsegpt.", WHAT),
+]
+Score = Annotated[
+    UnitScore,
+    _option(
+        "Order in which heads and channels leave; pairwise and obs know how they act together. Default: wanda.", WHAT
+    ),
 ]
 Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT)]
 MinKeep = Annotated[

@@ -74,6 +74,10 @@ class PruneSettings(Strict):
             raise ValueError(f"{self.method.name} serves {', '.join(sorted(served))} pruning only")
         if self.granularity != "structured" and self.compensate != "none":
             raise ValueError("compensation serves structured pruning only; leave it out")
+        if self.granularity != "structured" and self.calibration.score != "wanda":
+            raise ValueError("a score of heads and channels serves structured pruning only; leave it out")
+        if self.search.compensated and not self.compensated_search:
+            raise ValueError("a compensated search needs a method that searches, and compensation by ridge")
         if self.granularity != "structured" and self.recover.wanted:
             raise ValueError("recovery serves structured pruning only; leave it out")
         return self

@@ -159,7 +159,9 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         "method": settings.method.name,
         "granularity": None if structured else settings.granularity,
         "pruner": None if structured else settings.pruner,
+        "score": settings.calibration.score if structured and settings.calibration.score != "wanda" else None,
         "compensate": settings.compensate,
+        "compensated-search": settings.search.compensated or None,
         "tokens": settings.search.budget().tokens(settings.search.context)
         if isinstance(settings.method, Search)
         else None,

@@ -38,6 +38,15 @@ def test_the_end_says_what_came_out_and_how_to_go_on(folder, capsys, hub_modules
     assert not list(folder.glob(".small*"))
 
 
+def test_units_in_another_order_and_a_compensated_search_are_printed_and_repeat(folder, capsys):
+    words = ("--method", "fisher-table", "--score", "pairwise", "--compensated-search", "--tokens", "1024")
+    assert prune("tiny", *words, "--no-evaluate", "--out", "small", text="docs") == 0
+    again = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ffp prune tiny"))
+    assert "--score pairwise" in again and "--compensated-search" in again
+    assert main([*shlex.split(again)[1:-1], "again"]) == 0
+    assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
+
+
 def test_json_has_every_figure(folder, capsys):
     assert prune("source", "--out", "small", "--json", "--no-evaluate") == 0
     figures = json.loads(capsys.readouterr().out)
@@ -220,11 +229,13 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
         (("tiny", "--align", "7"), "align"),
         (("tiny", "--keep-blocks", "9"), "9"),
         (("tiny", "--out", "/proc/small"), "/proc"),
+        (("tiny", "--compensated-search", "--compensate", "bias"), "a compensated search needs a method that searches"),
+        (("tiny", "--granularity", "unstructured", "--score", "obs"), "serves structured pruning only"),
         (("tiny", "--calibration-tokens", "10"), "--context 64 is not from 2 to --calibration-tokens 10"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_the_search(words, message, folder, capsys, monkeypatch):
-    monkeypatch.setattr(ffp.api, "calibrate", lambda *_, **__: pytest.fail("a token was spent"))
+    monkeypatch.setattr("ffp.api.calibrate", lambda *_, **__: pytest.fail("a token was spent"))
     assert main(["prune", "--sparsity", "0.3", "--text", "docs", *SIZES, "--out", "small", *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0], lines
