@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import ffp
 from ffp.cli import main
 from ffp.store.files import sha256
 from tests.helpers import hub, tiny
