@@ -43,7 +43,8 @@ def open_model(experiment: Experiment, name: str) -> tuple[PrunableModel, Calibr
 
     layout = Layout.from_grid(experiment.grid)
     prunable = steps.load_prunable(experiment, name, layout.model(name).folder)
-    return prunable, steps.read_calibration(prunable, layout.calibration(name).folder)
+    folder, grams = layout.calibration(name).folder, experiment.keeps_grams
+    return prunable, steps.read_calibration(prunable, folder, grams=grams)
 
 
 def write_marks(out: Path, schema: str, body: Mapping[str, Any], settings: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, growth, race, reading, units
+from experiments import ablation, baselines, growth, race, reading, second_order, units
 from ffp.config import Experiment
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
@@ -53,6 +53,14 @@ def test_the_race_is_read_from_the_searches_answers(tiny, monkeypatch, tmp_path)
     assert set(body["marks"]["test_ppl"]["0.30"]) == {"owl", "fastforward", "fastforward-guided"}
     assert set(body["marks"]["selection_test_gap"]["0.30"]) == {"fastforward", "fastforward-guided"}
     assert (tmp_path / "race.svg").stat().st_size > 1000
+
+
+def test_rows_of_the_second_order_are_compared_with_the_default(tiny, monkeypatch, tmp_path):
+    body = read(second_order, monkeypatch, tmp_path / "second_order.json")
+    rows = body["marks"]["minus_default"]["tiny 30%"]
+    assert rows["fastforward-guided"] == [0, 0] and rows["owl"][1] > 0
+    assert body["marks"]["tokens"]["tiny 30%"]["owl"] == 0 < body["marks"]["tokens"]["tiny 30%"]["fastforward"]
+    assert (tmp_path / "second_order.svg").stat().st_size > 1000
 
 
 def test_units_are_compared_with_whole_kv_groups(tiny, monkeypatch, tmp_path):

@@ -1,0 +1,89 @@
+"""Which units go, and what a search should know of the compensation behind it: every row is compensated by ridge.
+
+    make demo GRID=config/grids/second-order.yaml && python -m experiments.second_order
+
+Reads the grid's cells. `cells` lists every score, `missing` the cells without one.
+
+- `marks.test_ppl`, by model and sparsity: perplexity of the test text by row.
+- `marks.minus_default`, by the same: the difference of the loss from that of `fastforward-guided` on the same windows
+  in nats per token, and its standard error over windows. Below 0 the row is better.
+- `marks.tokens`, by the same: tokens that the search forwarded; 0 for a heuristic.
+
+The plot beside the JSON shows the first of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import make_parser, write_marks
+from experiments.drawing import pyplot, save
+from experiments.reading import CellResult, add_redraw, mean_and_stderr, read_grid, score_row
+from ffp.config import Experiment
+from ffp.store.files import read_json
+
+SCHEMA = "ffp/experiment/second-order/1"
+DEFAULT = "fastforward-guided"
+Table = dict[str, dict[str, Any]]  # by "model sparsity" and row
+
+
+def main() -> None:
+    """Reads the grid, and writes the JSON and the plot."""
+    parser = make_parser("experiments.second_order", __doc__, grid="second-order")
+    add_redraw(parser)
+    options = parser.parse_args()
+    if options.redraw:
+        marks = read_json(options.out, (SCHEMA,))[1]["marks"]
+    else:
+        results = read_grid(Experiment(options.config))
+        marks = summarize(results.done)
+        rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
+        write_marks(options.out, SCHEMA, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
+    _plot(marks["test_ppl"], options.out.with_suffix(".svg"))
+
+
+def summarize(done: list[CellResult]) -> dict[str, Table]:
+    """Returns the three tables of finished cells."""
+    cells: dict[str, dict[str, CellResult]] = {}
+    for result in (result for result in done if not result.cell.is_dense):
+        panel = f"{result.cell.model} {float(result.cell.sparsity):.0%}"
+        cells.setdefault(panel, {})[result.cell.method] = result
+    return {
+        "test_ppl": {panel: {row: c.scores.ppl.value for row, c in rows.items()} for panel, rows in cells.items()},
+        "minus_default": {panel: _differences(rows) for panel, rows in cells.items()},
+        "tokens": {panel: {row: _tokens(c) for row, c in rows.items()} for panel, rows in cells.items()},
+    }
+
+
+def _differences(rows: dict[str, CellResult]) -> dict[str, Any]:
+    """Of every row from the default, [mean, standard error]; nothing while the default is missing."""
+    if DEFAULT not in rows:
+        return {}
+    return {row: list(mean_and_stderr(cell.losses - rows[DEFAULT].losses)) for row, cell in rows.items()}
+
+
+def _tokens(result: CellResult) -> int:
+    cost = result.cost
+    return cost.n_tokens - cost.selection_tokens
+
+
+def _plot(table: Table, path: Path) -> None:
+    """A panel for each model and sparsity: perplexity by row."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(table), figsize=(4.6 * len(table), 3.4), squeeze=False)
+    for ax, (panel, rows) in zip(axes[0], table.items(), strict=True):
+        ax.barh(list(rows), list(rows.values()), color=["C1" if row == DEFAULT else "C0" for row in rows])
+        ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
+        ax.set_xlim(0.8 * min(rows.values()), 1.06 * max(rows.values()))
+        ax.set_xlabel("perplexity of the test text")
+        ax.set_title(panel)
+        ax.invert_yaxis()
+        if ax is not axes[0][0]:
+            ax.set_yticklabels([])
+    save(figure, path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
