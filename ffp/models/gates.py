@@ -80,8 +80,10 @@ class RefitGate(Gate):
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass to the sums; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
         for sums, columns in zip(self.sums, self._columns, strict=True):
-            residual = x[..., : columns.stop].float() @ self._refit.inverse[columns, : columns.stop].T
-            _add_slopes(sums, residual * (gradient.float() @ self._refit.projected[:, columns]))
+            inverse = self._refit.inverse[columns, : columns.stop].to(x.device)
+            projected = self._refit.projected[:, columns].to(x.device)
+            residual = x[..., : columns.stop].float() @ inverse.T
+            _add_slopes(sums, residual * (gradient.float() @ projected))
 
 
 class Fisher:

@@ -74,6 +74,11 @@ class BorrowBlock(ModelHook):  # type: ignore[misc]
         return output
 
 
+def is_borrowed(block: nn.Module) -> bool:
+    """Returns whether a block's weights are on the device for the time of its forward only."""
+    return isinstance(getattr(block, "_hf_hook", None), BorrowBlock)
+
+
 def offload(model: PreTrainedModel, blocks: nn.ModuleList, device: torch.device, dtype: torch.dtype) -> None:
     """Moves all but the blocks to the device, in this precision; each block is on it during its forward only."""
     inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())}

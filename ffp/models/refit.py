@@ -71,7 +71,7 @@ class Refit:
             fisher: S, second moment of the loss gradients at the projection's outputs, (out, out).
         """
         projected = float64(self.projected)
-        return (projected * (float64(fisher) @ projected)).sum(0)
+        return (projected * (float64(fisher).to(projected.device) @ projected)).sum(0)
 
 
 def errors_without_refit(weight: torch.Tensor, gram: torch.Tensor, fisher: torch.Tensor) -> torch.Tensor:
@@ -83,5 +83,5 @@ def errors_without_refit(weight: torch.Tensor, gram: torch.Tensor, fisher: torch
         fisher: S, (out, out).
     """
     w = float64(weight)
-    products = (w.T @ (float64(fisher) @ w)) * float64(gram)
+    products = (w.T @ (float64(fisher).to(w.device) @ w)) * float64(gram)
     return products.diagonal() + 2 * products.tril(-1).sum(0)

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation
 from ffp.models.gates import Fisher, Gate, RefitGate
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
-from ffp.models.placement import forward_as
+from ffp.models.placement import forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
 
@@ -160,6 +160,8 @@ class SlicedModel:
                 undo.callback(watcher.attach(self.prunable.linear(module.output)).remove)
             for block in self.prunable.blocks:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
+                if is_borrowed(block):  # a forward that stops early would not give the weights back
+                    undo.enter_context(set_checkpoint_early_stop(False))
             yield
 
     def _slice(self, module: PrunableModule, kept: torch.Tensor) -> None:

@@ -55,7 +55,7 @@ PLACED = {"offloaded": offloaded, "spread": spread}
 def test_every_step_gives_the_same_numbers(family, place):
     """Calibration, gates and rewards of slices, compensation, and the cut model."""
     plain, placed = PrunableModel(tiny(family)), PrunableModel(place(family))
-    found = [collect(prunable, tokens(4), batch_tokens=40) for prunable in (plain, placed)]
+    found = [collect(prunable, tokens(4), batch_tokens=40, grams=True) for prunable in (plain, placed)]
     for path, moments in found[0].moments.items():
         np.testing.assert_allclose(moments.sq_mean, found[1].moments[path].sq_mean, rtol=1e-9)
 
@@ -66,20 +66,28 @@ def test_every_step_gives_the_same_numbers(family, place):
     for name, value in new[0].items():
         torch.testing.assert_close(value, new[1][name], **EXACT)
 
-    values = []
-    for prunable in (plain, placed):
-        text = Text("search", tokens(3), np.zeros(3))
-        order = {m.decision.name: np.arange(m.n_indices)[::-1].copy() for m in prunable.modules}
-        reward = ModelReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
-        utility = reward.marginal_utility(allocation, windows=[0, 1])
-        values.append([reward(allocation, windows=[0, 2]), *utility.ravel()])
-    np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
+    values = [rewarded(statistics, allocation) for statistics in found]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-4, atol=1e-8)
 
     models = PrunableModel(tiny(family)), PrunableModel(place(family))
     for prunable in models:
         cut(prunable, kept)
     losses = [window_losses(prunable.model, tokens(2), batch_tokens=40) for prunable in models]
     torch.testing.assert_close(*losses, **EXACT)
+
+
+def rewarded(statistics, allocation):
+    """A candidate's reward, its marginal utilities and the costs of all removals, without refits and with them."""
+    text, values = Text("search", tokens(3), np.zeros(3)), []
+    order = {m.decision.name: np.arange(m.n_indices)[::-1].copy() for m in statistics.prunable.modules}
+    for refits in (None, statistics.refits(order)):
+        view = SlicedModel(statistics.prunable, order, refits, gram=statistics.gram)
+        reward = ModelReward(view, text, text, batch_tokens=40)
+        utility = reward.marginal_utility(allocation, windows=[0, 1])
+        costs = np.concatenate(reward.removal_costs([0, 1]))
+        values += [reward(allocation, windows=[0, 2]), *utility.ravel(), *costs]
+        view.restore()
+    return values
 
 
 def test_the_spread_model_has_accelerates_hooks():
