@@ -30,7 +30,6 @@ from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import logits_of, project
 from ffp.measure.loss import token_losses
 from ffp.measure.reward import ModelReward, Text
-from ffp.models.refit import Refit
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.cuts import StructuredCut
 
@@ -59,7 +58,7 @@ def main() -> None:
         "fresh_over_plain": _forward_ratio(views, fresh, ids),
         "gradient_over_plain": _gradient_ratio(views, fresh, calibration, options.windows),
         "factorise_s": factorise,
-        "refit_bytes": sum(_bytes(refit) for refit in views[True].refits.values()),
+        "refit_bytes": sum(refit.nbytes for refit in views[True].refits.values()),
     }
     settings = {"model": options.model, "tokens": ids.numel(), "sparsity": SPARSITY, "threads": options.threads}
     write_marks(options.out, SCHEMA, {"marks": marks}, {**settings, "candidates": options.candidates})
@@ -117,10 +116,6 @@ def _gradient_ratio(
         }
         ratios.append(times[True] / times[False])
     return statistics.median(ratios[1:])
-
-
-def _bytes(refit: Refit) -> int:
-    return sum(each.nbytes for each in (refit.projected, refit.inverse, *refit._anchors.values()))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import numpy as np
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
-from ffp.core.knapsack import knapsack
+from ffp.core.knapsack import knapsack, levels
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import kept_budget, round_keep
 
 Start = Literal["uniform", "ffn-only", "fisher-table"]
 SHARE = 0.25  # of the budget, at most, that a table to start from costs
 WINDOWS = 16  # behind a table, at most
-LEVELS = 128  # options of a decision, at most
 
 
 def starting_allocation(tracker: Tracker, rng: np.random.Generator, start: Start) -> Allocation:
@@ -49,16 +48,13 @@ def table_allocation(tracker: Tracker, rng: np.random.Generator, windows: int) -
 
 
 def cheapest(problem: PruningProblem, costs: Sequence[FloatArray]) -> Allocation:
-    """Returns the allocation with the least sum of costs, by an exact knapsack over LEVELS options a decision.
+    """Returns the allocation with the least sum of costs, by an exact knapsack over the levels of each decision.
 
     Args:
         problem: The decisions and the budget.
         costs: For each decision, the cost if 0, 1, ... of its units stay, (n_units + 1,).
     """
-    options = [
-        np.unique(np.linspace(d.n_units - d.min_keep, 0, min(d.n_units, LEVELS) + 1).round().astype(np.int64))
-        for d in problem.decisions
-    ]
+    options = [levels(d.n_units - d.min_keep) for d in problem.decisions]
     removed = [gone * d.params_per_unit for gone, d in zip(options, problem.decisions, strict=True)]
     prices = [cost[d.n_units - gone] for cost, gone, d in zip(costs, options, problem.decisions, strict=True)]
     wanted = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)

@@ -158,8 +158,7 @@ class Tracker:
         costs = self.reward.removal_costs(windows)
         if not all(np.isfinite(cost).all() for cost in costs):
             raise FfpError("the costs of removals are not finite. Use dtype float32 for this model.")
-        keep = [decision.n_units for decision in self.problem.decisions]
-        self._add_row("table", 0.0, windows, 1.0, keep)
+        self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())  # the dense model's reward is 1
         return costs
 
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:

@@ -265,15 +265,8 @@ class Experiment:
         variant = self._variant(name)
         if variant.init is not None or not is_search(self.method(name)):
             return None
-        given = (self.parameters(name), variant.units)
-        return (
-            self.method(name),
-            self.score(name),
-            self.pruner(name),
-            self.fitness(name),
-            self.compensated_search(name),
-            *given,
-        )
+        given = (self.parameters(name), variant.units, self.compensated_search(name))
+        return self.method(name), self.score(name), self.pruner(name), self.fitness(name), *given
 
 
 def _learns(method: type[Method]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.reading import Count, KeepBlocks, Name, Strict
@@ -124,6 +124,12 @@ class MethodConfig(Strict):
     attention_units: AttentionUnits | None = Field(
         None, description="What is removed of an attention; the model's attention_units without it."
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> MethodConfig:
+        if self.compensated and not self.compensate.startswith("ridge"):
+            raise ValueError("compensated: true needs compensate: ridge or ridge-dense")
+        return self
 
     @property
     def units(self) -> dict[str, Any]:

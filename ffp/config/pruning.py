@@ -58,10 +58,8 @@ class PruneSettings(Strict):
     @property
     def needs_grams(self) -> bool:
         """Whether calibration keeps Gram matrices."""
-        if self.granularity != "structured":
-            return False
-        needed = reads_grams(self.method) or self.calibration.score in GRAM_SCORES
-        return needed or self.compensated_search
+        needed = reads_grams(self.method) or self.calibration.score in GRAM_SCORES or self.compensated_search
+        return self.granularity == "structured" and needed
 
     @field_serializer("method")
     def _describe(self, method: Method) -> dict[str, Any]:

@@ -10,6 +10,12 @@ import numpy as np
 from ffp.core.problem import FloatArray, IntArray
 
 BINS = 20_000  # of the removed parameters, where they have no greater common divisor
+LEVELS = 128  # numbers of units between which a decision has a choice, at most
+
+
+def levels(n_units: int) -> IntArray:
+    """Returns the numbers of units at which costs are compared, from 0 to n_units: all, or LEVELS equal steps."""
+    return np.unique(np.linspace(0, n_units, min(n_units, LEVELS) + 1).round().astype(np.int64))
 
 
 def knapsack(removed: Sequence[IntArray], costs: Sequence[FloatArray], target: int, bins: int = BINS) -> list[int]:

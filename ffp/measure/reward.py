@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ffp.core.errors import ConfigError
+from ffp.core.knapsack import levels
 from ffp.core.problem import Allocation, FloatArray, IntArray
 from ffp.measure.journal import Journal, MemoryJournal
 from ffp.measure.loss import last_hidden, token_losses, window_losses
@@ -27,7 +28,6 @@ from ffp.store.files import digest
 
 REWARD_FLOOR = 1e-6
 GATE_BAND = 0.1
-LEVELS = 128  # numbers of units of a decision whose removal is priced
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class ModelReward:
         """Returns what removals would cost each decision alone, see SlicedModel.removal_costs.
 
         Costs one forward and one backward of the dense model, counted as three forwards of the windows and one
-        evaluation. Measured at LEVELS numbers of units at most, with straight lines between them.
+        evaluation. Measured at the levels of each decision, with straight lines between them.
 
         Args:
             windows: Indices into the search text's windows.
@@ -164,21 +164,22 @@ class ModelReward:
             raise ConfigError("costs of removals are known of structured pruning only. Take another start or method.")
         windows = list(dict.fromkeys(windows))
         counts = [module.decision.n_units for module in self.candidates.prunable.modules]
-        levels = [np.unique(np.linspace(0, n, min(n, LEVELS) + 1).round().astype(np.int64)) for n in counts]
+        priced = [levels(n) for n in counts]
         tokens = 3 * len(windows) * self.window_tokens
-        values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, levels))
+        values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, priced))
         self.evaluations += 1
         self.spent_tokens += tokens
-        parts = np.split(np.array(values), np.cumsum([len(level) for level in levels])[:-1])
-        return [np.interp(np.arange(n + 1), level, part) for n, level, part in zip(counts, levels, parts, strict=True)]
+        parts = np.split(np.array(values), np.cumsum([len(level) for level in priced])[:-1])
+        return [np.interp(np.arange(n + 1), level, part) for n, level, part in zip(counts, priced, parts, strict=True)]
 
-    def _measure_costs(self, windows: Sequence[int], levels: Sequence[IntArray]) -> list[float]:
+    def _measure_costs(self, windows: Sequence[int], priced: Sequence[IntArray]) -> list[float]:
+        """The costs of each decision at the priced numbers of units, one after the other."""
         candidates = self.candidates
         assert isinstance(candidates, SlicedModel)
         with candidates.output_fishers() as fishers:
             self._backward(windows)
         costs = candidates.removal_costs(fishers, len(windows) * (self.window_tokens - 1))
-        return [float(value) for cost, level in zip(costs, levels, strict=True) for value in cost[level]]
+        return [float(value) for cost, level in zip(costs, priced, strict=True) for value in cost[level]]
 
     def _backward(self, windows: Sequence[int]) -> list[float]:
         """A backward pass of the summed token losses; returns the mean loss of each window."""

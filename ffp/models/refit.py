@@ -64,6 +64,11 @@ class Refit:
             found[:, :start] += self._anchors[start]
         return found
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors, and of the weights at the anchors that were asked for so far."""
+        return sum(each.nbytes for each in (self.projected, self.inverse, *self._anchors.values()))
+
     def errors(self, fisher: torch.Tensor) -> torch.Tensor:
         """Returns what each column adds to tr(S dW H dW^T) when it leaves after all behind it, (in,) float64.
 

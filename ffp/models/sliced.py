@@ -30,6 +30,7 @@ from ffp.models.placement import forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
 
+GramOf = Callable[[PrunableModule, torch.Tensor], torch.Tensor]
 BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a value for each block
 
 
@@ -38,7 +39,7 @@ class SlicedModel:
 
     def __init__(
         self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]],
-        refits: Mapping[str, Refit] | None = None, gram: Callable[[PrunableModule], torch.Tensor] | None = None,
+        refits: Mapping[str, Refit] | None = None, gram: GramOf | None = None,
     ):  # fmt: skip
         """Permutes the model's weights in place.
 
@@ -47,7 +48,7 @@ class SlicedModel:
             order: By decision, its KV groups, heads or channels from the one kept longest to the one removed first.
             refits: By decision, the weights of its output projection that make up for removed units, in that order;
                 None for weights that stay as they are.
-            gram: Gives E[x x^T] of the inputs of a module's output projection, in the dense order, for removal_costs.
+            gram: Gives E[x x^T] of these columns of a module's output projection, for removal_costs without refits.
         """
         self.refits, self._gram = refits or {}, gram
         self.prunable = prunable
@@ -115,7 +116,12 @@ class SlicedModel:
 
         Yields:
             The matrices, in the order of `prunable.modules`.
+
+        Raises:
+            ConfigError: There are no Gram matrices, so that removal_costs would not know what to do with them.
         """
+        if not self.refits and self._gram is None:
+            raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
         self.set_keep([module.decision.n_units for module in self.prunable.modules])
         fishers = [Fisher() for _ in self.prunable.modules]
         with self._watched(fishers):
@@ -133,21 +139,16 @@ class SlicedModel:
 
         Returns:
             For each decision, nats per token if 0, 1, ... of its units stay: (n_units + 1,).
-
-        Raises:
-            ConfigError: There are no Gram matrices.
         """
         found = []
         for module, order, fisher in zip(self.prunable.modules, self._order, fishers, strict=True):
             if refit := self.refits.get(module.decision.name):
                 errors = refit.errors(fisher.total)
-            elif self._gram is not None:
-                weight, _ = self._full[module.output]
-                columns = module.output_columns(order).to(weight.device)
-                gram = self._gram(module).to(weight.device)[columns][:, columns]
-                errors = errors_without_refit(weight, gram, fisher.total)
             else:
-                raise ConfigError("these candidates have no Gram matrices. Collect them with the calibration.")
+                assert self._gram is not None, "output_fishers asks for it"
+                weight, _ = self._full[module.output]
+                gram = self._gram(module, module.output_columns(order).to(weight.device))
+                errors = errors_without_refit(weight, gram, fisher.total)
             by_unit = errors.view(module.decision.n_units, -1).sum(1).cpu().numpy() / (2 * n_tokens)
             found.append(np.append(np.cumsum(by_unit[::-1])[::-1], 0.0))
         return found

@@ -16,7 +16,7 @@ from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk, check_memory, check_not_offloaded
-from ffp.pipeline.memory_plan import step_memory, takes_gradients
+from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
 from ffp.pipeline.plan import forward_flops
 from ffp.pipeline.training_plan import training_memory
 
@@ -34,7 +34,7 @@ class Estimate:
         config: How it runs.
         settings: What is asked.
         memory: Peak bytes on the device.
-        disk: Bytes of the checkpoint, at most.
+        disk: Bytes of the checkpoint, and of the Gram matrices that are kept until it is there, at most.
     """
 
     prunable: PrunableModel
@@ -99,6 +99,7 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
     steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
     steps += ["recover"] if settings.recover.wanted else []
     size = sum(p.numel() for p in prunable.model.parameters()) * dtype_of(prunable.model, config).itemsize
+    size += gram_bytes(prunable) if settings.needs_grams else 0
     return Estimate(prunable, config, settings, max(memory[step] for step in steps), size)
 
 

@@ -22,12 +22,12 @@ from torch import nn
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.models.placement import float64, replacement_block
 from ffp.models.prunable import PrunableModel, PrunableModule
+from ffp.models.refit import RIDGE
 from ffp.models.sliced import cut_module, segments_by_linear
 from ffp.models.stream import BlockStream, watch_inputs
 from ffp.pruning.moments import InputSums, add_product
 
 log = logging.getLogger("ffp")
-RIDGE = 0.01
 COLUMNS = 256  # of the inputs that are multiplied at once, which bounds the temporary product
 
 

@@ -103,7 +103,7 @@ class StructuredCut:
         """Sorts the model's units by the score, and refits their output projections where the search is compensated."""
         order = stats.unit_orders(self.score)
         refits = stats.refits(order) if self.compensated_search else None
-        return SlicedModel(stats.prunable, order, refits, gram=stats.gram)
+        return SlicedModel(stats.prunable, order, refits, gram=stats.gram if stats.grams else None)
 
     def make(
         self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,

@@ -99,7 +99,7 @@ class ModelStatistics:
         return self._influence
 
     def unit_orders(self, score: str) -> dict[str, npt.NDArray[np.int64]]:
-        """Returns each decision's KV groups, heads or channels from best to worst from best to worst, in bundles.
+        """Returns each decision's KV groups, heads or channels from best to worst, in bundles.
 
         Args:
             score: One of scores.SCORES or orders.ORDERS.
@@ -111,7 +111,8 @@ class ModelStatistics:
         for module in self.prunable.modules:
             weight, moments = self.prunable.linear(module.output).weight.detach(), self.moments[module.output]
             if score in ORDERS:
-                order = ORDERS[score](weight, self.gram(module).to(weight.device), module.output_width)
+                every = torch.arange(weight.shape[1], device=weight.device)
+                order = ORDERS[score](weight, self.gram(module, every), module.output_width)
             else:
                 sq_mean, variance = torch.from_numpy(moments.sq_mean), torch.from_numpy(moments.variance)
                 order = unit_order(SCORES[score](weight.float().cpu(), sq_mean, variance), module.output_width)
@@ -122,15 +123,14 @@ class ModelStatistics:
         """Returns by decision the weights that make up for removed units, in these orders; ConfigError as for gram."""
         found = {}
         for module in self.prunable.modules:
-            weight = self.prunable.linear(module.output).weight.detach()
-            columns = module.output_columns(torch.from_numpy(orders[module.decision.name])).to(weight.device)
-            gram = self.gram(module).to(weight.device)[columns][:, columns]
-            found[module.decision.name] = Refit(weight[:, columns], gram)
+            weight, order = self.prunable.linear(module.output).weight.detach(), orders[module.decision.name]
+            columns = module.output_columns(torch.from_numpy(order)).to(weight.device)
+            found[module.decision.name] = Refit(weight[:, columns], self.gram(module, columns))
             log.info("refits: %s", module.decision.name)
         return found
 
-    def gram(self, module: PrunableModule) -> torch.Tensor:
-        """Returns E[x x^T] of the inputs of a module's output projection, (in, in) float32, on the CPU.
+    def gram(self, module: PrunableModule, columns: torch.Tensor) -> torch.Tensor:
+        """Returns E[x x^T] of these inputs of a module's output projection, (n, n) float32, where `columns` lie.
 
         Raises:
             ConfigError: These statistics lack it.
@@ -139,7 +139,7 @@ class ModelStatistics:
             raise ConfigError(
                 "the calibration holds no Gram matrices, which this order or search needs. Calibrate again."
             )
-        return torch.from_numpy(self.grams[module.output])
+        return torch.from_numpy(self.grams[module.output]).to(columns.device)[columns][:, columns]
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Returns everything but n_tokens as named arrays."""

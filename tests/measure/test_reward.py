@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ffp.core import projection
+from ffp.core.errors import ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.journal import MemoryJournal
 from ffp.measure.loss import token_losses
@@ -14,6 +15,7 @@ from ffp.measure.reward import REWARD_FLOOR, ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.models.refit import damped
 from ffp.models.sliced import SlicedModel, mask
+from ffp.pruning.cuts import make_cut
 from ffp.pruning.structured import kept_units
 from ffp.store.journal import FileJournal
 from tests.helpers.families import tiny, tokens
@@ -232,14 +234,24 @@ def test_costs_of_removals_are_the_trace_of_the_fisher_information_and_the_chang
     g = seen["y"].grad.flatten(0, 1)
     statistics = collect(PrunableModel(tiny("llama")), tokens(4), batch_tokens=40, grams=True)
     columns = torch.from_numpy(statistics.unit_orders("wanda")[module.decision.name])
-    gram, weight = statistics.gram(module)[columns][:, columns].double(), linear.weight
+    gram, weight = statistics.gram(module, columns).double(), linear.weight
     for keep in (0, 1, 17, 39, 40):
         change = -weight.clone()
         change[:, :keep] += sliced.refits[module.decision.name].weight(keep) if compensated else weight[:, :keep]
         if compensated:
-            gram = damped(statistics.gram(module)[columns][:, columns])
+            gram = damped(statistics.gram(module, columns))
         expected = torch.trace(g.T @ g @ change @ gram @ change.T).item() / (2 * ids[:, 1:].numel())
         assert costs[position][keep] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+def test_costs_of_removals_without_gram_matrices_are_refused_before_a_token_is_spent():
+    prunable = PrunableModel(tiny("llama"))
+    plain, text = collect(prunable, tokens(4), batch_tokens=40), Text("search", tokens(4), np.zeros(4))
+    cut = make_cut("structured", score="wanda", compensation="none", pruner="wanda")
+    reward = ModelReward(cut.candidates(plain), text, text, batch_tokens=40)
+    reward._backward = None
+    with pytest.raises(ConfigError, match="holds no Gram matrices"):
+        reward.removal_costs([0])
 
 
 def test_costs_of_removals_come_from_the_journal_the_second_time():

@@ -55,6 +55,8 @@ def test_only_cells_that_need_it_are_compensated_in_the_search_and_read_gram_mat
     assert write(tmp_path, methods=["owl"], variants={"owl": {"score": "pairwise"}}).keeps_grams
     with pytest.raises(ConfigError, match="aware serves structured pruning only"):
         write(tmp_path, methods=["aware"], granularities=["unstructured"])
+    with pytest.raises(ConfigError, match="compensated: true needs compensate: ridge"):
+        write(tmp_path, variants={"aware": AWARE | {"compensate": "bias", "compensated": True}})
 
 
 def test_the_grid_is_sound_and_a_second_run_does_nothing(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:

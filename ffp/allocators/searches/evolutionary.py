@@ -64,9 +64,8 @@ class Evolutionary(Search):
         """Breeds and selects until the budget is spent or nothing new comes up."""
         problem, windows = tracker.problem, tracker.budget.windows
         step = self.step or default_step(problem)
-        lineage = [
-            starting_allocation(tracker, rng, self.start)
-        ]  # the parents, latest first: each beat the one after it
+        # the parents, latest first: each beat the one after it
+        lineage = [starting_allocation(tracker, rng, self.start)]
         tracker.answer(lineage[0])
         wanted = self.offspring or offspring_for(tracker.budget)
         idle = 0
