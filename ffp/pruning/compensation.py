@@ -36,13 +36,13 @@ def ridge_weight(
 ) -> torch.Tensor:
     """Solves for new weights of the kept columns; overwrites `gram` and `right`.
 
-    Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K. Where T are the
-    outputs of the same stream under the whole weight, the solution equals W_K + W_P B^T with
-    B = (X_K^T X_K + alpha I)^-1 X_K^T X_P.
+    Minimises |X_K W'^T - T|^2 + alpha |W' - W_K|^2 with alpha = ridge * mean diagonal of X_K^T X_K, whose solution is
+    W' = W_K + ((X_K^T X_K + alpha I)^-1 X_K^T R)^T with R = T - X_K W_K^T. T are the outputs to be met: where they are
+    those of the same stream under the whole weight, R = X_P W_P^T, what the removed columns gave.
 
     Args:
-        gram: X_K^T X_K, (n_kept, n_kept) float64.
-        right: X_K^T T, (n_kept, out) float64; T are the outputs to be met.
+        gram: X_K^T X_K, (n_kept, n_kept) float64; what lies below the diagonal is not read.
+        right: X_K^T R, (n_kept, out) float64.
         weight: W, (out, in).
         columns: Kept columns, (n_kept,) int64.
         ridge: Relative strength of the ridge, above 0.
@@ -52,14 +52,13 @@ def ridge_weight(
     """
     if len(columns) == 0:
         return right.T
+    kept = float64(weight[:, columns])
     alpha = max(ridge * float(gram.diagonal().mean()), 1e-30)
     gram.diagonal().add_(alpha)
-    for start in range(0, len(right), COLUMNS):
-        right[start : start + COLUMNS] += alpha * weight[:, columns[start : start + COLUMNS]].T.to(right)
     factor = torch.linalg.cholesky(gram.mT, out=gram.mT)  # symmetric: in LAPACK's order, so that it is done in place
     half = torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True, out=right)
-    return solved.T
+    return kept.to(solved).add_(solved.T)
 
 
 @torch.no_grad()
@@ -94,6 +93,8 @@ def compensate(
                 dense = _advance_dense(prunable, stream, block, dense, targets)
             for module in (module for module in prunable.modules if module.block == block):
                 index = torch.as_tensor(np.asarray(kept[module.decision.name]), dtype=torch.int64)
+                if dense is None and len(index) == module.decision.n_units:
+                    continue  # nothing is missing
                 if kind == "bias":
                     name, new = _compensate_by_bias(prunable, stream, module, index)
                 else:
@@ -161,24 +162,27 @@ def _solve(
     weight, n = linear.weight.data, len(columns)
     like = float64(weight.new_empty(0))
     gram, right = like.new_zeros(n, n), like.new_zeros(n, linear.out_features)
+    removed = torch.ones(linear.in_features, dtype=torch.bool, device=weight.device)
+    removed[columns] = False
+    part = weight[:, removed if target is None else columns].float()
     targets = iter(target or ())
 
     def add(x: torch.Tensor) -> None:
         x_kept = x[:, columns].float()
-        add_product(gram, x_kept, x_kept, columns=COLUMNS)
-        add_product(right, x_kept, _product(x, linear) if target is None else next(targets), columns=COLUMNS)
+        if target is None:
+            missing = nn.functional.linear(x[:, removed].float(), part)
+        else:
+            missing = next(targets) - nn.functional.linear(x_kept, part)
+        add_product(gram, x_kept, x_kept, columns=COLUMNS, upper=True)
+        add_product(right, x_kept, missing, columns=COLUMNS)
 
     stream.feed(block, linear, add)
     return ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
 
 
-def _product(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    """Inputs times the linear's weight, without its bias, float32."""
-    return nn.functional.linear(x.float(), linear.weight.float())
-
-
 def _keep_product(products: list[torch.Tensor], linear: nn.Linear, x: torch.Tensor) -> None:
-    products.append(_product(x, linear))
+    """Keeps inputs times the linear's weight, without its bias, float32."""
+    products.append(nn.functional.linear(x.float(), linear.weight.float()))
 
 
 def load_updates(

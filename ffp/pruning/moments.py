@@ -111,7 +111,9 @@ class GramSum:
         return upper + upper.triu(1).T
 
 
-def add_product(total: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, columns: int | None = None) -> None:
+def add_product(
+    total: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, columns: int | None = None, upper: bool = False
+) -> None:
     """Adds x^T y to a total in place.
 
     Args:
@@ -119,10 +121,12 @@ def add_product(total: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, column
         x: (tokens, n) float32.
         y: (tokens, m) float32.
         columns: Columns of x that are multiplied at once, which bounds the temporary product; all by default.
+        upper: Whether the product is symmetric: only blocks of so many columns on and above its diagonal are added.
     """
     step = columns or x.shape[1]
     for start in range(0, x.shape[1], step):
-        total[start : start + step] += (x[:, start : start + step].T @ y).to(total.device)
+        first = start if upper else 0
+        total[start : start + step, first:] += (x[:, start : start + step].T @ y[:, first:]).to(total.device)
 
 
 def watch_block(

@@ -23,7 +23,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "calibrate": "1",
     "allocate": "1",
     "reward": "1",
-    "apply": "3",
+    "apply": "4",
     "recover": "1",
     "evaluate": "1",
     "report": "5",

@@ -45,7 +45,8 @@ def test_ridge_equals_least_squares_on_stacked_data(same_stream):
     goal = x if same_stream else x + 0.1 * torch.randn(300, 24)
     columns = torch.tensor([0, 3, 4, 9, 10, 11, 17, 20])
     k, w = x[:, columns].double(), weight.double()
-    found = ridge_weight(k.T @ k, k.T @ goal.double() @ w.T, w, columns, 0.05)
+    missing = goal.double() @ w.T - k @ w[:, columns].T
+    found = ridge_weight(torch.triu(k.T @ k), k.T @ missing, w, columns, 0.05)
     alpha = 0.05 * (k**2).sum(0).mean()
     left = torch.cat([k, alpha.sqrt() * torch.eye(8, dtype=torch.float64)])
     right = torch.cat([goal.double() @ w.T, alpha.sqrt() * w[:, columns].T])
@@ -105,8 +106,21 @@ def test_ridge_sees_the_stream_that_is_pruned_so_far():
     x = inputs_of(compensated(half, whole, earlier), path, windows)
     columns = torch.from_numpy(kept["block02.ffn"]).long()
     weight = tiny("llama").get_submodule(path).weight
-    expected = ridge_weight(x[:, columns].T @ x[:, columns], x[:, columns].T @ x @ weight.T, weight, columns, 0.01)
+    k, missing = x[:, columns], x @ weight.T - x[:, columns] @ weight[:, columns].T
+    expected = ridge_weight(k.T @ k, k.T @ missing, weight, columns, 0.01)
     torch.testing.assert_close(updates[f"{path}.weight"], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bias", "ridge", "ridge-dense"])
+def test_modules_that_lose_nothing_keep_their_weights_unless_they_mend_earlier_errors(kind):
+    prunable = PrunableModel(tiny("llama"))
+    kept = {**random_kept(prunable), "block01.attention": np.arange(4), "block02.ffn": np.arange(40)}
+    kept = {u.name: kept[u.name][: u.n_units] for u in prunable.problem(0.4).decisions}
+    updates = compensate(prunable, kept, tokens(6), kind=kind, batch_tokens=40)
+    whole = {"model.layers.1.self_attn.o_proj", "model.layers.2.mlp.down_proj"}
+    changed = {name.rpartition(".")[0] for name in updates}
+    assert len(changed) == 6 - (0 if kind == "ridge-dense" else 2)
+    assert bool(whole & changed) == (kind == "ridge-dense")
 
 
 def test_compensation_lowers_the_error_of_the_first_module_it_touches():
