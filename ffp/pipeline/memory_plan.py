@@ -2,8 +2,8 @@
 
 Memory is the sum of the tensors that a step holds at once. What the libraries themselves take (about 0.5 GB on the
 host, as much again for CUDA) is not counted. Three steps are bounded from above: `allocate` with gradients, by dense
-blocks, although its candidates are pruned; `apply`, by the ridge of a module that next to nothing is removed from, since an
-allocation can leave any of them whole; `evaluate`, by the logits of a whole batch, which only tasks need.
+blocks, although its candidates are pruned; `apply`, by the ridge of a module that next to nothing is removed from,
+since an allocation can leave any of them so; `evaluate`, by the logits of a whole batch, which only tasks need.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _inside(prunable: PrunableModel, module: PrunableModule, *, backward: bool =
 
 
 def _ridge(prunable: PrunableModel, module: PrunableModule, tokens: int, b: int) -> int:
-    """Bytes while the ridge of a module adds up its sums: where next to nothing is removed from it, which is the most."""
+    """Bytes while the ridge of a module adds up its sums, at most: where next to nothing is removed from it."""
     linear = prunable.linear(module.output)
     n, width = linear.in_features, linear.out_features
     sums, weight, entries = 8 * n * (n + width), 4 * n * width, _entries(module)

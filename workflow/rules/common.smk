@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ffp.allocators import is_search
 from ffp.config import Cell, Experiment
-from ffp.pipeline import cluster, locks
+from ffp.pipeline import cluster, links, locks
 from ffp.store.identity import asset_settings, report_settings, step_settings
 from ffp.store.layout import WILDCARD_CELL, Layout
 
 if workflow.is_main_process:
     locks.clear_stale()  # a killed run leaves Snakemake's lock files behind; see ffp/pipeline/locks.py
+    links.unlink_from_cache()  # DVC's cache may share files with logs and records
 
 # A grid of thousands of cells makes millions of objects that stay. Python's default would look through all of them
 # so often that it took a fifth of the planning time.
