@@ -42,7 +42,8 @@ def tables(experiment: Experiment, records: list[Record]) -> dict[str, list[str]
     """Returns the caption of each table: how to read it, and for the comparison what was not controlled."""
     read = reading(experiment, records)
     comparison = read + uncontrolled(experiment, records)
-    return {"comparison": comparison, "tasks": read, "ranking": _lines("ranking"), "ablation": _lines("ablation")}
+    fixed = {name: _lines(name) for name in ("winners", "ranking", "ablation")}
+    return {"comparison": comparison, "tasks": read, **fixed}
 
 
 def reading(experiment: Experiment, records: list[Record]) -> list[str]:
@@ -97,4 +98,4 @@ def figure(experiment: Experiment, name: str, records: Iterable[Record] = ()) ->
     if name == "anytime":
         older = sum(bool(r.cost and r.cost.evaluations and r.allocation and r.answers is None) for r in records)
         return " ".join(_lines("anytime", seeds=seeds, budget=budget, older=older))
-    return " ".join(_lines(name if name in ("allocation", "models") else "quality", seeds=seeds))
+    return " ".join(_lines(name if name in ("allocation", "models", "overview") else "quality", seeds=seeds))

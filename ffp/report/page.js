@@ -1,15 +1,63 @@
 import DataTable from "datatables";
 
+// A table scrolls below its buttons, whose lists would be cut off otherwise.
+function scrollInside(table) {
+  const outer = table.table().container().closest(".wide"), inner = outer.querySelector(".dt-layout-table");
+  for (const name of ["tabindex", "role", "aria-label"]) {
+    inner.setAttribute(name, outer.getAttribute(name));
+    outer.removeAttribute(name);
+  }
+}
+
+// What a table shows: headings and rows of texts, without hidden columns and filtered rows.
+function texts(table) {
+  const columns = table.columns(":visible").indexes().toArray();
+  const text = node => node.innerText.trim().replace(/\s+/g, " ");
+  const rows = table.rows({ search: "applied" }).indexes().toArray();
+  return [columns.map(column => text(table.column(column).header())),
+    ...rows.map(row => columns.map(column => text(table.cell(row, column).node())))];
+}
+function csv(lines) {
+  const quoted = value => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  return lines.map(line => line.map(quoted).join(",")).join("\n") + "\n";
+}
+const LATEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
+  "|": "\\textbar{}", "±": "$\\pm$", "Δ": "$\\Delta$", "\u2212": "$-$", "\u2013": "--", "†": "$^\\dagger$" };
+function latex(lines) {
+  const escaped = value => value.replace(/[&%$#_{}]|[\\~^<>|±Δ\u2212\u2013†]/g, found => LATEX[found] ?? `\\${found}`);
+  const [head, ...rows] = lines.map(line => line.map(escaped).join(" & ") + " \\\\");
+  return ["% needs \\usepackage{booktabs}", `\\begin{tabular}{${"l".repeat(lines[0].length)}}`, "\\toprule", head, "\\midrule",
+    ...rows, "\\bottomrule", "\\end{tabular}", ""].join("\n");
+}
+function save(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+function buttons(name) {
+  return [
+    { extend: "colvis", text: "Columns", background: false },
+    { text: "CSV", action: (event, table) => save(`${name}.csv`, csv(texts(table))) },
+    { text: "LaTeX", action: (event, table) => save(`${name}.tex`, latex(texts(table))) },
+  ];
+}
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 dark.onchange = () => document.documentElement.classList.toggle("dark", dark.matches);
 dark.onchange();
 
 // Tables: sorted by their headings, searched by a box, filtered together with the figures.
-const plain = { paging: false, info: false, order: [], autoWidth: false };
+// The buttons hide columns, and save what is shown then.
 const tables = [];
-for (const name of ["comparison", "ranking", "tasks", "ablation"])
+for (const name of ["winners", "comparison", "ranking", "tasks", "ablation"])
   if (document.getElementById(name)) {
-    const table = new DataTable(`#${name}`, plain);
+    const table = new DataTable(`#${name}`, {
+      paging: false, info: false, order: [], autoWidth: false,
+      layout: { topStart: name === "winners" ? null : { buttons: buttons(name) }, topEnd: name === "winners" ? null : "search" },
+    });
+    scrollInside(table);
     tables.push([table, (data, index) => table.row(index).node().dataset.block]);
   }
 const span = document.createElement("span");
@@ -32,6 +80,7 @@ const cells = new DataTable("#cells", {
     render: (value, type, line) => type === "display" ? (value === null ? "\u2013" : show(value, line)) : value,
   })),
 });
+scrollInside(cells);
 tables.push([cells, data => data.slice(0, 3).join("|")]);
 
 const filters = document.getElementById("filters");

@@ -20,6 +20,7 @@ from ffp.store.files import whole
 from ffp.store.layout import Layout, ReportFiles
 
 TITLES = {
+    "overview": "The grid at a glance",
     "quality_cost": "Quality against search tokens",
     "quality_time": "Quality against search seconds",
     "anytime": "Progress of the searches",
@@ -42,7 +43,7 @@ def build(experiment: Experiment, out: Path) -> Path:
     files = ReportFiles(Path(out))
     records = collect(experiment)
     groups = group(records)
-    makers = (tables.comparison, tables.ranking, tables.tasks, tables.ablation)
+    makers = (tables.winners, tables.comparison, tables.ranking, tables.tasks, tables.ablation)
     texts = {make.__name__: make(experiment, groups) for make in makers}
     tables.write_figures(records, groups, files)
     tables.write_texts(texts, captions.tables(experiment, records), files)
@@ -74,7 +75,7 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
         tables=texts,
         captions=captions.tables(experiment, []) | {"comparison": captions.reading(experiment, records)},
         uncontrolled=captions.uncontrolled(experiment, records),
-        figures=_figures(experiment, groups, records),
+        figures=list(_figures(experiment, groups, records)),
         shared=[shared(experiment, model) for model in experiment.grid.models],
         cell_columns=CELL_COLUMNS,
         titles=_script_json({name: model.title for name, model in experiment.models.items()}),
@@ -103,9 +104,11 @@ def _figures(experiment: Experiment, groups: list[Group], records: list[Record])
     labels = {g.done[0].cell.path: f"{g.path}: PPL {g.row['ppl']:.2f}" for g in groups if g.done}
     for name, title in TITLES.items():
         shown = []
-        chosen = _side_by_side(blocks) if name == "models" else blocks
+        whole_grid: dict[Block, list[Group]] = {("", "", ""): [g for members in blocks.values() for g in members]}
+        chosen = {"models": _side_by_side(blocks), "overview": whole_grid if blocks else {}}.get(name, blocks)
         for index, (block, members) in enumerate(chosen.items()):
-            base = [g for key, found in dense.items() if block[0] in ("", key[0]) and key[1] == block[1] for g in found]
+            own = [key for key in dense if all(part in ("", of) for part, of in zip(block, key, strict=False))]
+            base = [g for key in own for g in dense[key]]
             svg = plots.inline(experiment, [*base, *members], name, f"{name}-{index}")
             shown.append({"block": block, "alt": _alt(name, members), "svg": _linked(svg, labels)})
         if shown or name != "models":
@@ -132,6 +135,9 @@ def _linked(svg: str, labels: dict[str, str]) -> Markup:
 
 def _alt(name: str, groups: list[Group]) -> str:
     """Describes a panel in words: what it shows, and its figures if they are few."""
+    if name == "overview":
+        parts = [f"{g.block[0]} {float(g.block[2]):.0%} {g.method} PPL {g.row['ppl']:.2f}" for g in groups if g.done]
+        return f"Loss over the dense model of every method: {'; '.join(parts) or 'no cell is finished yet'}."
     model, granularity, sparsity = groups[0].block
     where = f"{model}, {granularity}, {float(sparsity):.0%} sparsity"
     if name == "allocation":

@@ -16,12 +16,14 @@ from ffp.report.collect import Block, Record, by_task, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import references
 from ffp.report.ranks import rank
+from ffp.report.winners import winners as outcomes
 from ffp.store.files import whole, write_table
 from ffp.store.layout import ReportFiles
 
 DASH = "\N{EN DASH}"
 SHARED = ("model", "granularity", "sparsity (%)")
-TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict"}
+TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict", "tied with it",
+                "at fewer tokens"}  # fmt: skip
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -99,6 +101,27 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
             entry = list(found.values())
             lines.append(Line(block, None, entry, reference.note, reference.origin.url, published=True))
     return Table(list(entries(groups[0])), lines)
+
+
+def winners(experiment: Experiment, groups: list[Group]) -> Table:
+    """Returns a row for each model, granularity and sparsity: the best method, and who else would do."""
+    dense = {group.block[:2]: group for group in groups if group.method == "dense" and group.done}
+    varying, lines = _varying(groups), []
+    for winner in outcomes(groups):
+        base, cheaper = dense.get(winner.block[:2]), winner.cheaper
+        *identity, method = _identity(experiment, winner.best, varying).values()
+        entries = [
+            *identity,
+            Entry(f"{base.row['ppl']:,.2f}", sort=float(base.row["ppl"])) if base else Entry(DASH),
+            method,
+            _number(winner.best, "ppl", 1, 2),
+            _count(winner.best, "search_tokens"),
+            Entry(", ".join(group.method for group in winner.ties) or DASH),
+            Entry(f"{cheaper.method} ({_count(cheaper, 'search_tokens').text})" if cheaper else DASH),
+        ]
+        lines.append(Line(winner.block, winner.best, entries))
+    headings = ["sparsity (%)", "dense PPL", "method", "PPL", "search tokens", "tied with it", "at fewer tokens"]
+    return Table([*varying, *headings], lines)
 
 
 def tasks(experiment: Experiment, groups: list[Group]) -> Table:

@@ -26,7 +26,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "apply": "4",
     "recover": "1",
     "evaluate": "1",
-    "report": "5",
+    "report": "6",
 }
 
 

@@ -19,10 +19,10 @@ from ffp.config import Cell, GridConfig
 ASSET = "asset.json"
 DOWNLOADS = "downloads"
 SPLITS = ("calibration", "search", "selection", "test")
-FIGURES = ("quality_cost", "quality_time", "anytime", "allocation", "models")
+FIGURES = ("overview", "quality_cost", "quality_time", "anytime", "allocation", "models")
 FIGURE_KINDS = ("svg", "pdf", "png")
 FIGURE_TABLES = ("comparison", "summary")  # every figure at full precision, as .csv and .parquet
-TEXT_TABLES = ("comparison", "ranking", "tasks", "ablation")  # rounded for readers, as .md and .tex
+TEXT_TABLES = ("winners", "comparison", "ranking", "tasks", "ablation")  # rounded for readers, as .md and .tex
 LOGS = Path("logs")
 WILDCARD_CELL = Cell("{model}", "{granularity}", "{sparsity}", "{method}", "{seed}")  # type: ignore[arg-type]
 

@@ -1,5 +1,8 @@
 """The report's page in a real browser: sorting, filtering, opening a cell, on a desktop, a phone and in the dark."""
 
+import csv
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -137,9 +140,74 @@ def test_a_phone_scrolls_one_way_and_colours_follow_the_reader(page, dark):
 def test_figures_have_words_and_every_control_a_name(fresh):
     names = "return [...document.querySelectorAll('.panel')].map(e => e.getAttribute('aria-label'))"
     words = fresh.execute_script(names)
-    assert words and all("sparsity: " in label for label in words)
+    assert words and all("sparsity: " in label or "every method: " in label for label in words)
     unnamed = (
         "return [...document.querySelectorAll('button, a, input, select')]"
         ".filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).length"
     )
     assert fresh.execute_script(unnamed) == 0
+
+
+@pytest.fixture
+def saved(fresh, tmp_path):
+    """Presses a button of the comparison and returns what was saved."""
+    fresh.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+
+    def press_and_read(label: str, name: str) -> str:
+        click_button(fresh, label)
+        waits_for(fresh, lambda _: (tmp_path / name).is_file())
+        return (tmp_path / name).read_text("utf-8")
+
+    return press_and_read
+
+
+def click_button(driver, label: str) -> None:
+    (button,) = [
+        b for b in driver.find_elements(By.CSS_SELECTOR, "#s-comparison .dt-button") if b.text.startswith(label)
+    ]
+    button.click()
+
+
+def hide(driver, heading: str) -> None:
+    click_button(driver, "Columns")
+
+    def choice(driver):
+        choices = driver.find_elements(By.CSS_SELECTOR, ".dt-button-collection .dt-button")
+        return next((choice for choice in choices if choice.text.strip() == heading), None)
+
+    WebDriverWait(driver, 10).until(choice).click()
+    driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    waits_for(driver, lambda d: not d.find_elements(By.CSS_SELECTOR, ".dt-button-collection"))
+
+
+def test_shown_rows_without_hidden_columns_are_saved_as_csv(fresh, saved):
+    Select(fresh.find_element(By.NAME, "sparsity")).select_by_visible_text("30%")
+    hide(fresh, "evaluations")
+    rows = list(csv.reader(saved("CSV", "comparison.csv").splitlines()))
+    assert "evaluations" not in rows[0] and rows[0][:3] == ["model", "sparsity (%)", "method"]
+    assert {row[1] for row in rows[1:]} == {"0", "30"} and {row[0] for row in rows[1:]} == {TITLE, "Other"}
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_the_same_rows_are_saved_as_latex_that_compiles(fresh, saved, tmp_path):
+    Select(fresh.find_element(By.NAME, "model")).select_by_value("tiny")
+    body = saved("LaTeX", "comparison.tex")
+    assert r"\textless{}b\textgreater{}Tiny" in body and "owl" in body
+    compiles(body, tmp_path)
+
+
+def test_every_table_of_the_report_compiles(page, tmp_path):
+    tables = sorted(page.parent.glob("*.tex"))
+    assert len(tables) == 5
+    compiles("\n\n".join(table.read_text() for table in tables), tmp_path)
+
+
+def compiles(body: str, folder: Path) -> None:
+    """Runs pdflatex on it, where there is one."""
+    if not shutil.which("pdflatex"):
+        pytest.skip("needs pdflatex (Debian: apt-get install texlive-latex-recommended)")
+    page = rf"\documentclass[a3paper]{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (folder / "all.tex").write_text(page.replace("\n% needs", "% needs"), "utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:]

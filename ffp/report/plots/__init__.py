@@ -14,6 +14,7 @@ from ffp.report.groups import Group
 from ffp.report.plots.allocation import allocation
 from ffp.report.plots.anytime import anytime, progress
 from ffp.report.plots.models import models
+from ffp.report.plots.overview import overview
 from ffp.report.plots.quality import quality_against_cost
 from ffp.report.plots.style import GRID, INK, PAPER, STYLE, looks
 from ffp.store.files import whole
@@ -22,6 +23,7 @@ from ffp.store.layout import ReportFiles
 __all__ = ["FIGURES", "draw", "inline", "looks", "progress"]
 
 FIGURES: Mapping[str, Callable[[Experiment, list[Group]], Figure]] = {
+    "overview": overview,
     "quality_cost": partial(quality_against_cost, cost="search_tokens", label="search cost (tokens forwarded)"),
     "quality_time": partial(quality_against_cost, cost="search_s", label="search cost (seconds)"),
     "anytime": anytime,

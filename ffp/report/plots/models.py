@@ -7,10 +7,7 @@ from matplotlib.lines import Line2D
 
 from ffp.config import Experiment
 from ffp.report.groups import Group
-from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty
-
-LINEAR = 0.5  # the axis is linear up to here, and logarithmic above
-TICKS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 5.0, 10.0)
+from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty, loss_axis
 
 
 def models(experiment: Experiment, groups: list[Group]) -> Figure:
@@ -32,11 +29,8 @@ def models(experiment: Experiment, groups: list[Group]) -> Figure:
                 drawn[0].set_url(f"#{group.done[0].cell.path}")
         several = len({g.block[1] for g in done}) > 1
         axis.set_title(f"{granularity + ', ' if several else ''}{float(sparsity):.0%} sparsity", fontsize=10)
-        axis.set_xscale("symlog", linthresh=LINEAR)
-        axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS], minor=False)
-        axis.set_xticks([], minor=True)
-        axis.set(xlabel="loss over the dense model (nats a token)", yticks=range(len(methods)), yticklabels=methods)
-        axis.set_xlim(*_range([math.log(g.row["ppl"]) - dense[g.block[:2]] for g in done]))
+        loss_axis(axis, [math.log(g.row["ppl"]) - dense[g.block[:2]] for g in done])
+        axis.set(yticks=range(len(methods)), yticklabels=methods)
         axis.set_ylim(len(methods) - 0.5, -0.5)
     handles = [
         Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle="none", label=model.title)
@@ -44,11 +38,6 @@ def models(experiment: Experiment, groups: list[Group]) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def _range(losses: list[float]) -> tuple[float, float]:
-    """What the axis shows; it begins at 0 unless a model became better than the dense one."""
-    return min(0.0, 1.1 * min(losses)), 1.2 * max(LINEAR, *losses)
 
 
 def _colour(place: int) -> str:

@@ -23,6 +23,8 @@ LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 INK, GRID, PAPER = "#1B1B1B", "#DDDDDD", "#FEFEFE"
 TITLE_WIDTH = 46  # characters
 LEGEND_LINE = 0.21  # inches
+LINEAR = 0.5  # a loss axis is linear up to here, and logarithmic above
+LOSSES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 5.0, 10.0)
 STYLE: Any = {
     "svg.hashsalt": "ffp",
     "pdf.fonttype": 42,
@@ -114,6 +116,16 @@ def value_axis(axis: Axes, low: float, high: float) -> None:
         margin = 0.08 * (high - low) or 0.04 * abs(high) or 1.0
         axis.set_ylim(low - margin, high + margin)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+
+
+def loss_axis(axis: Axes, losses: Iterable[float]) -> None:
+    """Scales the x axis for losses over the dense model; it begins at 0 unless a model became better than that."""
+    losses = list(losses)
+    axis.set_xscale("symlog", linthresh=LINEAR)
+    axis.set_xticks(LOSSES, [f"{tick:g}" for tick in LOSSES], minor=False)
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(min(0.0, 1.1 * min(losses)), 1.2 * max(LINEAR, *losses))
+    axis.set_xlabel("loss over the dense model (nats a token)")
 
 
 def short_number(value: float, _position: object = None) -> str:
