@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -93,5 +94,5 @@ def _marker(experiment: Experiment, model: str) -> str:
     return ("o", *MARKERS)[list(experiment.grid.models).index(model) % len(MARKERS)]
 
 
-def _handle(label: str, marker: str, colour: object) -> Line2D:
+def _handle(label: str, marker: str, colour: Any) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
