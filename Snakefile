@@ -13,6 +13,7 @@ include: "workflow/rules/apply.smk"
 include: "workflow/rules/recover.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/site.smk"
 
 
 # The whole grid. The cells' files are named too, so that a deleted one is noticed.

@@ -236,6 +236,41 @@ def status(config: GridFile) -> None:
 
 
 @app.command(rich_help_panel=GRIDS)
+def site(
+    config: GridFile,
+    profile: Annotated[str, typer.Option(help="Profile of Snakemake.")] = "slurm",
+    wait: Annotated[float, typer.Option(min=10, help="Seconds that a job may wait for free resources.")] = 300.0,
+) -> None:
+    """Ask a cluster with one tiny job of each kind and model whether the grid can run there.
+
+    Example:
+      ffp site --config config/grids/demo.yaml --profile slurm
+    """
+    from ffp.pipeline.site import check
+
+    outcomes = []
+    for outcome in check(Experiment(config), profile, wait_s=wait):
+        outcomes.append(outcome)
+        typer.echo(outcome)
+    if not all(outcome.ok for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command(hidden=True)
+def probe(
+    config: GridFile,
+    model: Annotated[str, typer.Option(metavar="NAME", help="A model of the grid.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+) -> None:
+    """Write what a job of `ffp site` finds on its node."""
+    from ffp.pipeline.site import probe
+    from ffp.store.files import whole
+
+    with whole(out) as partial:
+        partial.write_text(json.dumps(probe(Experiment(config).models[model])) + "\n")
+
+
+@app.command(rich_help_panel=GRIDS)
 def schema(out: OutDir) -> None:
     """Write the JSON schemas of all YAML files, for completion and checks in an editor.
 

@@ -15,6 +15,7 @@ from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
 LmHead = Literal["auto", "tied", "apart"]
+JobKind = Literal["search", "score"]
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
 
 
@@ -96,13 +97,43 @@ Source = Annotated[
 ]
 
 
-class Resources(Strict):
+Slurm = Annotated[str, StringConstraints(pattern=r"^[\w.,:=+-]+$", max_length=200)]
+Features = Annotated[str, StringConstraints(pattern=r"^[\w.,:=+&|*()\[\]-]+$", max_length=200)]
+
+
+class SlurmOptions(Strict):
+    """Where a job may run, as sbatch names it. What is left out comes from the profile."""
+
+    partition: Slurm | None = Field(None, description="sbatch --partition; several with commas.")
+    account: Slurm | None = Field(None, description="sbatch --account.")
+    qos: Slurm | None = Field(None, description="sbatch --qos.")
+    constraint: Features | None = Field(None, description="sbatch --constraint, e.g. a100.")
+    gres: Slurm | None = Field(
+        None, description="sbatch --gres, e.g. gpu:a100:1, for sites that take no --gpus; `gpu` is then not asked for."
+    )
+
+
+class JobOptions(SlurmOptions):
+    """What jobs of one kind ask for in place of the model's other jobs."""
+
+    mem_mb: Count | None = Field(None, description="Memory in MB.")
+    runtime_min: Count | None = Field(None, description="Time limit in minutes.")
+
+
+class Resources(SlurmOptions):
     """What one job of this model asks of a cluster."""
 
     threads: Count = Field(1, description="CPU threads; fixed, so that results do not depend on the machine.")
     mem_mb: Count = Field(4000, description="Memory in MB; doubled when a job runs out of it.")
     gpu: int = Field(0, ge=0, description="Number of GPUs; accelerate spreads the model over two or more.")
     runtime_min: Count = Field(60, description="Time limit in minutes.")
+    search: JobOptions = Field(JobOptions(), description="What calibration, searches and recovery ask for instead.")
+    score: JobOptions = Field(JobOptions(), description="What cuts and scores ask for instead.")
+
+    def of(self, kind: JobKind) -> dict[str, Any]:
+        """Returns what jobs of a kind ask for: every key but `search` and `score`, None where the profile decides."""
+        own: dict[str, Any] = getattr(self, kind).model_dump(exclude_none=True)
+        return {**self.model_dump(exclude={"search", "score"}), **own}
 
 
 class ModelConfig(Strict):

@@ -8,13 +8,24 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
+from ffp.config import ModelConfig
+from ffp.config.assets import JobKind
 from ffp.core.errors import ConfigError
 from ffp.pipeline.locks import try_lock
 
+# Keys of a model's resources, and what the plug-in of Snakemake calls them.
+SLURM_RESOURCES = {
+    "partition": "slurm_partition",
+    "account": "slurm_account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "gres": "gres",
+}
 _claimed: list[FileLock] = []  # released when this process ends
 
 
@@ -32,6 +43,31 @@ def check(executor: str) -> None:
             "profile slurm needs Slurm, but this machine has no sbatch. Run on a node from which jobs can be "
             "submitted, or run here with --profile profiles/local."
         )
+
+
+def slurm_options(models: Mapping[str, ModelConfig], kind: JobKind) -> dict[str, Callable[[str], str | None]]:
+    """Returns what the models of a grid ask of Slurm for one kind of jobs: functions of the model's name, by resource.
+
+    Args:
+        models: The grid's models by name.
+        kind: Of the jobs.
+
+    Raises:
+        ConfigError: One model names what another leaves to the profile, which a rule's resources cannot tell apart.
+    """
+    found: dict[str, Callable[[str], str | None]] = {}
+    for key, resource in SLURM_RESOURCES.items():
+        named = {name: model.resources.of(kind)[key] for name, model in models.items()}
+        missing = [name for name, value in named.items() if value is None]
+        if missing and len(missing) < len(named):
+            other = next(name for name in named if name not in missing)
+            raise ConfigError(
+                f"model {other} has resources.{key} for {kind} jobs, and model {missing[0]} has none. "
+                "Name it for both, or for neither and put it into the profile."
+            )
+        if not missing:
+            found[resource] = named.__getitem__
+    return found
 
 
 def cpu_count() -> int:

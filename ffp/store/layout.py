@@ -175,6 +175,11 @@ class Layout:
         return ReportFiles(self.results / "report")
 
     @staticmethod
+    def probe(model: str, kind: str) -> Path:
+        """Returns what a tiny job of a kind, "search" or "score", found on its node; beside its log."""
+        return LOGS / "site" / model / f"{kind}.json"
+
+    @staticmethod
     def log(step: str, name: str = "") -> Path:
         """Returns the log of a step, of a cell's path or an asset's name where it has one."""
         return LOGS / step / f"{name}.log" if name else LOGS / f"{step}.log"

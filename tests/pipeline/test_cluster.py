@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from ffp.config import ModelConfig
+from ffp.core.errors import ConfigError
 from ffp.pipeline import cluster
 
 JOB = """
@@ -79,3 +82,36 @@ def test_the_gpus_of_a_machine_are_those_that_nvidia_smi_lists(tmp_path: Path, m
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{listed}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert cluster.gpus() == ["0", "1"]
+
+
+def models(**resources: dict[str, object]) -> dict[str, ModelConfig]:
+    """Models by name, with these resources."""
+    source = {"kind": "local", "path": "nowhere"}
+    return {
+        name: ModelConfig.model_validate({"title": name, "source": source, "resources": asked})
+        for name, asked in resources.items()
+    }
+
+
+def test_slurm_options_are_of_the_kind_of_job_and_the_profile_keeps_the_others():
+    found = models(
+        a={"qos": "long", "score": {"qos": "short", "gres": "gpu:1"}}, b={"qos": "long", "score": {"gres": "gpu:2"}}
+    )
+    assert {key: of("a") for key, of in cluster.slurm_options(found, "search").items()} == {"qos": "long"}
+    score = cluster.slurm_options(found, "score")
+    assert {key: (of("a"), of("b")) for key, of in score.items()} == {
+        "qos": ("short", "long"),
+        "gres": ("gpu:1", "gpu:2"),
+    }
+
+
+def test_a_model_that_leaves_to_the_profile_what_another_names_is_refused():
+    with pytest.raises(ConfigError, match="model a has resources.partition for search jobs, and model b has none"):
+        cluster.slurm_options(models(a={"partition": "gpu"}, b={}), "search")
+
+
+@pytest.mark.parametrize("value", ["a b", "gpu; rm", "$(id)", "`id`", "", "x'y"])
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "gres"])
+def test_options_hold_nothing_that_a_shell_reads(key, value):
+    with pytest.raises(ValidationError):
+        models(a={key: value})

@@ -8,6 +8,7 @@ set -euo pipefail
 
 ROOT=${SLURM_ROOT:-/var/tmp/ffp-slurm}
 NODES=${NODES:-4} CPUS=${CPUS:-2} GPUS=${GPUS:-2} MEM_MB=${MEM_MB:-8000}
+SELECT=${SELECT:-cons_tres} # or linear: whole nodes, and GPUs by --gres alone
 PORT=${PORT:-16810} # the controller's; the database daemon, MariaDB and the nodes take the ones after it
 CONF=/etc/slurm     # the plug-in unsets SLURM_CONF in its jobs, so that only the default place is found
 PACKAGES=(slurmctld slurmd slurm-client slurmdbd munge mariadb-server)
@@ -45,8 +46,8 @@ JobAcctGatherParams=OverMemoryKill
 SwitchType=switch/none
 MpiDefault=none
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+SelectType=select/$SELECT
+SelectTypeParameters=$([ "$SELECT" = linear ] && echo CR_Memory || echo CR_Core_Memory)
 DefMemPerCPU=500
 GresTypes=gpu
 ReturnToService=2
@@ -58,6 +59,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$SOCKET
 AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=limits,qos
 AccountingStoreFlags=job_comment
 EOF
     for n in $(seq "$NODES"); do
@@ -65,6 +67,7 @@ EOF
         "CPUs=$CPUS RealMemory=$MEM_MB Gres=gpu:pretended:$GPUS State=UNKNOWN"
     done
     echo "PartitionName=gpu Nodes=node[1-$NODES] Default=YES MaxTime=INFINITE State=UP"
+    echo "PartitionName=short Nodes=node[1-$NODES] MaxTime=5 State=UP"
   } >"$ROOT/slurm.conf"
   for n in $(seq "$NODES"); do
     for g in $(seq 0 $((GPUS - 1))); do # a GPU has to be a device: these are copies of /dev/null
@@ -126,6 +129,8 @@ start_database() {
   sacctmgr -in add cluster ffp >/dev/null 2>&1 || true
   sacctmgr -in add account default Description=tests Organization=tests >/dev/null 2>&1 || true
   sacctmgr -in add user root Account=default >/dev/null 2>&1 || true
+  sacctmgr -in add qos narrow MaxWall=2 >/dev/null 2>&1 || true # longer jobs wait for ever
+  sacctmgr -in modify user root set QOS=normal,narrow >/dev/null 2>&1 || true
 }
 
 all_up() { [ "$(sinfo -h -N -p gpu -o %T | grep -cE '^(idle|mixed|allocated)$')" = "$NODES" ]; }
@@ -141,7 +146,7 @@ up() {
   alive "$(pidfile slurmctld)" || slurmctld
   for n in $(seq "$NODES"); do revive "node$n"; done
   await all_up
-  srun -n1 --gres=gpu:1 -t 1 true
+  sbatch -W -n1 --gres=gpu:1 -t 1 -o /dev/null --wrap true >/dev/null
   echo "Slurm is up: $NODES nodes, $CPUS CPUs and $GPUS pretended GPUs each"
 }
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,10 @@ import pytest
 import yaml
 
 from tests.helpers import tiny
+from tests.helpers.slurm import cluster, virtual_cluster
 from tests.helpers.tiny import ROOT
 
 pytestmark = pytest.mark.slurm
-SCRIPT = Path(__file__).with_name("cluster.sh")
 COMMAND = ("--cores", "all", "--profile", "slurm")
 CELLS = "results/cells/tiny/structured/s0.30"
 # Notes where a command runs and which GPU it was given, then becomes the command.
@@ -31,30 +29,11 @@ exec {ffp} "$@"
 """
 
 
-def cluster(*words: str) -> str:
-    done = subprocess.run([SCRIPT, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nodes() -> Iterator[None]:
-    """A running cluster, or the reason why there is none."""
-    if os.geteuid() or not shutil.which("apt-get"):
-        pytest.skip("a virtual Slurm needs root on Debian, or a kin of it")
-    if any(path.exists() and not path.is_symlink() for path in [Path("/etc/slurm/slurm.conf")]):
-        pytest.skip("this machine has a Slurm of its own")
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            os.mknod(Path(scratch, "null"), stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        except PermissionError:
-            pytest.skip("pretended GPUs are devices, which cannot be made here")
-    up = subprocess.run([SCRIPT, "up"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if up.returncode:
-        cluster("down")
-        pytest.skip(f"no Slurm can be brought up here: {' '.join(up.stdout.split())[-300:]}")
-    yield
-    cluster("down")
+    """The cluster of these tests."""
+    with virtual_cluster():
+        yield
 
 
 def site(folder: Path, source: Path, **resources: int) -> Path:

@@ -20,7 +20,7 @@ rule allocate_search:
         ENV
     threads: THREADS
     resources:
-        **RESOURCES,
+        **SEARCH_RESOURCES,
     params:
         **CALIBRATED_CELL_PARAMS,
         init=folder_option("--init", "init"),

@@ -19,7 +19,7 @@ rule apply:
         ENV
     threads: THREADS
     resources:
-        **RESOURCES,
+        **SCORE_RESOURCES,
     params:
         **CALIBRATED_CELL_PARAMS,
         settings=settings("apply"),

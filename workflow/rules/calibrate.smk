@@ -19,7 +19,7 @@ rule calibrate:
         ENV
     threads: THREADS
     resources:
-        **RESOURCES,
+        **SEARCH_RESOURCES,
     params:
         **MODEL_PARAMS,
         text_dir=subpath(input.text, parent=True),

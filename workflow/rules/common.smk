@@ -101,18 +101,40 @@ def benchmark_of(step, name=WILDCARD_CELL.path):
     return log_of(step, name).removesuffix(".log") + ".benchmark.tsv"
 
 
-def requested(resource):
-    """What a job of this model asks the machine for; from config/models/."""
-    return lambda wildcards: getattr(EXPERIMENT.models[wildcards.model].resources, resource)
+def asked(kind, key):
+    """What a job of this kind asks the machine for; from the model's file in config/models/."""
+    return lambda wildcards: EXPERIMENT.models[wildcards.model].resources.of(kind)[key]
 
 
-def memory(wildcards, attempt):
+def memory(kind):
     """Megabytes for a job, doubled at each attempt: a job that is killed for lack of memory gives no other sign."""
-    return EXPERIMENT.models[wildcards.model].resources.mem_mb * 2 ** (attempt - 1)
+    return lambda wildcards, attempt: asked(kind, "mem_mb")(wildcards) * 2 ** (attempt - 1)
 
 
-THREADS = requested("threads")
-RESOURCES = {"cpus_per_task": THREADS, "mem_mb": memory, "gpu": requested("gpu"), "runtime": requested("runtime_min")}
+def gpus(kind):
+    """GPUs for a job; none where Slurm gives them by gres."""
+
+    def count(wildcards):
+        by_gres = asked(kind, "gres")(wildcards) and "slurm" in workflow.executor_plugin.name
+        return 0 if by_gres else asked(kind, "gpu")(wildcards)
+
+    return count
+
+
+def resources_of(kind):
+    """What jobs of a kind, "search" or "score", ask for."""
+    options = cluster.slurm_options(EXPERIMENT.models, kind)
+    return {
+        "cpus_per_task": THREADS,
+        "mem_mb": memory(kind),
+        "gpu": gpus(kind),
+        "runtime": asked(kind, "runtime_min"),
+        **{name: (lambda wildcards, of=of: of(wildcards.model)) for name, of in options.items()},
+    }
+
+
+THREADS = asked("search", "threads")
+SEARCH_RESOURCES, SCORE_RESOURCES = resources_of("search"), resources_of("score")
 
 
 def mask_files(wildcards):

@@ -18,7 +18,7 @@ rule evaluate:
         ENV
     threads: THREADS
     resources:
-        **RESOURCES,
+        **SCORE_RESOURCES,
     params:
         **CELL_PARAMS,
         text_dir=subpath(input.text, parent=True),

@@ -20,7 +20,7 @@ rule recover:
         ENV
     threads: THREADS
     resources:
-        **RESOURCES,
+        **SEARCH_RESOURCES,
     params:
         **CELL_PARAMS,
         text_dir=subpath(input.text, parent=True),
