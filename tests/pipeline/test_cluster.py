@@ -106,7 +106,7 @@ def test_slurm_options_are_of_the_kind_of_job_and_the_profile_keeps_the_others()
 
 
 def test_a_model_that_leaves_to_the_profile_what_another_names_is_refused():
-    with pytest.raises(ConfigError, match="model a has resources.partition for search jobs, and model b has none"):
+    with pytest.raises(ConfigError, match=r"model a has resources\.partition for search jobs, and model b has none"):
         cluster.slurm_options(models(a={"partition": "gpu"}, b={}), "search")
 
 
