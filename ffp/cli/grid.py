@@ -165,7 +165,9 @@ def evaluate(
     config: GridFile,
     cell: CellPath,
     model_dir: ModelDir,
-    text_dir: TextDir,
+    text_dir: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Folder of a fetched test text; one each, in the grid's order.")
+    ],
     out: Annotated[Path, typer.Option(help="scores.json to write.")],
     tasks_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks; without it no task is scored.")

@@ -11,9 +11,7 @@ from ffp.core.errors import FfpError
 from ffp.measure.loss import window_losses
 
 
-def perplexity(
-    model: Any, windows: torch.Tensor, *, batch_tokens: int, n_bytes: int | None = None
-) -> dict[str, Any]:
+def perplexity(model: Any, windows: torch.Tensor, *, batch_tokens: int, n_bytes: int | None = None) -> dict[str, Any]:
     """Measures perplexity, losses in float32 whatever the model's precision.
 
     Args:
