@@ -306,6 +306,18 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
+def count_bytes(config: GridFile) -> None:
+    """Add bits per byte to cells that were evaluated by an older version; nothing is forwarded.
+
+    Example:
+      ffp count-bytes --config config/grids/demo.yaml
+    """
+    from ffp.pipeline.bits import add_bits
+
+    print(add_bits(Experiment(config)))
+
+
+@app.command(rich_help_panel=RESULTS)
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Results of one commit or machine: has cells/.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Results of another one.")],
