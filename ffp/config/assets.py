@@ -36,7 +36,11 @@ class WheelSource(Strict):
     package: Name = Field(description="Name of the package.")
     version: Name = Field(description="Its version.")
     sha256: Sha256 = Field(description="Digest of the wheel, 64 hexadecimal digits.")
-    members: tuple[str, ...] = Field(min_length=1, description="Paths of the files inside the wheel.")
+    members: tuple[str, ...] = Field(
+        min_length=1,
+        description="Paths of the files inside the wheel. A * stands for any characters of one name: package/*.py is "
+        "every Python file of that folder, without the folders in it.",
+    )
 
 
 class WheelPart(Strict):
