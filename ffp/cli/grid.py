@@ -324,7 +324,11 @@ def compare(
     tolerance: Annotated[float, typer.Option(help="Relative difference to overlook.")] = 1e-4,
     json: Annotated[Path | None, typer.Option(help="File for the differences as JSON.")] = None,
 ) -> int:
-    """Show what changed between two result folders; exit code 1 if anything did.
+    """Show what changed between two result folders; exit code 1 if a cell changed beyond noise or is gone.
+
+    It names commits and settings that differ, methods that win now where another one won, and the cells that changed
+    beyond noise, came, went, changed within noise, or in cost alone. Perplexities of the same windows are compared
+    window by window.
 
     Example:
       ffp compare results-before results --json changes.json

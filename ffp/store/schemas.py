@@ -224,7 +224,6 @@ class Perplexity(Part):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files without bytes stay as they were before these were counted."""
         return _without(dump(self), text=None, n_bytes=None, bits_per_byte=None)
 
 
@@ -302,6 +301,7 @@ class CompareFile(JsonFile):
     changed: bool
     cells: list[dict[str, Any]]
     provenance: dict[str, dict[str, int]]
+    winners: list[dict[str, Any]] = []
 
 
 class Origin(Part):
