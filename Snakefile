@@ -31,7 +31,7 @@ rule all:
 rule assets:
     input:
         [LAYOUT.model(name).manifest for name in GRID.models],
-        TEXT_DIR.manifest,
+        [LAYOUT.text(name).manifest for name in GRID.all_texts],
         [TASKS_DIR.manifest] if TASKS_DIR else [],
     localrule: True
 

@@ -49,7 +49,7 @@ def main() -> None:
     experiment = Experiment(options.config)
     layout = Layout.from_grid(experiment.grid)
     folder = layout.model(options.model).folder
-    documents = read_documents(layout.text(experiment.grid.text).documents("calibration"))
+    documents = read_documents(layout.text(experiment.grid.calibration_text).documents("calibration"))
     tokenizer = load_tokenizer(folder)
     ids = token_windows(tokenizer, documents, context=options.context, windows=options.windows, name="calibration text")
     prunable = steps.load_prunable(experiment, options.model, folder)

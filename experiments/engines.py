@@ -141,7 +141,7 @@ def _options() -> argparse.Namespace:
 def _windows(experiment: Experiment, model: str, count: int) -> Any:
     layout, context = Layout.from_grid(experiment.grid), experiment.grid.evaluation.context
     tokenizer = AutoTokenizer.from_pretrained(layout.model(model).folder)
-    documents = read_documents(layout.text(experiment.grid.text).documents("test"))
+    documents = read_documents(layout.text(experiment.grid.test_texts[0]).documents("test"))
     return token_windows(tokenizer, documents, context=context, windows=count, name="test").numpy()
 
 

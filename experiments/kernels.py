@@ -103,7 +103,13 @@ def _search(options: argparse.Namespace, layout: Layout, kernel: str, cell: Cell
         subprocess.run(["ffp", command, "--config", str(options.config), *flags], env=environment, check=True)
 
     if not (calibration / "calibrate.cost.json").exists():
-        ffp("calibrate", model=cell.model, model_dir=model, text_dir=layout.text(grid.text).folder, out=calibration)
+        ffp(
+            "calibrate",
+            model=cell.model,
+            model_dir=model,
+            text_dir=layout.text(grid.calibration_text).folder,
+            out=calibration,
+        )
     if not CellFiles(out).allocation.exists():
         ffp("allocate", cell=cell.path, model_dir=model, calibration=calibration, out=out)
 
@@ -145,7 +151,7 @@ def _perplexity(experiment: Experiment, layout: Layout, cell: Cell, files: CellF
     if not files.scores.exists():
         grid, model = experiment.grid, layout.model(cell.model).folder
         common = ["--config", str(experiment.file), "--cell", cell.path, "--model-dir", str(model)]
-        calibration, text = layout.calibration(cell.model).folder, layout.text(grid.text).folder
+        calibration, text = layout.calibration(cell.model).folder, layout.text(grid.test_texts[0]).folder
         apply = ["--calibration", str(calibration), "--allocation", str(files.allocation), "--out", str(files.folder)]
         subprocess.run(["ffp", "apply", *common, *apply], check=True)
         score = ["--text-dir", str(text), "--cut", str(files.folder), "--out", str(files.scores)]

@@ -355,7 +355,9 @@ def recover(
     return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
 
 
-def evaluate(model: Any, windows: torch.Tensor, *, batch_tokens: int = BATCH_TOKENS) -> dict[str, Any]:
+def evaluate(
+    model: Any, windows: torch.Tensor, *, batch_tokens: int = BATCH_TOKENS, n_bytes: int | None = None
+) -> dict[str, Any]:
     """Measures the perplexity of a model, dense or pruned, on a test text.
 
     Zero-shot tasks are scored by ffp.measure.tasks.score_tasks, which needs files for lm-eval's readers.
@@ -364,8 +366,9 @@ def evaluate(model: Any, windows: torch.Tensor, *, batch_tokens: int = BATCH_TOK
         model: A causal language model of transformers.
         windows: Token windows of the text, (n, context) int64.
         batch_tokens: Tokens in one forward; at least one window.
+        n_bytes: From ffp.measure.spelled.predicted_bytes, for `bits_per_byte`.
 
     Returns:
         See ffp.measure.perplexity.perplexity.
     """
-    return perplexity(model, windows, batch_tokens=batch_tokens)
+    return perplexity(model, windows, batch_tokens=batch_tokens, n_bytes=n_bytes)

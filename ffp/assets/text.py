@@ -27,6 +27,8 @@ CONVERSION = "1"
 def fetch_text(config: TextConfig, out: Path) -> None:
     """Makes `out` a folder with {calibration,search,selection,test}.jsonl, lines of {"id", "source", "text"}.
 
+    A text that is all test has test.jsonl alone.
+
     "id" is the corpus and a hash of the document's words, "source" the corpus. See build() for what is kept and what is
     made again.
 
@@ -42,8 +44,8 @@ def fetch_text(config: TextConfig, out: Path) -> None:
             rows = rows_of(corpus.source, corpus.reader, scratch=scratch / corpus.name, downloads=downloads)
             documents += _documents(rows, corpus, number)
         shutil.rmtree(scratch, ignore_errors=True)
-        texts = split(documents, config.shares)
-        for name in SPLITS:
+        texts = split(documents, config.shares or {"test": 1.0})
+        for name in ("test",) if config.test_only else SPLITS:
             _write(AssetFiles(into).documents(name), texts[name], config.order)
         LOG.info("%d documents read, %d kept", len(documents), sum(map(len, texts.values())))
 

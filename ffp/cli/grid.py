@@ -165,7 +165,9 @@ def evaluate(
     config: GridFile,
     cell: CellPath,
     model_dir: ModelDir,
-    text_dir: TextDir,
+    text_dir: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Folder of a fetched test text; one each, in the grid's order.")
+    ],
     out: Annotated[Path, typer.Option(help="scores.json to write.")],
     tasks_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks; without it no task is scored.")
@@ -339,13 +341,29 @@ def verify(
 
 
 @app.command(rich_help_panel=RESULTS)
+def count_bytes(config: GridFile) -> None:
+    """Add bits per byte to cells that were evaluated by an older version; nothing is forwarded.
+
+    Example:
+      ffp count-bytes --config config/grids/demo.yaml
+    """
+    from ffp.pipeline.bits import add_bits
+
+    print(add_bits(Experiment(config)))
+
+
+@app.command(rich_help_panel=RESULTS)
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Results of one commit or machine: has cells/.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Results of another one.")],
     tolerance: Annotated[float, typer.Option(help="Relative difference to overlook.")] = 1e-4,
     json: Annotated[Path | None, typer.Option(help="File for the differences as JSON.")] = None,
 ) -> int:
-    """Show what changed between two result folders; exit code 1 if anything did.
+    """Show what changed between two result folders; exit code 1 if a cell changed beyond noise or is gone.
+
+    It names commits and settings that differ, methods that win now where another one won, and the cells that changed
+    beyond noise, came, went, changed within noise, or in cost alone. Perplexities of the same windows are compared
+    window by window.
 
     Example:
       ffp compare results-before results --json changes.json

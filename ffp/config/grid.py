@@ -20,6 +20,13 @@ Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the values; ValueError if one stands there twice."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"{list(values)} names something twice")
+    return values
+
+
 def reads_grams(method: Method) -> bool:
     """Returns whether a method, with its parameters, asks for the costs of removals, which need Gram matrices."""
     table = getattr(method, "start", "") == "fisher-table"
@@ -137,12 +144,40 @@ class MethodConfig(Strict):
         return self.model_dump(include={"keep_blocks", "attention_units"}, exclude_none=True)
 
 
+class TextsConfig(Strict):
+    """The texts of a grid that is tested on several, or on another one than it is calibrated on."""
+
+    calibrate: Name = Field(
+        description="Text whose calibration, search and selection splits methods are fitted to: a file in texts/."
+    )
+    test: tuple[Name, ...] = Field(
+        min_length=1,
+        description="Texts on whose test splits every cell is scored: files in texts/. Rankings, ablations and figures "
+        "are of the first one.",
+    )
+
+    @field_validator("test")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return distinct(values)
+
+
 class GridConfig(Strict):
-    """A grid: config/grids/NAME.yaml. It names models, a text and tasks of the configuration folder."""
+    """A grid: config/grids/NAME.yaml. It names models, texts and tasks of the configuration folder."""
 
     title: str = Field(description="Title of the report.")
     models: tuple[Name, ...] = Field(min_length=1, description="Models: names of files in models/.")
-    text: Name = Field(description="Text: name of a file in texts/.")
+    text: Name | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="Text: name of a file in texts/. Short for texts: {calibrate: NAME, test: [NAME]}.",
+    )
+    texts: TextsConfig | None = Field(
+        None,
+        # Left out unless set, so that grids with one text have the identity that they had before this key existed.
+        exclude_if=lambda texts: texts is None,
+        description="Several test texts, or another one than that of the calibration; instead of text.",
+    )
     tasks: Name | None = Field(None, description="Tasks: name of a file in tasks/; no task is scored without it.")
     granularities: tuple[Granularity, ...] = Field(
         ("structured",),
@@ -186,9 +221,13 @@ class GridConfig(Strict):
     @field_validator("models", "methods", "seeds", "sparsities", "granularities")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"{list(values)} names something twice")
-        return values
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _names_a_text(self) -> GridConfig:
+        if (self.text is None) == (self.texts is None):
+            raise ValueError("give either text: NAME or texts: {calibrate: NAME, test: [NAME, ...]}")
+        return self
 
     @field_validator("recover")
     @classmethod
@@ -196,6 +235,21 @@ class GridConfig(Strict):
         if recover.dense and recover.loss == "kl":
             raise ValueError("dense: true has nothing to learn with loss: kl, where the dense model is its own teacher")
         return recover
+
+    @property
+    def calibration_text(self) -> str:
+        """Name of the text that methods are calibrated, searched and selected on."""
+        return self.texts.calibrate if self.texts else str(self.text)
+
+    @property
+    def test_texts(self) -> tuple[str, ...]:
+        """Names of the texts that cells are scored on; rankings and figures are of the first one."""
+        return self.texts.test if self.texts else (str(self.text),)
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        """Names of all texts, that of the calibration first."""
+        return tuple(dict.fromkeys([self.calibration_text, *self.test_texts]))
 
     def sparsities_of(self, granularity: str) -> tuple[float, ...]:
         """Returns the sparsities of a granularity's cells."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ffp.config import Cell, Experiment
-from ffp.core.errors import ArtifactError
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.measure.spelled import predicted_bytes
 from ffp.measure.windows import later_windows, token_windows
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_token_ids
@@ -16,6 +19,7 @@ from ffp.store import schemas
 from ffp.store.documents import read_documents
 from ffp.store.files import crc32, digest, sha256
 from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
+from ffp.store.provenance import test_keys
 
 
 def asset_digest(folder: Path) -> str:
@@ -52,13 +56,69 @@ def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) ->
 
 
 def text_windows(
-    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int, *, bos: str
-) -> torch.Tensor:
-    """Returns the windows of a text, of tokens that the model knows; bos: as token_windows takes it."""
-    documents = read_documents(AssetFiles(text_dir).documents(name))
-    windows = token_windows(tokenizer, documents, context=context, windows=count, name=f"{name} text", bos=bos)
+    prunable: PrunableModel, tokenizer: Any, text_dir: Path, name: str, context: int, count: int, *, bos: str,
+    called: str = "",
+) -> torch.Tensor:  # fmt: skip
+    """Returns the windows of a split of a text, of tokens that the model knows; called: what an error calls it.
+
+    bos: as token_windows takes it.
+    """
+    documents, called = read_documents(AssetFiles(text_dir).documents(name)), called or f"{name} text"
+    windows = token_windows(tokenizer, documents, context=context, windows=count, name=called, bos=bos)
     check_token_ids({name: windows}, prunable.model)
     return windows
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A test text as a model reads it.
+
+    Attributes:
+        name: Its name in the grid.
+        windows: Token ids, (n, context) int64.
+        n_bytes: Bytes that the predicted tokens spell; None where the tokenizer does not say it.
+    """
+
+    name: str
+    windows: torch.Tensor
+    n_bytes: int | None
+
+
+def read_test_texts(
+    experiment: Experiment, prunable: PrunableModel, tokenizer: Any, text_dirs: Sequence[Path], *, bos: str
+) -> list[ScoredText]:
+    """Returns the grid's test texts, all tokenised before the first one costs a forward; text_dirs: their folders."""
+    asked, found = experiment.grid.evaluation, []
+    for name, folder in zip(experiment.grid.test_texts, text_dirs, strict=True):
+        called = "test text" if len(text_dirs) == 1 else f"test text {name}"
+        windows = text_windows(
+            prunable, tokenizer, folder, "test", asked.context, asked.windows, bos=bos, called=called
+        )
+        n_bytes = count_test_bytes(tokenizer, folder, asked.context, len(windows), bos=bos)
+        found.append(ScoredText(name, windows, n_bytes))
+    return found
+
+
+def count_test_bytes(tokenizer: Any, text_dir: Path, context: int, windows: int, *, bos: str) -> int | None:
+    """Returns the bytes that the predicted tokens of a fetched test text spell; see predicted_bytes."""
+    documents = read_documents(AssetFiles(text_dir).documents("test"))
+    return predicted_bytes(tokenizer, documents, context=context, windows=windows, bos=bos)
+
+
+def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str, str]:
+    """Returns the digests of the test texts, as a result's provenance has them.
+
+    Raises:
+        ConfigError: There is not one folder for each test text.
+        ArtifactError: A file of one of them was changed.
+    """
+    names = experiment.grid.test_texts
+    if len(text_dirs) != len(names):
+        raise ConfigError(
+            f"{experiment.file} tests on {', '.join(names)}: give --text-dir {len(names)} times, in this order, "
+            f"instead of {len(text_dirs)} times."
+        )
+    return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
 
 
 def recovery_windows(

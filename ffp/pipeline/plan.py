@@ -228,7 +228,8 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     pruned = [cell for cell in cells if not cell.is_dense]
     searches = [c for c in pruned if is_search(experiment.method(c.method)) and experiment.same_search(c) is None]
     spent = search.budget().tokens(search.context) + (search.finalists + len(search.checkpoints)) * selection
-    scored = (evaluation.windows * evaluation.context or TEST_TOKENS) + _task_tokens(experiment)
+    tested = (evaluation.windows * evaluation.context or TEST_TOKENS) * len(grid.test_texts)
+    scored = tested + _task_tokens(experiment)
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
@@ -298,10 +299,10 @@ def report(experiment: Experiment, *, tflops: float) -> str:
     """
     plans = [plan_model(experiment, name) for name in experiment.grid.models]
     jobs = sum((Counter(plan.jobs) for plan in plans), Counter[str]())
-    jobs["asset"] += 1 + (experiment.tasks is not None)
+    jobs["asset"] += len(experiment.texts) + (experiment.tasks is not None)
     counted = ", ".join(f"{count} {step}" for step, count in jobs.items())
     cells, hours = len(list(experiment.cells())), sum(_hours(sum(p.flops.values()), tflops) for p in plans)
-    texts = [part.source for part in experiment.text.sources]
+    texts = [part.source for text in experiment.texts.values() for part in text.sources]
     tasks = [part.source for part in experiment.tasks.tasks.values()] if experiment.tasks else []
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]

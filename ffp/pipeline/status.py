@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ffp.config import Experiment
 from ffp.pipeline import locks
 from ffp.report.collect import Record, read_cell, read_logs
+from ffp.report.tables import text_headings
 from ffp.store.journal import measurements
 from ffp.store.layout import Layout
 
@@ -57,6 +58,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
     done = f"{states['done']} of {len(records)} cells done ({states['done'] / len(records):.0%})"
     yield f"{', '.join([done, *others])}; {run}."
     yield from details
+    yield from _texts_left(experiment, records)
     yield from _work_left(records)
 
 
@@ -73,6 +75,13 @@ def read_progress(experiment: Experiment, record: Record) -> Progress | None:
     running = age_s <= max(FRESH_S, 10 * max(seconds, default=0.0))
     best = re.findall(r"\bbest (\d\S*?),", record.logs.get("allocate", ""))
     return Progress(len(found), tokens, total, rate, age_s, running, best[-1] if best else "")
+
+
+def _texts_left(experiment: Experiment, records: list[Record]) -> Iterator[str]:
+    """Yields a line for each test text that finished cells lack, as after it was added to the grid."""
+    for name, key in zip(experiment.grid.test_texts, text_headings(experiment), strict=True):
+        if lacking := sum(record.done and key not in record.perplexities for record in records):
+            yield f"{lacking} finished cells have no perplexity on {name} yet; the next run evaluates them again."
 
 
 def _work_left(records: list[Record]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context
-from ffp.pipeline.inputs import asset_digest, calibration_digest, cut_digests, recovered_digest, text_windows
+from ffp.pipeline.inputs import (
+    ScoredText,
+    asset_digest,
+    calibration_digest,
+    cut_digests,
+    read_test_texts,
+    recovered_digest,
+    test_digests,
+    text_windows,
+)
 from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
@@ -39,8 +49,8 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     """Calibrates a model once for all its cells.
 
     Tokenises the calibration, search and selection texts, collects statistics of the dense model on the first and
-    its losses on the others, and writes CalibrationFiles. The test text is tokenised too, so that one that is too short
-    is found before a search has spent anything.
+    its losses on the others, and writes CalibrationFiles. Where the grid tests on the same text, its test split is
+    tokenised too, so that one that is too short is found before a search has spent anything.
     """
     config, files = experiment.models[model_name], CalibrationFiles(out)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
@@ -49,7 +59,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
         name: text_windows(skeleton, tokenizer, text_dir, name, context, count, bos=config.bos)
         for name, (context, count) in _text_sizes(experiment).items()
     }
-    del texts["test"]
+    texts.pop("test", None)
     prunable, windows = load_prunable(experiment, model_name, model_dir), api.Windows(**texts)
     with CostMeter() as cost:
         calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens, grams=experiment.keeps_grams)
@@ -149,45 +159,54 @@ def apply(
 
 
 def evaluate(
-    experiment: Experiment, cell: Cell, model_dir: Path, text_dir: Path, tasks_dir: Path | None, cut_dir: Path | None,
-    out: Path,
+    experiment: Experiment, cell: Cell, model_dir: Path, text_dirs: Sequence[Path], tasks_dir: Path | None,
+    cut_dir: Path | None, out: Path,
 ) -> None:  # fmt: skip
-    """Scores a cell's model and writes scores.json: perplexity on the test text, and lm-eval tasks.
+    """Scores a cell's model and writes scores.json: perplexity on every test text, and lm-eval tasks.
+
+    Where the cell is trained, its perplexity before that is measured too, on the first test text.
 
     Args:
         experiment: The grid.
         cell: One of its cells.
         model_dir: The fetched model.
-        text_dir: The fetched text.
+        text_dirs: The fetched test texts, in the grid's order.
         tasks_dir: The fetched tasks; None for none.
         cut_dir: Folder of masks, updates and recovered weights; None for the dense model.
         out: scores.json.
     """
     config, settings = experiment.models[cell.model], experiment.grid.evaluation
-    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
+    inputs = {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs), **cut_digests(cell, cut_dir)}
     inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
+
+    def measure(text: ScoredText) -> dict[str, Any]:
+        ids = text.windows
+        found = api.evaluate(prunable.model, ids, batch_tokens=config.batch_tokens, n_bytes=text.n_bytes)
+        log.info("evaluate %s on %s: perplexity %.3f, stderr %s", cell.path, text.name, found["value"], found["stderr"])
+        return {**found, "bos": bos, "text": text.name}
+
     with CostMeter() as cost:
         bos = place_bos(tokenizer, config.bos)
-        windows = text_windows(prunable, tokenizer, text_dir, "test", settings.context, settings.windows, bos=bos)
+        texts = read_test_texts(experiment, prunable, tokenizer, text_dirs, bos=bos)
         check_context(prunable.config, {"evaluation.context": settings.context})
         if experiment.recover(cell).wanted:
-            before = {**api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens), "bos": bos}
+            before = measure(texts[0])
             load_recovered(prunable, experiment, cell, cut_dir)
-        ppl = {**api.evaluate(prunable.model, windows, batch_tokens=config.batch_tokens), "bos": bos}
-        log.info("evaluate %s: perplexity %.3f, stderr %s", cell.path, ppl["value"], ppl["stderr"])
+        ppl, *further = map(measure, texts)
         tasks: dict[str, Any] = {}
         if experiment.tasks is not None and tasks_dir is not None:
             tasks = score_tasks(
                 prunable.model, tokenizer, experiment.tasks, tasks_dir,
                 documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens, bos=bos,
             )  # fmt: skip
-        cost.n_tokens = ppl["n_tokens"] * (1 if before is None else 2)
+        cost.n_tokens = sum(found["n_tokens"] for found in (ppl, *further, before) if found)
     schemas.ScoresFile(
         cell=cell.as_dict(),
         **removed,
         ppl=ppl,
+        ppl_further={found["text"]: found for found in further},
         ppl_before=before,
         tasks=tasks,
         cost=cost.as_dict(),
@@ -312,13 +331,14 @@ def _problem(prunable: PrunableModel, cell: Cell) -> PruningProblem:
 
 
 def _text_sizes(experiment: Experiment) -> dict[str, tuple[int, int]]:
-    """(context, windows) of each text."""
+    """(context, windows) of each split of the calibration's text that is used."""
     calibration, search, test = experiment.grid.calibration, experiment.grid.search, experiment.grid.evaluation
+    tested = experiment.grid.calibration_text in experiment.grid.test_texts
     return {
         "calibration": (calibration.context, calibration.windows),
         "search": (search.context, search.windows),
         "selection": (search.context, search.selection_windows),
-        "test": (test.context, test.windows),
+        **({"test": (test.context, test.windows)} if tested else {}),
     }
 
 

@@ -78,6 +78,10 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
 def _fetched(entry: Path, data: Path) -> SplitText:
     """A text of the catalog."""
     config, files = read_part(TextConfig, entry), Layout(data, data).text(entry.stem)
+    if config.test_only:
+        raise ConfigError(
+            f"text {entry.stem} is a test text as a whole: nothing can be calibrated on it. Take another."
+        )
     fetch_text(config, files.folder)
     return SplitText(config.title, {name: read_documents(files.documents(name)) for name in SPLITS})
 

@@ -12,23 +12,24 @@ import logging
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ffp import report
-from ffp.assets.splits import normalised, shingles
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, FfpError
 from ffp.core.projection import kept_budget
+from ffp.pipeline.leaks import leaks, read_rows
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept
 from ffp.store import schemas
 from ffp.store.files import digest, sha256
 from ffp.store.identity import step_settings
 from ffp.store.layout import SPLITS, AssetFiles, CellFiles, Layout
+from ffp.store.provenance import test_keys
 from ffp.store.schemas import AllocationFile, AnswersFile, AssetFile, CostFile, Provenance, ScoresFile
 
 log = logging.getLogger("ffp")
@@ -49,13 +50,15 @@ class Verifier:
         self.experiment, self.layout = experiment, Layout.from_grid(experiment.grid)
         self.faults: list[str] = []
         self.checked: Counter[str] = Counter()
-        self.digests: dict[str, str] = {}  # of assets, by "models/NAME", "text" and "tasks"
+        self.digests: dict[str, str] = {}  # of assets, by "models/NAME", "texts/NAME" and "tasks"
+        self.text = f"texts/{experiment.grid.calibration_text}"  # that methods are fitted to
         self.calibrations: dict[str, str] = {}
 
     def run(self) -> list[str]:
         """Checks everything and returns the faults in the order found."""
         grid = self.experiment.grid
-        self._try("text", self._asset, "text", self.layout.text(grid.text))
+        for name in grid.all_texts:
+            self._try("text", self._asset, f"texts/{name}", self.layout.text(name))
         if grid.tasks:
             self._try("set of task", self._asset, "tasks", self.layout.tasks(grid.tasks))
         self._try("leak", self._leaks)
@@ -106,31 +109,12 @@ class Verifier:
         yield from _equal(f"{path}: sha256", sha256(path), expected)
 
     def _leaks(self) -> Faults:
-        """No document, and no run of 13 words, in two of the four texts, or in a task and a text that methods see."""
-        files = self.layout.text(self.experiment.grid.text)
-        texts = {name: _documents(files.documents(name)) for name in SPLITS}
-        copies = {name: {normalised(str(line["text"])) for line in lines} for name, lines in texts.items()}
-        runs = {name: {run for text in copies[name] for run in shingles(text)} for name in SPLITS}
-        self.checked["document"] += sum(map(len, texts.values()))
-        for one, other in itertools.combinations(SPLITS, 2):
-            if shared := len(copies[one] & copies[other]) + len(runs[one] & runs[other]):
-                what = f"texts {one} and {other} share {shared} documents or runs of 13 words"
-                yield f"{files.folder}: {what}. Fetch again."
-        seen = set().union(*(runs[name] for name in SPLITS if name != "test"))
-        for task in self.experiment.tasks.tasks if self.experiment.tasks else ():
-            yield from self._task_leaks(self.layout.tasks(str(self.experiment.grid.tasks)).documents(task), seen)
-
-    def _task_leaks(self, path: Path, seen: set[bytes]) -> Faults:
-        leaked = [
-            number
-            for number, row in enumerate(_documents(path), 1)
-            if any(run in seen for text in _long_strings(row) for run in shingles(text))
-        ]
-        if leaked:
-            yield (
-                f"{path}: {len(leaked)} documents, the first in line {leaked[0]}, share a run of 13 words with a "
-                "text that methods are fitted to. Take another corpus, or leave the task out."
-            )
+        """Texts that methods are fitted to, against those that cells are scored on."""
+        files = self.layout.text(self.experiment.grid.calibration_text)
+        further = [self.layout.text(name) for name in self.experiment.grid.all_texts[1:]]
+        paths = [files.documents(name) for name in SPLITS] + [text.documents("test") for text in further]
+        self.checked["document"] += sum(len(read_rows(path)) for path in paths)
+        yield from leaks(self.experiment)
 
     def _calibration(self, model: str) -> Faults:
         files = self.layout.calibration(model)
@@ -142,7 +126,7 @@ class Verifier:
             origins.append(self._read({files.grams: schemas.GRAMS.read})[files.grams][1].provenance)
         cell = Cell(model, "structured", "0.00", "dense", 0)
         for origin in origins:
-            yield from self._inputs(files.folder, origin, model=f"models/{model}", text="text")
+            yield from self._inputs(files.folder, origin, model=f"models/{model}", text=self.text)
             yield from self._settings(files.folder, origin.get("settings"), "calibrate", cell)
         self.calibrations[model] = digest([sha256(files.tokens), sha256(files.stats)])
 
@@ -245,7 +229,7 @@ class Verifier:
         asked, scores, origin = self.experiment.recover(cell), found[files.scores], meta.provenance
         yield from _equal(f"{files.recover_cost}: provenance", cost.provenance, origin)
         yield from self._settings(files.recovered, origin.get("settings"), "recover", cell)
-        yield from self._inputs(files.recovered, origin, model=f"models/{cell.model}", text="text")
+        yield from self._inputs(files.recovered, origin, model=f"models/{cell.model}", text=self.text)
         for name, path in () if cell.is_dense else (("masks", files.masks), ("updates", files.updates)):
             yield from _equal(f"{files.recovered}: {name}", origin.get(name), sha256(path))
         yield from _equal(f"{files.scores}: recovered", scores.provenance.get("recovered"), sha256(files.recovered))
@@ -275,25 +259,34 @@ class Verifier:
         where, params = files.scores, body.params
         yield from _equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
         yield from self._settings(where, body.settings, "evaluate", cell)
-        yield from self._inputs(where, body.provenance, model=f"models/{cell.model}", text="text")
+        yield from self._inputs(where, body.provenance, model=f"models/{cell.model}")
+        yield from self._tested(cell, where, body)
         if cell.is_dense:
             yield from _equal(f"{where}: parameters removed", params.dense - params.kept, 0)
         yield from _equal(f"{where}: model_sparsity", body.model_sparsity, 1 - params.kept / params.dense)
-        yield from _perplexity(f"{where}: ppl", body.ppl)
-        asked = self.experiment.models[cell.model].bos
-        if asked != "auto" or body.ppl.bos == "once":
-            yield from _equal(f"{where}: ppl.bos", body.ppl.bos, asked)
         trained = self.experiment.recover(cell).wanted
         yield from _equal(f"{where}: has a perplexity before recovery", body.ppl_before is not None, trained)
-        if body.ppl_before is not None:
-            yield from _perplexity(f"{where}: ppl_before", body.ppl_before)
-            yield from _equal(f"{where}: ppl_before.bos", body.ppl_before.bos, body.ppl.bos)
         wanted = self.experiment.tasks.tasks if self.experiment.tasks else {}
         yield from _equal(f"{where}: tasks", sorted(body.tasks), sorted(wanted))
         if wanted:
             yield from self._inputs(where, body.provenance, tasks="tasks")
         for name, result in body.tasks.items():
             yield from _accuracies(f"{where}: {name}", result)
+
+    def _tested(self, cell: Cell, where: Path, body: ScoresFile) -> Faults:
+        """A perplexity for each test text, from the losses of its windows; and the texts that were read."""
+        names = self.experiment.grid.test_texts
+        texts = {key: f"texts/{name}" for key, name in zip(test_keys(names), names, strict=True)}
+        yield from self._inputs(where, body.provenance, **texts)
+        yield from _equal(f"{where}: ppl_further", list(body.ppl_further), list(names[1:]))
+        asked = self.experiment.models[cell.model].bos
+        named = {"ppl": names[0], "ppl_before": names[0], **{f"ppl_on_{name}": name for name in names[1:]}}
+        for key, ppl in body.perplexities.items():
+            yield from _perplexity(f"{where}: {key}", ppl)
+            expected = body.ppl.bos if asked == "auto" and body.ppl.bos != "once" else asked
+            yield from _equal(f"{where}: {key}.bos", ppl.bos, expected)
+            if ppl.text is not None:
+                yield from _equal(f"{where}: {key}.text", ppl.text, named.get(key))
 
     def _report(self) -> Faults:
         """Every file of the report against one that is made anew from the artifacts."""
@@ -342,24 +335,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _documents(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a jsonl file; ArtifactError if it is missing or damaged."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Fetch it again.") from error
-
-
-def _long_strings(value: Any) -> Iterator[str]:
-    """Yields every string of nested plain data that has at least 13 words."""
-    if isinstance(value, str):
-        if len(value.split()) >= 13:
-            yield value
-    elif isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _long_strings(part)
-
-
 def _perplexity(where: str, ppl: schemas.Perplexity) -> Faults:
     """The perplexity and its error from the losses of the windows; see measure/perplexity.py."""
     losses = np.array(ppl.loss_by_window)
@@ -369,6 +344,8 @@ def _perplexity(where: str, ppl: schemas.Perplexity) -> Faults:
     yield from _equal(f"{where}.value", ppl.value, value)
     stderr = value * float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else None
     yield from _equal(f"{where}.stderr", ppl.stderr, stderr)
+    bits = None if ppl.n_bytes is None else float(losses.mean()) * ppl.n_tokens / math.log(2) / ppl.n_bytes
+    yield from _equal(f"{where}.bits_per_byte", ppl.bits_per_byte, bits)
 
 
 def _accuracies(where: str, result: schemas.TaskScores) -> Faults:

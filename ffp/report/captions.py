@@ -14,6 +14,7 @@ from ffp.config import Experiment
 from ffp.config.bos import IN_WORDS
 from ffp.report.collect import Record, by_task, task_metric
 from ffp.report.groups import TIE_STDERRS
+from ffp.report.tables import text_headings
 
 USUAL_CONTEXT = 2048  # of published perplexities
 
@@ -56,15 +57,24 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
         "Seed": {record.cell.seed for record in records},
     }
     constants = {what: found.pop() for what, found in values.items() if len(found) == 1}
-    measured = sorted({tuple(record.row[f"ppl_{what}"] for what in ("windows", "context", "bos")) for record in done})
-    contexts = [(windows, context, IN_WORDS[bos]) for windows, context, bos in measured]
+    texts = [
+        (heading, experiment.texts[name].title, _measured(done, key))
+        for name, (key, heading) in zip(experiment.grid.test_texts, text_headings(experiment).items(), strict=True)
+    ]
     tasks = [(name, task_metric(results[0]), results[0]) for name, results in by_task(done).items()]
     paired = all(record.scores and record.scores.ppl.loss_by_window for record in done)
     trained = any("ppl_before" in record.row for record in done)
     return _lines(
-        "reading", experiment=experiment, constants=constants, contexts=contexts, tasks=tasks, paired=paired,
-        trained=trained,
+        "reading", experiment=experiment, constants=constants, texts=texts, tasks=tasks, paired=paired, trained=trained,
+        bits=any("bits_per_byte" in record.row for record in done),
     )  # fmt: skip
+
+
+def _measured(records: Iterable[Record], key: str) -> list[tuple[int, int, str]]:
+    """(windows, context, where a BOS stands) of the perplexities in a column, each once."""
+    found = [record.perplexities[key] for record in records if key in record.perplexities]
+    sizes = sorted({(ppl.n_windows, ppl.context, ppl.bos) for ppl in found})
+    return [(windows, context, IN_WORDS[bos]) for windows, context, bos in sizes]
 
 
 def uncontrolled(experiment: Experiment, records: list[Record]) -> list[str]:

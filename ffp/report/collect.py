@@ -14,7 +14,7 @@ from ffp.config.recover import TUNED
 from ffp.core.errors import ArtifactError
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles, Layout
-from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile, TaskScores
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, Perplexity, ScoresFile, TaskScores
 
 LEADING = (
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
@@ -48,6 +48,11 @@ class Record:
     def done(self) -> bool:
         """Whether the cell is finished."""
         return bool(self.row["status"] == "done")
+
+    @property
+    def perplexities(self) -> dict[str, Perplexity]:
+        """Perplexities by their column; see ScoresFile.perplexities."""
+        return self.scores.perplexities if self.scores and self.scores.status == "done" else {}
 
     @property
     def tasks(self) -> dict[str, TaskScores]:
@@ -91,11 +96,20 @@ def columns(records: Iterable[Record]) -> list[str]:
     records = list(records)
     middle = ["search_peak_mem_bytes"]
     middle += [name for name in RECOVERY if any("recover_s" in record.row for record in records)]
+    measured = dict.fromkeys(key for record in records for key in record.perplexities if key != "ppl_before")
+    further = [key for key in measured if key != "ppl"]
+    bits = [key for key in map(bits_column, measured) if any(key in record.row for record in records)]
+    middle += [column for key in (*further, *bits) for column in (key, f"{key}_stderr")]
     for task, results in by_task(records).items():
         for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
             middle += [f"{task}_{metric}", f"{task}_{metric}_stderr"]
         middle.append(f"{task}_n")
     return [*LEADING, *middle, *TRAILING]
+
+
+def bits_column(key: str) -> str:
+    """Returns the column of bits per byte beside that of a perplexity: "bits_per_byte_on_c4" for "ppl_on_c4"."""
+    return key.replace("ppl", "bits_per_byte", 1)
 
 
 def by_task(records: Iterable[Record]) -> dict[str, list[TaskScores]]:
@@ -157,11 +171,14 @@ def _add_figures(record: Record) -> None:
     if record.recovery:
         row.update(recover_tokens=record.recovery.n_tokens, recover_s=record.recovery.wall_s)
         row["recover_peak_mem_bytes"] = record.recovery.peak_mem_bytes
-    if scores and scores.ppl_before:
-        row.update(ppl_before=scores.ppl_before.value, ppl_before_stderr=scores.ppl_before.stderr)
+    for key, ppl in record.perplexities.items():
+        row |= {key: ppl.value, f"{key}_stderr": ppl.stderr}
+        if ppl.bits_per_byte is not None and ppl.n_bytes is not None:
+            # of the mean loss, which the windows sample; the bytes are counted
+            error = ppl.stderr and ppl.stderr / ppl.value * ppl.n_tokens / math.log(2) / ppl.n_bytes
+            row |= {bits_column(key): ppl.bits_per_byte, f"{bits_column(key)}_stderr": error}
     if scores and scores.status == "done":
         row.update(block_sparsity=scores.block_sparsity, model_sparsity=scores.model_sparsity)
-        row.update(ppl=scores.ppl.value, ppl_stderr=scores.ppl.stderr)
         row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context, ppl_bos=scores.ppl.bos)
         row.update(params_kept=scores.params.kept, params_dense=scores.params.dense)
         row.update(evaluation_s=scores.cost.wall_s, evaluation_peak_mem_bytes=scores.cost.peak_mem_bytes)

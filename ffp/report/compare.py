@@ -1,4 +1,4 @@
-"""Compares two sets of results: which cells changed, by how much against the noise, and what differs behind them."""
+"""Compares two sets of results as a reviewer does: what differs behind them, which cells changed, and who wins now."""
 
 import math
 from collections import Counter, defaultdict
@@ -8,20 +8,23 @@ from pathlib import Path
 
 from ffp.config import Cell
 from ffp.core.errors import ConfigError
-from ffp.report.collect import Record, add_mean_accuracy, read_cell
+from ffp.report.collect import Block, Record, add_mean_accuracy, read_cell
 from ffp.report.details import flat
-from ffp.report.groups import TIE_STDERRS, difference_stderr, group
+from ffp.report.groups import TIE_STDERRS, Group, by_block, difference_stderr, group
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CompareFile
 
 Figure = tuple[float | None, float | None, float | None]  # A, B, standard error of the difference
-FIGURES = (
-    "ppl", "ppl_before", "mean_acc", "model_sparsity", "search_tokens", "search_evaluations", "recover_tokens",
-)  # fmt: skip
+SCORES = ("mean_acc", "model_sparsity")  # beside the perplexities
+COUNTS = ("search_tokens", "search_evaluations", "recover_tokens")
+MEASURED = ("search_s", "recover_s", "evaluation_s", "search_peak_mem_bytes", "evaluation_peak_mem_bytes")
+COST_TOLERANCE = 0.25  # relative difference of MEASURED to overlook: they come from single runs
 RESULTS = ("masks", "updates", "recovered", "allocation")  # digests of what a step made: they follow from the rest
 # From the best verdict to the worst.
-IDENTICAL, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "rounding", "within noise", "changed")
+IDENTICAL, COST, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "only cost", "rounding", "within noise", "changed")
 LOST, NEW = "only in A", "only in B"
+SHOWN = (CHANGED, LOST, NEW, NOISE, ROUNDING, COST)  # the order of their cells
+BEHIND = ("commit", "settings", "")  # the parts of provenance in the order that they are shown; "" for all others
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class Difference:
     figures: Mapping[str, Figure]  # by name, where A and B differ
     allocation: bool = False  # whether the allocations differ
     status: tuple[str, str] = ("done", "done")  # in A and in B
+    other_windows: bool = False  # whether a perplexity is of other text or windows in B than in A
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The methods of lowest perplexity at one model, granularity and sparsity, where they are not the same."""
+
+    block: Block
+    text: str  # column of the perplexity
+    before: str  # the method in A
+    after: str  # the method in B
+    values: tuple[float, float]  # perplexity of each where it won
+    tie: bool  # whether the two are tied in B, so that the change says little
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class Comparison:
 
     cells: list[Difference]  # identical cells included
     provenance: Mapping[str, Mapping[str, int]]  # by setting, version or digest: the number of cells by "A -> B"
+    winners: list[Winner]  # where the best method changed
+    commits: tuple[list[str], list[str]]  # of the cells in A and in B
 
     @property
     def changed(self) -> bool:
@@ -53,7 +71,8 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
 
     A relative difference of a figure up to `tolerance` is rounding: another machine sums in another order. One is
     within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of the same windows
-    that is the error of the paired losses. Figures without an error (tokens, sparsity) have no noise.
+    that is the error of the paired losses. A cell with the same scores whose tokens differ, or whose seconds or memory
+    differ by more than COST_TOLERANCE, changed in cost alone.
     """
     ours, theirs = read(before), read(after)
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
@@ -65,7 +84,8 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
         cells.append(_difference(a, b, tolerance))
         for key, change in _provenance(a, b):
             changes[key][change] += 1
-    return Comparison(cells, changes)
+    winners = list(_winners(group(ours.values()), group(theirs.values())))
+    return Comparison(cells, changes, winners, (_commits(ours), _commits(theirs)))
 
 
 def read(folder: Path) -> dict[str, Record]:
@@ -86,14 +106,35 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
     keep = [record.allocation and record.allocation.keep for record in (a, b)]
     figures: dict[str, Figure] = {}
     verdicts = [IDENTICAL if states[0] == states[1] else CHANGED]
-    for key in FIGURES:
+    other_windows = False
+    for key in (*dict.fromkeys([*a.perplexities, *b.perplexities]), *SCORES):
         x, y = a.row.get(key), b.row.get(key)
-        if x != y:
-            known = key in ("ppl", "ppl_before", "mean_acc") and a.done and b.done and None not in (x, y)
-            error = difference_stderr(group([a])[0], group([b])[0], key) if known else None
-            figures[key] = (x, y, error)
-            verdicts.append(_verdict(x, y, error, tolerance))
-    return Difference(a.cell.path, max(verdicts, key=VERDICTS.index), figures, keep[0] != keep[1], states)
+        if x == y:
+            continue
+        same, error = _same_windows(a, b, key), None
+        if key != "model_sparsity" and a.done and b.done and None not in (x, y):
+            error = difference_stderr(group([a])[0], group([b])[0], key, paired=same)
+            other_windows |= not same
+        figures[key] = (x, y, error)
+        added = x is None and a.done  # a text that was not asked for before
+        verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance))
+    for key, limit in {**dict.fromkeys(COUNTS, tolerance), **dict.fromkeys(MEASURED, COST_TOLERANCE)}.items():
+        x, y = a.row.get(key), b.row.get(key)
+        if x != y and (None in (x, y) or _verdict(x, y, None, limit) == CHANGED):
+            figures[key] = (x, y, None)
+            verdicts.append(COST)
+    verdict = max(verdicts, key=VERDICTS.index)
+    return Difference(a.cell.path, verdict, figures, keep[0] != keep[1], states, other_windows)
+
+
+def _same_windows(a: Record, b: Record, key: str) -> bool:
+    """Whether a perplexity is of the same tokens in both: the windows of one text, by one tokenizer."""
+    if key not in a.perplexities or key not in b.perplexities or not (a.scores and b.scores):
+        return True
+    text = f"text {key.removeprefix('ppl_on_')}" if key.startswith("ppl_on_") else "text"
+    cuts = [(ppl.n_windows, ppl.context, ppl.bos) for ppl in (a.perplexities[key], b.perplexities[key])]
+    digests = [[body.provenance.get(name) for name in (text, "model")] for body in (a.scores, b.scores)]
+    return cuts[0] == cuts[1] and digests[0] == digests[1]
 
 
 def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float) -> str:
@@ -102,6 +143,32 @@ def _verdict(x: float | None, y: float | None, error: float | None, tolerance: f
     if abs(x - y) <= tolerance * max(abs(x), abs(y)):
         return ROUNDING
     return NOISE if error is not None and abs(x - y) <= TIE_STDERRS * error else CHANGED
+
+
+def _winners(ours: list[Group], theirs: list[Group]) -> Iterator[Winner]:
+    """Yields the blocks and texts whose best method differs; the dense model is none."""
+    before, after = (by_block(g for g in groups if g.done and not g.is_dense) for groups in (ours, theirs))
+    for block in (block for block in before if block in after):
+        keys = dict.fromkeys(key for g in before[block] for key in g.done[0].perplexities if key != "ppl_before")
+        for key in keys:
+            there = [[g for g in groups[block] if g.row.get(key) is not None] for groups in (before, after)]
+            if not all(there):
+                continue
+            old, new = (min(found, key=lambda g: float(g.row[key])) for found in there)
+            if old.method != new.method:
+                values = (float(old.row[key]), float(new.row[key]))
+                rival = next((g for g in there[1] if g.method == old.method), None)
+                tie = rival is not None and rival.row[key] - values[1] <= TIE_STDERRS * difference_stderr(
+                    rival, new, key
+                )
+                yield Winner(block, key, old.method, new.method, values, tie)
+
+
+def _commits(records: Mapping[str, Record]) -> list[str]:
+    """The versions and commits behind the cells, each with its number of cells."""
+    origins = [body.provenance for r in records.values() if (body := r.scores or r.allocation)]
+    names = [f"{o.commit[:10] or 'no commit'}{' with uncommitted changes' * o.dirty}" for o in origins]
+    return [f"{name} ({count} cells)" for name, count in Counter(names).items()]
 
 
 def _provenance(a: Record, b: Record) -> Iterator[tuple[str, str]]:
@@ -119,14 +186,35 @@ def _provenance(a: Record, b: Record) -> Iterator[tuple[str, str]]:
 
 
 def lines(found: Comparison, before: Path, after: Path) -> Iterator[str]:
-    """Yields the comparison as text: totals, the cells that differ, and what differs behind them."""
-    totals = Counter(difference.verdict for difference in found.cells)
-    yield f"A {before}, B {after}: " + ", ".join(f"{count} {verdict}" for verdict, count in totals.items())
-    for difference in found.cells:
-        if difference.verdict != IDENTICAL:
-            yield f"{difference.verdict:12}  {difference.cell}  {'; '.join(_parts(difference))}".rstrip()
+    """Yields the comparison as text.
+
+    First what differs behind the cells: commits, settings, the rest. Then winners that changed, and the cells that
+    differ, those that changed most first. The totals are the last line.
+    """
+    for name, folder, commits in (("A", before, found.commits[0]), ("B", after, found.commits[1])):
+        yield f"{name} {folder}: {', '.join(commits) or 'no cell is finished'}"
+    kinds = defaultdict[str, list[str]](list)
     for key, changes in found.provenance.items():
-        yield f"differs: {key}: " + "; ".join(f"{change} ({count} cells)" for change, count in changes.items())
+        part = key.split(" ", 1)[1].split(".", 1)[0]
+        text = "; ".join(f"{change} ({count} cells)" for change, count in changes.items())
+        kinds[part if part in BEHIND else ""].append(f"differs: {key}: {text}")
+    for part in BEHIND:
+        yield from kinds[part]
+    for winner in found.winners:
+        yield _winner_line(winner)
+    for verdict in SHOWN:
+        for difference in (difference for difference in found.cells if difference.verdict == verdict):
+            yield f"{verdict:12}  {difference.cell}  {'; '.join(_parts(difference))}".rstrip()
+    totals = Counter(difference.verdict for difference in found.cells)
+    yield ", ".join(f"{totals[verdict]} {verdict}" for verdict in (*SHOWN, IDENTICAL) if totals[verdict])
+
+
+def _winner_line(winner: Winner) -> str:
+    model, granularity, sparsity = winner.block
+    x, y = winner.values
+    tied = f"; tied with {winner.before} in B" if winner.tie else ""
+    where = f"{model}, {granularity}, {float(sparsity):.0%}"
+    return f"winner        {where}, {winner.text}: {winner.before} ({x:.6g}) -> {winner.after} ({y:.6g}){tied}"
 
 
 def _parts(difference: Difference) -> Iterator[str]:
@@ -134,10 +222,12 @@ def _parts(difference: Difference) -> Iterator[str]:
         yield f"status {difference.status[0]} -> {difference.status[1]}"
     for key, (x, y, error) in difference.figures.items():
         if x is None or y is None:
-            yield f"{key} {x} -> {y}"
+            yield f"{key} {'absent' if x is None else f'{x:.6g}'} -> {'absent' if y is None else f'{y:.6g}'}"
         else:
             noise = f", {abs(y - x) / error:.1f} standard errors" if error else ""
             yield f"{key} {x:.6g} -> {y:.6g} ({y - x:+.3g}{noise})"
+    if difference.other_windows:
+        yield "on other windows"
     if difference.allocation:
         yield "another allocation"
 
@@ -149,4 +239,5 @@ def write(found: Comparison, path: Path) -> None:
         for name, values in cell["figures"].items():
             cell["figures"][name] = [value if value is None or math.isfinite(value) else None for value in values]
     provenance = {key: dict(changes) for key, changes in found.provenance.items()}
-    CompareFile(changed=found.changed, cells=cells, provenance=provenance).write(path)
+    winners = [asdict(winner) for winner in found.winners]
+    CompareFile(changed=found.changed, cells=cells, provenance=provenance, winners=winners).write(path)

@@ -59,12 +59,13 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
     layout = Layout.from_grid(grid)
     files = layout.cell(cell)
     common = {"config": experiment.file, "cell": cell.path, "model-dir": layout.model(cell.model).folder}
-    evaluate = {**common, "text-dir": layout.text(grid.text).folder}
+    evaluate = {**common, "text-dir": [layout.text(name).folder for name in grid.test_texts]}
     if grid.tasks:
         evaluate["tasks-dir"] = layout.tasks(grid.tasks).folder
     if cell.method == "dense":
         return [command("evaluate", **evaluate, out=files.scores)]
-    train = {**common, "text-dir": layout.text(grid.text).folder, **({} if cell.is_dense else {"cut": files.folder})}
+    seen = layout.text(grid.calibration_text).folder
+    train = {**common, "text-dir": seen, **({} if cell.is_dense else {"cut": files.folder})}
     recover = [command("recover", **train, out=files.folder)] if experiment.recover(cell).wanted else []
     last = [*recover, command("evaluate", **evaluate, cut=files.folder, out=files.scores)]
     if cell.is_dense:
@@ -82,9 +83,10 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
 def inputs(experiment: Experiment, model: str) -> list[str]:
     """Returns the command lines that fetch and calibrate what all cells of a model share."""
     grid, layout = experiment.grid, Layout.from_grid(experiment.grid)
-    folders = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.text).folder}
+    folders = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.calibration_text).folder}
     out = layout.calibration(model).folder
-    assets = [("model", f"models/{model}", folders["model-dir"]), ("text", f"texts/{grid.text}", folders["text-dir"])]
+    assets = [("model", f"models/{model}", folders["model-dir"])]
+    assets += [("text", f"texts/{name}", layout.text(name).folder) for name in grid.all_texts]
     if grid.tasks:
         assets.append(("tasks", f"tasks/{grid.tasks}", layout.tasks(grid.tasks).folder))
     lines = [command(f"asset {kind}", config=experiment.root / f"{name}.yaml", out=to) for kind, name, to in assets]
@@ -101,5 +103,6 @@ def shared(experiment: Experiment, model: str) -> dict[str, Any]:
 
 
 def command(step: str, **options: Any) -> str:
-    """Returns an ffp command line, quoted for a shell."""
-    return " ".join(["ffp", step, *(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())])
+    """Returns an ffp command line, quoted for a shell; an option is given once for each value of a list."""
+    given = [(name, value if isinstance(value, list) else [value]) for name, value in options.items()]
+    return " ".join(["ffp", step, *(f"--{name} {shlex.quote(str(each))}" for name, values in given for each in values)])

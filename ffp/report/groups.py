@@ -70,12 +70,12 @@ def best_and_ties(groups: Iterable[Group], key: str) -> dict[str, str]:
     """Returns "best" or "tie" by path for the groups that are the best of their block or tied with it.
 
     A group is tied if it differs from the best by at most TIE_STDERRS standard errors of the difference. Low is better
-    for the figure "ppl", high for accuracies. Blocks with a single finished group have no best one.
+    for perplexities, high for accuracies. Blocks with a single finished group have no best one.
     """
     marks = {}
     for block in by_block(g for g in groups if g.done and g.row.get(key) is not None).values():
         if len(block) > 1:
-            best = (min if key == "ppl" else max)(block, key=lambda g: float(g.row[key]))
+            best = (min if key.startswith("ppl") else max)(block, key=lambda g: float(g.row[key]))
             for member in block:
                 if member is best:
                     marks[member.path] = "best"
@@ -84,26 +84,36 @@ def best_and_ties(groups: Iterable[Group], key: str) -> dict[str, str]:
     return marks
 
 
-def difference_stderr(one: Group, other: Group, key: str) -> float:
+def difference_stderr(one: Group, other: Group, key: str, *, paired: bool = True) -> float:
     """Returns the standard error of the difference between the means of a figure in two groups.
 
     It counts the sample of the test and the seeds. Perplexities of the same windows are compared window by window,
     which is far sharper than two separate errors; other errors add in quadrature. A group with one seed adds nothing
     for seeds, since its spread is unknown. An unknown error (a single window or document) is infinite: such a
     difference proves nothing.
+
+    Args:
+        one: A group.
+        other: Another one.
+        key: The figure.
+        paired: Whether perplexities are of the same windows, as within a grid.
     """
     seeds = [float(g.row[f"{key}_sd"]) / math.sqrt(g.row["seeds"]) for g in (one, other) if f"{key}_sd" in g.row]
-    terms = [_terms(member) for member in (one, other)] if key == "ppl" else [[], []]
+    terms = [_terms(member, key) if paired else [] for member in (one, other)]
     if len(terms[0]) == len(terms[1]) > 1:
-        paired = [a - b for a, b in zip(*terms, strict=True)]
-        return math.hypot(statistics.stdev(paired) / math.sqrt(len(paired)), *seeds)
+        gaps = [a - b for a, b in zip(*terms, strict=True)]
+        return math.hypot(statistics.stdev(gaps) / math.sqrt(len(gaps)), *seeds)
     errors = [member.row.get(f"{key}_stderr") for member in (one, other)]
     return math.hypot(*(math.inf if error is None else error for error in errors), *seeds)
 
 
-def _terms(member: Group) -> list[float]:
-    """The delta method: d(mean PPL) is the mean over seeds of PPL dL, window by window; empty if unknown."""
-    losses = [(record.row["ppl"], record.scores.ppl.loss_by_window) for record in member.done if record.scores]
+def _terms(member: Group, key: str) -> list[float]:
+    """The delta method: d(mean PPL) is the mean over seeds of PPL dL, window by window; empty if unknown.
+
+    It is empty for figures that are no perplexity, too.
+    """
+    found = [record.perplexities.get(key) for record in member.done]
+    losses = [(ppl.value, ppl.loss_by_window) for ppl in found if ppl]
     if len({len(windows) for _, windows in losses}) != 1:
         return []
     values = [[ppl * loss for loss in windows] for ppl, windows in losses]

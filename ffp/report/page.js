@@ -70,7 +70,8 @@ const number = digits => DataTable.render.number(",", ".", digits).display;
 const shown = [
   model => escaped(titles[model]), escaped, sparsity => `${Math.round(100 * sparsity)}`,
   (method, line) => `<a href="#${escaped(`${line[0]}/${line[1]}/s${line[2]}/${method}/seed${line[4]}`)}">${escaped(method)}</a>`,
-  seed => seed, state => `<span class="${state.split(":")[0]}">${escaped(state)}</span>`, number(2), number(0), number(1),
+  seed => seed, state => `<span class="${state.split(":")[0]}">${escaped(state)}</span>`,
+  ...[...document.querySelectorAll("#cells [data-digits]")].map(heading => number(Number(heading.dataset.digits))),
 ];
 const cells = new DataTable("#cells", {
   data: JSON.parse(document.getElementById("cell-lines").textContent),

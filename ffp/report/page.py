@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ffp.config import Experiment
 from ffp.report import captions, plots, tables
-from ffp.report.collect import Block, Record, collect
+from ffp.report.collect import Block, Record, bits_column, collect
 from ffp.report.details import command, details, shared
 from ffp.report.groups import Group, by_block, group
 from ffp.store.files import whole
@@ -27,11 +27,8 @@ TITLES = {
     "allocation": "Where the parameters were kept",
     "models": "Models side by side",
 }
-CELL_COLUMNS = (
-    "model", "granularity", "sparsity (%)", "method", "seed", "status", "PPL", "search tokens", "search (s)",
-)  # fmt: skip
-METRICS = ("ppl", "mean_acc", "model_sparsity", "search_tokens")
-CELL_FIGURES = ("ppl", "search_tokens", "search_s")
+CELL_NAMES = ("model", "granularity", "sparsity (%)", "method", "seed", "status")
+METRICS = ("mean_acc", "model_sparsity", "search_tokens")
 
 
 def build(experiment: Experiment, out: Path) -> Path:
@@ -59,7 +56,9 @@ def metrics(records: list[Record]) -> dict[str, float]:
     """Returns the figures of finished cells as "<cell>/ppl" and so on, and the number of cells, for `dvc metrics`."""
     found: dict[str, float] = {"cells_done": sum(record.done for record in records), "cells": len(records)}
     for record in (record for record in records if record.done):
-        known = [name for name in METRICS if record.row.get(name) is not None]
+        measured = [key for key in record.perplexities if key != "ppl_before"]
+        names = [*measured, *map(bits_column, measured), *METRICS]
+        known = [name for name in names if record.row.get(name) is not None]
         found |= {f"{record.cell.path}/{name}": record.row[name] for name in known}
     return found
 
@@ -68,6 +67,7 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
     """Returns the page. The template engine escapes every label; a cell's data are shown as text by page.js."""
     here, datatables = resources.files("ffp.report"), resources.files("itables").joinpath("html")
     style = datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
+    figures = cell_figures(experiment, records)
     return captions.template("template.html", autoescape=True).render(
         title=experiment.grid.title,
         counts=captions.counts(records),
@@ -77,9 +77,10 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
         uncontrolled=captions.uncontrolled(experiment, records),
         figures=list(_figures(experiment, groups, records)),
         shared=[shared(experiment, model) for model in experiment.grid.models],
-        cell_columns=CELL_COLUMNS,
+        cell_names=CELL_NAMES,
+        cell_figures=figures.values(),
         titles=_script_json({name: model.title for name, model in experiment.models.items()}),
-        cells=_script_json([_cell_line(record) for record in records]),
+        cells=_script_json([_cell_line(record, figures) for record in records]),
         details=_packed({record.cell.path: details(experiment, record) for record in records}),
         command=command("report", config=experiment.file, out=Layout.from_grid(experiment.grid).report.folder),
         style=Markup(style),
@@ -155,11 +156,21 @@ def _alt(name: str, groups: list[Group]) -> str:
     return f"{where}: perplexity against {unit}. {'; '.join(parts) or 'No cell is finished yet'}."
 
 
-def _cell_line(record: Record) -> list[Any]:
-    """The entries of CELL_COLUMNS for a cell; None for a number that is not known."""
+def cell_figures(experiment: Experiment, records: list[Record]) -> dict[str, tuple[str, int]]:
+    """Returns the figures in the table of all cells: by column, the heading and the digits behind the point."""
+    texts = tables.text_headings(experiment)
+    known = [key for key in texts if any(bits_column(key) in record.row for record in records)]
+    bits = {bits_column(key): (tables.bits_heading(texts[key]), 3) for key in known}
+    perplexities = {key: (heading, 2) for key, heading in texts.items()}
+    return {**perplexities, **bits, "search_tokens": ("search tokens", 0), "search_s": ("search (s)", 1)}
+
+
+def _cell_line(record: Record, figures: dict[str, tuple[str, int]]) -> list[Any]:
+    """The entries of CELL_NAMES and of the figures for a cell; None for a number that is not known."""
     cell, row = record.cell, record.row
     names = [cell.model, cell.granularity, cell.sparsity, cell.method, cell.seed, tables.status(row)]
-    return [*names, *(row.get(key) if row.get(key) is None else round(row[key], 2) for key in CELL_FIGURES)]
+    values = [(row.get(key), digits) for key, (_, digits) in figures.items()]
+    return [*names, *(value if value is None else round(value, digits) for value, digits in values)]
 
 
 def _script_json(value: Any) -> Markup:

@@ -12,11 +12,12 @@ LABEL = "published, not measured here"
 
 @dataclass(frozen=True)
 class Reference:
-    """One published perplexity and the set that it comes from."""
+    """One published perplexity, the set that it comes from, and the grid's text that it was measured on."""
 
     method: str
     ppl: float
     origin: PublishedSet
+    text: str
 
     @property
     def label(self) -> str:
@@ -36,27 +37,28 @@ class Reference:
 def references(experiment: Experiment) -> dict[Block, list[Reference]]:
     """Returns the published perplexities of each block of the grid.
 
-    They have the same weights (hub repository), granularity, sparsity, test text and context. A dense one stands under
-    sparsity "0.00". A grid that measures a sample of the test text has none.
+    They have the same weights (hub repository), granularity, sparsity, test text (one of the grid's) and context. A
+    dense one stands under sparsity "0.00". A grid that measures a sample of the test texts has none.
     """
     grid, found = experiment.grid, defaultdict[Block, list[Reference]](list)
-    comparable = [origin for origin in experiment.published.sets if _is_comparable(experiment, origin)]
+    sets = [(origin, name) for origin in experiment.published.sets for name in grid.test_texts]
+    comparable = [(origin, name) for origin, name in sets if _is_comparable(experiment, origin, name)]
     for model in grid.models:
-        for origin in comparable:
+        for origin, text in comparable:
             targets = ["0.00", *(f"{sparsity:.2f}" for sparsity in grid.sparsities_of(origin.granularity))]
             for name in _names(experiment, model):
                 for method, by_sparsity in origin.values.get(name, {}).items():
                     for target in (t for t in targets if t in by_sparsity):
-                        reference = Reference(method, by_sparsity[target], origin)
+                        reference = Reference(method, by_sparsity[target], origin, text)
                         found[model, origin.granularity, target].append(reference)
     return found
 
 
-def _is_comparable(experiment: Experiment, origin: PublishedSet) -> bool:
-    """Whether the grid prunes like a set and measures all of its test text in windows of its length."""
+def _is_comparable(experiment: Experiment, origin: PublishedSet, text: str) -> bool:
+    """Whether the grid prunes like a set, and measures all of a text that is the set's in windows of its length."""
     grid = experiment.grid
     return (
-        experiment.published.same_text(origin.text, grid.text)
+        experiment.published.same_text(origin.text, text)
         and not grid.evaluation.windows
         and grid.evaluation.context == origin.context
         and origin.granularity in grid.granularities

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ffp.config import Experiment
-from ffp.report.collect import Block, Record, by_task, columns, task_metric
+from ffp.report.collect import Block, Record, bits_column, by_task, columns, task_metric
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import references
 from ffp.report.ranks import rank
@@ -70,8 +70,10 @@ class Table:
 
 def comparison(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns one row per method: rounded, with errors; columns that never vary in this grid are left out."""
-    marks = {key: best_and_ties(groups, key) for key in ("ppl", "mean_acc")}
+    texts = text_headings(experiment)
+    marks = {key: best_and_ties(groups, key) for key in ("mean_acc", *texts)}
     scored, trained = (any(key in group.row for group in groups) for key in ("mean_acc", "ppl_before"))
+    bits = [key for key in texts if any(bits_column(key) in group.row for group in groups)]
     varying, known = _varying(groups), references(experiment)
 
     def entries(group: Group) -> dict[str, Entry]:
@@ -79,7 +81,8 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
         found["whole model (%)"] = _number(group, "model_sparsity", 100, 1)
         if trained:
             found["PPL before"] = _number(group, "ppl_before", 1, 2)
-        found["PPL"] = _number(group, "ppl", 1, 2, marks["ppl"])
+        found |= {heading: _number(group, key, 1, 2, marks[key]) for key, heading in texts.items()}
+        found |= {bits_heading(texts[key]): _number(group, bits_column(key), 1, 3) for key in bits}
         if scored:
             found["mean acc. (%)"] = _number(group, "mean_acc", 100, 1, marks["mean_acc"])
         found |= {"evaluations": _count(group, "search_evaluations"), "search tokens": _count(group, "search_tokens")}
@@ -96,8 +99,8 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
         lines += [Line(block, group, list(entries(group).values())) for group in members]
         unknown = {name: old if name in SHARED else Entry(DASH) for name, old in entries(members[0]).items()}
         for reference in known.get(block, []):
-            ppl = Entry(f"{reference.ppl:,.2f}", sort=reference.ppl)
-            found = unknown | {"method": Entry(reference.method), "PPL": ppl, "status": Entry(reference.label)}
+            ppl = {texts[text_column(experiment, reference.text)]: Entry(f"{reference.ppl:,.2f}", sort=reference.ppl)}
+            found = unknown | {"method": Entry(reference.method), **ppl, "status": Entry(reference.label)}
             entry = list(found.values())
             lines.append(Line(block, None, entry, reference.note, reference.origin.url, published=True))
     return Table(list(entries(groups[0])), lines)
@@ -122,6 +125,22 @@ def winners(experiment: Experiment, groups: list[Group]) -> Table:
         lines.append(Line(winner.block, winner.best, entries))
     headings = ["sparsity (%)", "dense PPL", "method", "PPL", "search tokens", "tied with it", "at fewer tokens"]
     return Table([*varying, *headings], lines)
+
+
+def text_column(experiment: Experiment, text: str) -> str:
+    """Returns the column of a test text's perplexity: "ppl" for the first text, "ppl_on_NAME" for another one."""
+    return "ppl" if text == experiment.grid.test_texts[0] else f"ppl_on_{text}"
+
+
+def text_headings(experiment: Experiment) -> dict[str, str]:
+    """Returns the heading of each test text's perplexity by its column: "PPL NAME" where there are several texts."""
+    names = experiment.grid.test_texts
+    return {text_column(experiment, name): f"PPL {name}" if len(names) > 1 else "PPL" for name in names}
+
+
+def bits_heading(heading: str) -> str:
+    """Returns the heading of bits per byte beside that of a perplexity."""
+    return heading.replace("PPL", "bits per byte", 1)
 
 
 def tasks(experiment: Experiment, groups: list[Group]) -> Table:

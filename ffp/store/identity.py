@@ -76,9 +76,10 @@ def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, An
 def report_settings(experiment: Experiment) -> dict[str, Any]:
     """Returns everything that can change the report: the grid, the names in its tables, and what others published."""
     parts = {**experiment.models, "text": experiment.text, "tasks": experiment.tasks}
+    titles = {name: part.title for name, part in parts.items() if part}
     return {
         "step_version": STEP_VERSIONS["report"],
-        "titles": {name: part.title for name, part in parts.items() if part},
+        "titles": titles | {f"text {name}": title for name, title in _further(experiment).items()},
         "published": experiment.published.model_dump(mode="json"),
         "grid": experiment.grid.model_dump(mode="json"),
     }
@@ -155,7 +156,17 @@ def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     tasks = experiment.tasks.version if experiment.tasks else None
     evaluation = experiment.grid.evaluation.model_dump()
     found = {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
-    return {**found, **_recovery(experiment, cell), **_bos(experiment, cell)}
+    texts = {"texts": list(experiment.test_titles)} if _further(experiment) else {}
+    return {**found, **texts, **_recovery(experiment, cell), **_bos(experiment, cell)}
+
+
+def _further(experiment: Experiment) -> dict[str, str]:
+    """Titles of the test texts by name; none where cells are tested on the text of the calibration alone.
+
+    So a grid's `text: NAME`, and all results before there were several, are what they were.
+    """
+    titles = experiment.test_titles
+    return {} if list(titles) == [experiment.grid.calibration_text] else titles
 
 
 _SETTINGS: Mapping[str, Callable[[Experiment, Cell], dict[str, Any]]] = {

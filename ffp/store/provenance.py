@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,11 @@ import ffp
 from ffp.store.schemas import Provenance
 
 _PACKAGES = ("torch", "transformers", "lm-eval", "numpy", "safetensors", "tokenizers")
+
+
+def test_keys(names: Sequence[str]) -> list[str]:
+    """Returns by which key the provenance of an evaluation has the digest of each test text; names: of the texts."""
+    return ["text", *(f"text {name}" for name in names[1:])]
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """What is in every file that ffp writes: the one description of the contract on disk.
 
-JSON files are the pydantic models below, safetensors files hold arrays and a model as metadata. Each carries its
-schema's tag and a checksum. A file with another tag is refused with both tags; `ffp/allocation/1`, which listed
-decisions by position, is still read, so that `ffp compare` reaches back to older results.
+JSON files are the pydantic models below, safetensors files hold arrays and a model as metadata. Each has its schema's
+tag and a checksum. Other tags are refused; `ffp/allocation/1` is still read, for `ffp compare` with older results.
 """
 
 from __future__ import annotations
@@ -61,6 +60,11 @@ class CellIdentity(Part):
     sparsity: float
     method: str
     seed: int
+
+
+def _without(body: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Returns the body without the keys that have these values."""
+    return {key: value for key, value in body.items() if key not in defaults or value != defaults[key]}
 
 
 class JsonFile(Part):
@@ -205,7 +209,7 @@ class Parameters(Part):
 
 
 class Perplexity(Part):
-    """Perplexity on the test text; see measure/perplexity.py."""
+    """Perplexity on a test text; see measure/perplexity.py."""
 
     value: float
     stderr: float | None
@@ -214,6 +218,13 @@ class Perplexity(Part):
     n_tokens: int = Field(description="tokens of the text that were predicted; a BOS is none of them")
     bos: PlacedBos = Field("never", description="where a BOS stood in the windows; older files, without it, had none")
     loss_by_window: tuple[float, ...] = Field((), description="mean nats per token of each window")
+    text: str | None = Field(None, description="name of the test text; older files do not say it")
+    n_bytes: int | None = Field(None, description="UTF-8 bytes of the text that the predicted tokens spell")
+    bits_per_byte: float | None = Field(None, description="loss of all predicted tokens in bits / n_bytes")
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(dump(self), text=None, n_bytes=None, bits_per_byte=None)
 
 
 class PerplexityFile(JsonFile, Perplexity):
@@ -250,7 +261,8 @@ class ScoresFile(JsonFile):
     block_sparsity: float
     model_sparsity: float
     params: Parameters
-    ppl: Perplexity
+    ppl: Perplexity = Field(description="on the first test text")
+    ppl_further: dict[str, Perplexity] = Field(default_factory=dict, description="on further test texts, by name")
     ppl_before: Perplexity | None = Field(None, description="before recovery; absent where nothing was trained")
     tasks: dict[str, TaskScores]
     cost: Cost
@@ -259,11 +271,14 @@ class ScoresFile(JsonFile):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of cells without recovery stay as they were before there was any."""
-        body: dict[str, Any] = dump(self)
-        if body.get("ppl_before") is None:
-            body.pop("ppl_before", None)
-        return body
+        """Files of cells without recovery, or with one test text, stay as they were before there was any other."""
+        return _without(dump(self), ppl_before=None, ppl_further={})
+
+    @property
+    def perplexities(self) -> dict[str, Perplexity]:
+        """Every perplexity by its column in tables: "ppl", "ppl_before", and "ppl_on_NAME" of further test texts."""
+        further = {f"ppl_on_{name}": ppl for name, ppl in self.ppl_further.items()}
+        return {"ppl": self.ppl, **further, **({"ppl_before": self.ppl_before} if self.ppl_before else {})}
 
 
 class ExportFile(JsonFile):
@@ -286,6 +301,7 @@ class CompareFile(JsonFile):
     changed: bool
     cells: list[dict[str, Any]]
     provenance: dict[str, dict[str, int]]
+    winners: list[dict[str, Any]] = []
 
 
 class Origin(Part):

@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from ffp.assets import fetch_model, fetch_text
 from ffp.assets.build import build
+from ffp.assets.fetch import extract
 from ffp.config import ModelConfig, TextConfig
 from ffp.core.errors import AssetError
+from ffp.store.documents import read_documents
 from ffp.store.files import sha256
 from ffp.store.schemas import AssetFile
 from tests.helpers.wheels import make_wheel
@@ -73,6 +75,14 @@ def test_folders_of_a_site_may_share_their_downloads(
     monkeypatch.setenv("FFP_DOWNLOADS", str(tmp_path / "shared"))
     fetch_text(text_config(make_wheel(tmp_path / "shared", {"some/docs.jsonl": DOCUMENTS})), out)
     assert (out / "asset.json").is_file() and not downloads.exists()
+
+
+def test_a_text_that_is_all_test_has_one_file(out: Path, downloads: Path) -> None:
+    source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
+    corpus = {"name": "c", "source": source, "splits": ["test"]}
+    fetch_text(TextConfig.model_validate({"title": "t", "sources": [corpus]}), out)
+    assert {path.name for path in out.iterdir()} == {"test.jsonl", "asset.json"}
+    assert len(read_documents(out / "test.jsonl")) == 60
 
 
 def test_a_complete_asset_is_kept_and_a_changed_one_made_again(
@@ -129,6 +139,26 @@ def test_a_missing_member_lists_near_ones(out: Path, downloads: Path) -> None:
     source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
     message = fails(text_config({**source, "members": ["some/doc.jsonl"]}), out)
     assert "no member 'some/doc.jsonl': did you mean some/docs.jsonl?" in message
+
+
+def test_a_pattern_takes_the_members_of_one_folder(out: Path, downloads: Path) -> None:
+    names = ["p/a.py", "p/b.py", "p/[c].py", "p/q/d.py", "p/q/r/e.py", "p/a.txt", "o/p/f.py"]
+    source = make_wheel(downloads, {name: f"words of {name}".encode() for name in names})
+    files = [path.relative_to(out) for path in extract(next(downloads.glob("*.whl")), ["p/*.py", "p/q/*.py"], out)]
+    assert [str(file) for file in files] == ["p/[c].py", "p/a.py", "p/b.py", "p/q/d.py"]
+    shutil.rmtree(out)
+    message = fails(text_config({**source, "members": ["p/*.rst"]}), out)
+    assert "has no member that fits 'p/*.rst'. Correct source.members." in message
+
+
+def test_python_files_become_documents(out: Path, downloads: Path) -> None:
+    """A text of code: each file is a document, as it stands."""
+    files = {f"p/m{i}.py": f"def f{i}(x):\n    return x + {i}\n" for i in range(60)}
+    source = {**make_wheel(downloads, {name: text.encode() for name, text in files.items()}), "members": ["p/*.py"]}
+    corpus = {"name": "c", "source": source, "reader": "txt"}
+    fetch_text(TextConfig.model_validate({"title": "t", "shares": SHARES, "sources": [corpus]}), out)
+    found = [text for name in SHARES for text in read_documents(out / f"{name}.jsonl")]
+    assert sorted(found) == sorted(files.values())
 
 
 @pytest.mark.parametrize(

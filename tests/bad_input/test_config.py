@@ -17,6 +17,9 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+LOCAL = {"kind": "local", "path": "docs.jsonl"}
+
+
 def grid(**changes: Any) -> Any:
     return edit(GRID, **changes)
 
@@ -51,6 +54,21 @@ CASES = [
     Case("an unknown granularity", grid(granularities=["blocks"]), "granularities.0 = 'blocks'.*'structured'"),
     Case("an unknown model", grid(models=["tini"]), r"config/models/tini.yaml does not exist: did you mean tiny\?"),
     Case("an unknown text", grid(text="doc"), r"config/texts/doc.yaml does not exist: did you mean docs\?"),
+    Case("no text", grid(text=None), r"give either text: NAME or texts: \{calibrate: NAME, test: \[NAME, ...\]\}"),
+    Case("a text in two ways", grid(texts={"calibrate": "docs", "test": ["docs"]}), "give either text: NAME or texts"),
+    Case("texts without a test", grid(text=None, texts={"calibrate": "docs", "test": []}),
+         "texts.test = .*at least 1 item"),
+    Case("a test text twice", grid(text=None, texts={"calibrate": "docs", "test": ["docs", "docs"]}),
+         "texts.test = .*names something twice"),
+    Case("an unknown test text", grid(text=None, texts={"calibrate": "docs", "test": ["docs", "dosc"]}),
+         r"config/texts/dosc.yaml does not exist: did you mean docs\?"),
+    Case("calibration on a text that is all test",
+         edit("config/texts/docs.yaml", shares=None, sources=[{"name": "d", "source": LOCAL, "splits": ["test"]}]),
+         "all of the text docs is a test text.* Name it under texts.test, and another one under texts.calibrate"),
+    Case("shares of a text that is all test",
+         edit("config/texts/docs.yaml", sources=[{"name": "d", "source": LOCAL, "splits": ["test"]}]),
+         r"every corpus has splits: \[test\], so that there is nothing to share out. Drop shares"),
+    Case("a text without shares", edit("config/texts/docs.yaml", shares=None), "shares: name calibration, search"),
     Case("unknown tasks", grid(tasks="none"), "config/tasks/none.yaml does not exist"),
     Case("a model's name that leaves the folder", grid(models=["../../etc/passwd"]), r"models.0 = '../../etc/passwd'"),
     Case("a model's name for the shell", grid(models=["tiny; touch x"]), "models.0 = 'tiny; touch x': .*pattern"),

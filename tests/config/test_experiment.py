@@ -92,6 +92,23 @@ def test_where_a_bos_stands_is_a_setting_of_the_steps_that_read_texts(tmp_path: 
     assert step_settings(Experiment(file), "evaluate", cell) == found["auto"]["evaluate"]
 
 
+def test_one_text_in_two_forms_is_the_same_and_another_test_text_is_a_setting_of_the_evaluation(tmp_path: Path) -> None:
+    file, steps = tiny.configure(tmp_path), ("calibrate", "allocate", "apply", "recover", "evaluate")
+    shutil.copy(tmp_path / "config/texts/docs.yaml", tmp_path / "config/texts/more.yaml")
+    cell, found = Cell("tiny", "structured", "0.30", "owl", 0), {}
+    forms = {"short": None, "long": ["docs"], "two": ["docs", "more"], "turned": ["more", "docs"], "other": ["more"]}
+    for name, test in forms.items():
+        if test:
+            edit("config/grid.yaml", text=None, texts={"calibrate": "docs", "test": test})(tmp_path)
+        experiment = Experiment(file)
+        assert experiment.grid.calibration_text == "docs" and experiment.grid.test_texts == tuple(test or ["docs"])
+        found[name] = {step: step_settings(experiment, step, cell) for step in steps}
+    assert found["short"] == found["long"] and "texts" not in found["short"]["evaluate"]
+    for name in ("two", "turned", "other"):
+        changed = {step for step in steps if found[name][step] != found["short"][step]}
+        assert changed == {"evaluate"} and found[name]["evaluate"]["texts"] == forms[name]
+
+
 def test_a_search_has_every_seed_and_a_heuristic_one(tmp_path: Path) -> None:
     file = tiny.configure(tmp_path)
     edit("config/grid.yaml", seeds=[4, 5], methods=["owl", "fastforward"])(tmp_path)

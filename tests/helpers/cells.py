@@ -29,6 +29,7 @@ def make_experiment(folder: Path, **changes) -> Experiment:
         "models/tiny": {"title": TITLE, "source": SOURCE},
         "models/other": {"title": "Other", "source": SOURCE},
         "texts/words": {"title": "Words", "sources": [corpus], "shares": shares},
+        "texts/more": {"title": "More", "sources": [corpus], "shares": shares},
         "tasks/two": {
             "title": "Two", "version": "1",
             "tasks": {name: {"stock": name, "source": SOURCE} for name in ("arc_easy", "winogrande")},

@@ -9,7 +9,7 @@ import pytest
 from ffp.cli import main
 from ffp.report import compare
 from ffp.store.files import read_json, write_json
-from ffp.store.schemas import AllocationFile, CompareFile, ScoresFile
+from ffp.store.schemas import AllocationFile, CompareFile, CostFile, ScoresFile
 from tests.helpers.cells import edit, fill, make_experiment, write_cell
 
 CELL = "tiny/structured/s0.20/owl/seed0"
@@ -123,3 +123,94 @@ def test_a_lost_cell_is_a_change_and_a_new_one_is_not(sets, tmp_path):
 def test_a_folder_without_cells_exits_2(tmp_path, capsys):
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "holds no cells. Name a results folder" in capsys.readouterr().err
+
+
+def cost_file(folder: Path, name: str = CELL) -> Path:
+    return folder / "cells" / name / "search.cost.json"
+
+
+def shown(sets, capsys) -> list[str]:
+    main(["compare", *map(str, sets)])
+    return capsys.readouterr().out.splitlines()
+
+
+SEARCH = "tiny/structured/s0.20/evolutionary/seed0"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"n_tokens": 800}, ["search_tokens 400 -> 800 (+400)"]),
+        ({"wall_s": 3.0, "n_tokens": 800}, ["search_tokens 400 -> 800 (+400)", "search_s 1.5 -> 3 (+1.5)"]),
+        ({"wall_s": 1.6, "peak_mem_bytes": 1100}, None),
+    ],
+)
+def test_a_cell_that_costs_another_effort_for_the_same_scores_is_no_change(sets, change, expected, capsys):
+    """Seconds and memory come from single runs, so that small differences are none."""
+    edit(CostFile, cost_file(sets[1], SEARCH), lambda body: body.update(change))
+    assert main(["compare", *map(str, sets)]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("only cost")]
+    assert found == ([f"only cost     {SEARCH}  {'; '.join(expected)}"] if expected else [])
+
+
+def test_scores_come_before_cost(sets):
+    edit(CostFile, cost_file(sets[1]), lambda body: body.update(n_tokens=800))
+    edit_scores(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
+    assert verdict(sets) == "changed"
+
+
+def test_a_winner_that_changed_is_called_out_with_what_it_is_worth(sets, capsys):
+    before = compare.compare(*sets)
+    assert not before.winners
+    edit_scores(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
+    (winner,) = compare.compare(*sets).winners
+    assert (winner.block, winner.text) == (("tiny", "structured", "0.20"), "ppl")
+    assert (winner.before, winner.after, winner.tie) == ("owl", "evolutionary", True)
+    line = next(line for line in shown(sets, capsys) if line.startswith("winner"))
+    assert (
+        line == "winner        tiny, structured, 20%, ppl: owl (29.9641) -> evolutionary (30.0641); tied with owl in B"
+    )
+    edit_scores(sets[1], scale(3, [1.1, 1.1, 1.1]))
+    (winner,) = compare.compare(*sets).winners
+    assert not winner.tie
+
+
+def test_windows_of_another_text_are_not_paired(sets, capsys):
+    """Losses window by window would make the difference certain; of other windows it is within the noise of both."""
+    edit_scores(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
+    paired = compare.compare(*sets).cells
+    edit_scores(sets[1], lambda body: body["provenance"].update(text="another"))
+    unpaired = compare.compare(*sets).cells
+    errors = [next(d for d in cells if d.cell == CELL).figures["ppl"][2] for cells in (paired, unpaired)]
+    assert errors[0] < 1 < errors[1] and verdict(sets) == "within noise"
+    assert any(CELL in line and line.endswith("on other windows") for line in shown(sets, capsys))
+
+
+def test_a_text_that_only_one_of_both_has_is_new_or_lost(sets):
+    def add(body):
+        body["ppl_further"] = {"more": {**body["ppl"], "value": 50.0}}
+
+    edit_scores(sets[1], add)
+    assert not compare.compare(*sets).changed
+    figures = next(d for d in compare.compare(*sets).cells if d.cell == CELL).figures
+    assert figures["ppl_on_more"] == (None, 50.0, None)
+    assert compare.compare(sets[1], sets[0]).changed
+
+
+def test_what_differs_comes_first_and_the_totals_come_last(sets, capsys):
+    def change(body):
+        body["provenance"].update(commit="f" * 40, dirty=False)
+        body["provenance"]["packages"]["torch"] = "9.9"
+        body["settings"]["evaluation"]["windows"] = 3
+
+    edit_scores(sets[1], change)
+    edit_scores(sets[1], scale(1.02, [0.0199, 0.0198, 0.0197]))
+    shutil.rmtree(sets[1] / "cells/tiny/structured/s0.20/fastforward/seed0")
+    found = shown(sets, capsys)
+    assert "ffffffffff (1 cells)" in found[1] and found[0].startswith(f"A {sets[0]}: ")
+    kinds = ["A ", "B ", "differs: evaluation commit: ", "differs: evaluation settings.", "differs: ", "winner",
+             "changed ", "only in A "]  # fmt: skip
+    places = [next(i for i, line in enumerate(found) if line.startswith(kind)) for kind in kinds]
+    packages = next(i for i, line in enumerate(found) if "packages.torch" in line)
+    assert places[:4] == sorted(places[:4]) and places[3] < packages < places[5] < places[6] < places[7]
+    assert found[-1] == "1 changed, 1 only in A, 6 identical"

@@ -11,7 +11,8 @@ from ffp.report import build, captions, tables
 from ffp.report.collect import collect
 from ffp.report.groups import group
 from ffp.report.published import references
-from tests.helpers.cells import TITLE, fill, make_experiment, write_cell
+from ffp.store.schemas import ScoresFile
+from tests.helpers.cells import TITLE, edit, files_of, fill, make_experiment, score_body, write_cell
 
 
 def groups_of(experiment):
@@ -100,6 +101,40 @@ def test_published_rows_stand_beside_ours_and_are_never_ranked(tmp_path):
     assert "A & B, 2024 (secondary: read in another document that quotes it)" in markdown
     assert "context 2048; calibration: C4; Share of " in markdown
     assert "Theirs" not in (tmp_path / "report/comparison.csv").read_text()
+
+
+def test_published_rows_stand_under_their_own_text(tmp_path):
+    """Two test texts: each published value in the column of its text, a dash in the other one."""
+    grid = {"text": None, "texts": {"calibrate": "words", "test": ["words", "more"]}}
+    for position, text in enumerate(("words", "more")):
+        experiment = published(tmp_path / text, grid=grid, text=text)
+        for method in ("uniform", "owl"):
+            write_cell(experiment, f"tiny/structured/s0.20/{method}/seed0", [4.0, 4.1], tasks=False)
+        table = tables.comparison(experiment, groups_of(experiment))
+        (line,) = [line for line in table.lines if line.published]
+        columns = [table.headings.index(f"PPL {name}") for name in ("words", "more")]
+        shown = [line.entries[column].text for column in columns]
+        assert shown[position] == "31.50" and shown[1 - position] == tables.DASH
+
+
+def test_the_best_of_each_text_is_marked_window_by_window(tmp_path):
+    """The first text's best is not the second one's."""
+    experiment = make_experiment(tmp_path, text=None, texts={"calibrate": "words", "test": ["words", "more"]},
+                                 tasks=None, methods=["uniform", "owl"])  # fmt: skip
+    for method, (first, second) in {"uniform": (4.0, 3.0), "owl": (3.5, 3.4)}.items():
+        write_cell(experiment, f"tiny/structured/s0.20/{method}/seed0", [first, first + 0.5], tasks=False)
+
+        def add(body, second=second):
+            other = score_body([second, second + 0.4], 0, False)["ppl"]
+            body["ppl_further"] = {"more": {**other, "n_bytes": 500, "bits_per_byte": 1.25}}
+
+        edit(ScoresFile, files_of(experiment, f"tiny/structured/s0.20/{method}/seed0").scores, add)
+    table = tables.comparison(experiment, groups_of(experiment))
+    marks = {name: [line.entries[table.headings.index(name)].mark for line in table.lines if line.group.done]
+             for name in ("PPL words", "PPL more")}  # fmt: skip
+    assert marks == {"PPL words": ["", "best"], "PPL more": ["best", ""]}
+    entries = [line.entries[table.headings.index("bits per byte more")].text for line in table.lines if line.group.done]
+    assert [entry[:5] for entry in entries] == ["1.250", "1.250"] and "bits per byte words" not in table.headings
 
 
 def test_published_rows_link_their_source(tmp_path):

@@ -26,7 +26,7 @@ rule asset_model:
 
 use rule asset_model as asset_text with:
     input:
-        local_files(EXPERIMENT.text.sources),
+        lambda wildcards: local_files(EXPERIMENT.texts[wildcards.text].sources),
     output:
         TEXT.manifest,
     log:
@@ -38,7 +38,7 @@ use rule asset_model as asset_text with:
         kind="text",
         config=f"{EXPERIMENT.root}/texts/{{text}}.yaml",
         out=subpath(output[0], parent=True),
-        settings=as_json(asset_settings(EXPERIMENT.text)),
+        settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.texts[wildcards.text])),
 
 
 use rule asset_model as asset_tasks with:

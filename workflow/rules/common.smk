@@ -31,8 +31,9 @@ LAYOUT = Layout.from_grid(GRID)
 MODEL, TEXT, TASKS = LAYOUT.model("{model}"), LAYOUT.text("{text}"), LAYOUT.tasks("{tasks}")
 CALIBRATION, CELL, REPORT = LAYOUT.calibration("{model}"), LAYOUT.cell(WILDCARD_CELL), LAYOUT.report
 
-# The text and tasks of this grid.
-TEXT_DIR = LAYOUT.text(GRID.text)
+# The texts and tasks of this grid: the one that methods are fitted to, and those that cells are scored on.
+TEXT_DIR = LAYOUT.text(GRID.calibration_text)
+TEST_MANIFESTS = [LAYOUT.text(name).manifest for name in GRID.test_texts]
 TASKS_DIR = LAYOUT.tasks(GRID.tasks) if GRID.tasks else None
 
 # Inputs that several rules have.
@@ -67,7 +68,7 @@ def one_of(names):
 
 wildcard_constraints:
     model=one_of(GRID.models),
-    text=one_of([GRID.text]),
+    text=one_of(GRID.all_texts),
     tasks=one_of([GRID.tasks] if GRID.tasks else []),
     granularity=one_of(GRID.granularities),
     sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.all_sparsities)]),
@@ -181,6 +182,15 @@ def folder_option(option, key):
         files = input.get(key)
         first = files if isinstance(files, str) else next(iter(files), "")
         return [option, os.path.dirname(first)] if first else []
+
+    return words
+
+
+def folders(key, option):
+    """A params function: the folders of the inputs `key` as values of an option, named again before all but the first."""
+
+    def words(wildcards, input):
+        return [word for file in input.get(key) for word in (option, os.path.dirname(file))][1:]
 
     return words
 

@@ -4,7 +4,7 @@
 rule evaluate:
     input:
         model=MODEL.manifest,
-        text=TEXT_DIR.manifest,
+        text=TEST_MANIFESTS,
         tasks=[TASKS_DIR.manifest] if TASKS_DIR else [],
         cut=cut_files,
     output:
@@ -21,7 +21,7 @@ rule evaluate:
         **SCORE_RESOURCES,
     params:
         **CELL_PARAMS,
-        text_dir=subpath(input.text, parent=True),
+        text_dir=folders("text", "--text-dir"),
         tasks_dir=folder_option("--tasks-dir", "tasks"),
         cut=folder_option("--cut", "cut"),
         settings=settings("evaluate"),
