@@ -20,7 +20,7 @@ from ffp.store.schemas import AssetFile
 
 LOG = logging.getLogger("ffp")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-SUFFIXES = frozenset({".json", ".jsonl", ".safetensors", ".txt", ".model", ".jinja"})
+SUFFIXES = frozenset({".arrow", ".json", ".jsonl", ".safetensors", ".txt", ".model", ".jinja"})
 
 
 def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Path], None]) -> None:

@@ -7,13 +7,17 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ffp.assets.build import build
-from ffp.assets.fetch import identity_of
+from ffp.assets.fetch import identity_of, local_files
 from ffp.assets.rows import Row, rows_of
-from ffp.config import TaskConfig, TasksConfig
+from ffp.assets.stock import check_tasks
+from ffp.assets.task_data import Recorder, answered_by, build_stock, leaves, look_at, stock_objects
+from ffp.config import LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import AssetError
 from ffp.store.layout import AssetFiles, downloads_of
+from ffp.store.schemas import DatasetsFile
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
@@ -21,31 +25,81 @@ LABELS = "ABCDEFGHIJ"
 
 
 def fetch_tasks(config: TasksConfig, out: Path) -> None:
-    """Makes `out` a folder with one {task}.jsonl per task, each line with the columns of the stock lm-eval task.
+    """Makes `out` a folder with the documents of tasks.
 
-    Documents keep the order of their source. See build() for what is kept and what is made again.
+    A task of files has {task}.jsonl, each line with the columns of the stock lm-eval task, in the order of its source,
+    and {task}.fewshot.jsonl where it has a source of examples. The data sets of other tasks are Arrow files, which
+    datasets.json names. See build() for what is kept and what is made again.
 
     Raises:
         AssetError: A source cannot be fetched, or has no documents of that task.
+        ConfigError: lm-eval is not installed, or ships no such task.
     """
+    check_tasks(config)
     downloads = downloads_of(out)
+    copies = [task.source for task in config.tasks.values() if task.reader == "dataset"]
+
+    def files_of(source: LocalSource) -> list[Path]:
+        return _tree(source) if source in copies else local_files(source)
 
     def make(into: Path) -> None:
-        scratch = into / ".source"
+        scratch, files = into / ".source", AssetFiles(into)
+        scratch.mkdir()
         for name, task in config.tasks.items():
-            rows = rows_of(task.source, task.reader, scratch=scratch, downloads=downloads)
-            count = 0
-            with AssetFiles(into).documents(name).open("w", encoding="utf-8") as stream:
-                for row in rows:
-                    stream.write(json.dumps(_stock_row(task, row), ensure_ascii=False) + "\n")
-                    count += 1
-            if not count:
-                raise AssetError(f"task {name!r} has no document. Correct its source in the tasks file.")
-            LOG.info("task %s: %d documents", name, count)
+            if task.has_files:
+                _write_rows(name, task, task.source, files.documents(name), scratch, downloads)
+            if task.fewshot:
+                _write_rows(name, task, task.fewshot, files.examples(name), scratch, downloads)
+                _check_apart(name, files)
+        _fetch_datasets(config, files, scratch, downloads)
         shutil.rmtree(scratch, ignore_errors=True)
 
-    sources = [task.source for task in config.tasks.values()]
-    build(out, kind="tasks", source=identity_of(config, sources, CONVERSION), make=make)
+    build(out, kind="tasks", source=identity_of(config, config.sources, CONVERSION, files_of), make=make)
+
+
+def _write_rows(name: str, task: TaskConfig, source: Any, path: Path, scratch: Path, downloads: Path) -> None:
+    """Writes the documents of a source as JSON lines."""
+    count = 0
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows_of(source, task.reader, scratch=scratch, downloads=downloads):
+            stream.write(json.dumps(_stock_row(task, row), ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        raise AssetError(f"task {name!r} has no document. Correct its source in the tasks file.")
+    LOG.info("task %s: %d documents", name, count)
+
+
+def _fetch_datasets(config: TasksConfig, files: AssetFiles, scratch: Path, downloads: Path) -> None:
+    """Builds the tasks that ask for data sets, and keeps what they look at."""
+    asking = {name: task for name, task in config.tasks.items() if not task.has_files}
+    if not asking:
+        return
+    manager, found = build_stock(config, scratch), {}
+    for name, task in asking.items():
+        recorder = Recorder(task, downloads)
+        with answered_by(recorder):
+            built = leaves(stock_objects(manager, name, task))
+            for one in built:
+                look_at(one)
+        found[name] = recorder.save(files, built)
+        if task.revision and len(recorder.commits) > 1:
+            raise AssetError(f"task {name!r} has several data sets, so that no one revision fits. Leave it out.")
+    DatasetsFile(tasks=found).write(files.datasets)
+
+
+def _tree(source: LocalSource) -> list[Path]:
+    """The files of a local data set, those of its configurations too."""
+    path = Path(source.path).expanduser()
+    found = sorted(p for p in path.rglob("[!.]*") if p.is_file())
+    return found or local_files(source)
+
+
+def _check_apart(name: str, files: AssetFiles) -> None:
+    """Raises AssetError where a solved example is a document that is scored."""
+    scored = set(files.documents(name).read_text(encoding="utf-8").splitlines())
+    shared = sum(line in scored for line in files.examples(name).read_text(encoding="utf-8").splitlines())
+    if shared:
+        raise AssetError(f"task {name!r}: {shared} of its examples are scored documents. Give fewshot other documents.")
 
 
 def _stock_row(task: TaskConfig, row: Row) -> Row:

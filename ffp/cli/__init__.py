@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for chatty in ("httpx", "fontTools"):
+    for chatty in ("httpx", "httpx2", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     code = FfpError.exit_code
     try:

@@ -13,6 +13,7 @@ from ffp.cli import options
 from ffp.cli.app import FRONT, app, start_torch
 from ffp.config.assets import Resources
 from ffp.config.catalog import entries, find_entry
+from ffp.config.grid import EvaluationConfig
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
@@ -35,7 +36,9 @@ def prune(
     attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, bos: options.Bos = None,
     device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
     offload: options.Offload = False, evaluate: options.Evaluate = True, tasks: options.Tasks = None,
-    documents: options.Documents = EVALUATION.documents, format: options.Format = "transformers",
+    num_fewshot: options.NumFewshot = None, chat_template: options.ChatTemplate = False,
+    system_prompt: options.SystemPrompt = "", documents: options.Documents = EVALUATION.documents,
+    format: options.Format = "transformers",
     quantize: options.Quantize = None, pad: options.Pad = None, yes: options.Yes = False, data: options.Data = None,
     dry_run: options.DryRun = False, as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
@@ -52,7 +55,8 @@ def prune(
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
         compensate=compensate, seed=seed, **_given(pruner=pruner),
-        **_sizes(context, calibration_tokens, documents, score=score, compensated=compensated_search),
+        **_sizes(context, calibration_tokens, score=score, compensated=compensated_search),
+        evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     resources = Resources(threads=threads or cpu_count(), gpu=1)
@@ -66,8 +70,8 @@ def prune(
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
-        evaluate=evaluate, format=formats.create(format, quantize=quantize, pad=pad), overwrite=yes,
-        data=data or default_data(),
+        num_fewshot=num_fewshot, evaluate=evaluate, format=formats.create(format, quantize=quantize, pad=pad),
+        overwrite=yes, data=data or default_data(),
     )  # fmt: skip
     if dry_run:
         print(command.dry_run(request))
@@ -124,21 +128,26 @@ def _params(pairs: list[str], option: str = "--param") -> dict[str, Any]:
     return found
 
 
-def _sizes(context: int, calibration_tokens: int, documents: int, *, score: str, compensated: bool) -> dict[str, Any]:
+def _evaluation(context: int, documents: int, chat_template: bool, system_prompt: str) -> EvaluationConfig:
+    """What is measured before and after."""
+    if documents < 0:
+        raise ConfigError(f"--documents {documents} is below 0. Give a number of documents, or 0 for all.")
+    asked = {"documents": documents, "chat_template": chat_template, "system_prompt": system_prompt}
+    return EVALUATION.model_copy(update={"context": 2 * context, **asked})
+
+
+def _sizes(context: int, calibration_tokens: int, *, score: str, compensated: bool) -> dict[str, Any]:
     """The windows of the texts, the order of units, and whether a search is compensated."""
     if not 2 <= context <= calibration_tokens:
         raise ConfigError(
             f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
         )
-    if documents < 0:
-        raise ConfigError(f"--documents {documents} is below 0. Give a number of documents, or 0 for all.")
     calibration = {"context": context, "windows": calibration_tokens // context, "score": score}
     return {
         "calibration": CALIBRATION.model_copy(update=calibration),
         "search": SEARCH.model_copy(
             update={"context": context, "evaluations": max(1, TOKENS // context), "compensated": compensated}
         ),
-        "evaluation": EVALUATION.model_copy(update={"context": 2 * context, "documents": documents}),
     }
 
 

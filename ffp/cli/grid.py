@@ -26,8 +26,11 @@ OutDir = Annotated[Path, typer.Option("--out", help="Folder to make.")]
 
 @app.command(rich_help_panel=STEPS)
 def asset(
-    kind: Annotated[Literal["model", "text", "tasks"], typer.Argument(help="What to fetch.")],
-    config: Annotated[Path, typer.Option(help="YAML file of the model, text or tasks.")],
+    kind: Annotated[
+        Literal["model", "text", "tasks", "grid-tasks"],
+        typer.Argument(help="What to fetch; grid-tasks: the tasks that a grid lists."),
+    ],
+    config: Annotated[Path, typer.Option(help="YAML file of the model, text, tasks or grid.")],
     out: OutDir,
 ) -> None:
     """Fetch and verify a model, a text or a set of tasks.
@@ -43,7 +46,10 @@ def asset(
     elif kind == "text":
         assets.fetch_text(read_part(TextConfig, config), out)
     else:
-        assets.fetch_tasks(read_part(TasksConfig, config), out)
+        tasks = read_part(TasksConfig, config) if kind == "tasks" else Experiment(config).tasks
+        if tasks is None:
+            raise ConfigError(f"{config} names no tasks. Give a grid with a list of tasks.")
+        assets.fetch_tasks(tasks, out)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -108,7 +108,15 @@ Offload = Annotated[
     bool, _option("Keep the weights on the host and move one block at a time to the GPU.", MODEL, "--offload")
 ]
 Evaluate = Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.", rich_help_panel=OUTPUT)]
-Tasks = Annotated[str | None, _option("Score lm-eval tasks too: a name of `ffp list tasks`.", OUTPUT)]
+Tasks = Annotated[
+    str | None,
+    _option("Score lm-eval tasks too, e.g. arc_easy,gsm8k, or a name of `ffp list tasks`.", OUTPUT),
+]
+NumFewshot = Annotated[int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT)]
+ChatTemplate = Annotated[
+    bool, _option("Ask tasks as a chat, by the template of the tokenizer.", OUTPUT, "--chat-template")
+]
+SystemPrompt = Annotated[str, _option("What comes before each prompt of a task.", OUTPUT)]
 Documents = Annotated[
     int, _option(f"Documents of each task; 0 for all (lm-eval: limit). Default: {EVALUATION.documents}.", OUTPUT)
 ]

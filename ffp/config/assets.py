@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -14,9 +14,16 @@ from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._()-]{0,119}$")]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 LmHead = Literal["auto", "tied", "apart"]
 JobKind = Literal["search", "score"]
 Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
+
+
+def _is_none(value: object) -> bool:
+    """Whether a key was not given: it is left out then, so that what was made before it existed is the same."""
+    return value is None
 
 
 Pickled = Annotated[
@@ -92,6 +99,7 @@ class LocalSource(Strict):
     allow_pickle: Pickled = False
 
 
+AnySource = WheelSource | WheelPartsSource | HubSource | LocalSource
 Source = Annotated[
     WheelSource | WheelPartsSource | HubSource | LocalSource,
     Field(
@@ -271,19 +279,93 @@ class TextConfig(Strict):
         return all(set(corpus.splits) == {"test"} for corpus in self.sources)
 
 
-class TaskConfig(Strict):
-    """A zero-shot task of lm-eval on local data."""
+class TaskSettings(Strict):
+    """How a task of lm-eval is asked, where it differs from what lm-eval's YAML says."""
 
-    stock: Name = Field(description="The lm-eval task whose prompt and metrics are used.")
-    source: Source
-    reader: Literal["arrow", "jsonl", "parquet", "olmo-requests"] = Field(
-        "arrow", description="Format of the files, whose columns are those of the stock task."
+    num_fewshot: int | None = Field(
+        None, ge=0, exclude_if=_is_none, description="Solved examples in each prompt; the task's own number without it."
+    )
+    gen_kwargs: Mapping[str, Any] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,
+        description="How a task that generates does so, e.g. {max_gen_toks: 128}; what is left out is the task's own.",
+    )
+    revision: Commit | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="Commit of the task's data set on the hub; without it the newest one when the data is first "
+        "fetched, which datasets.json beside the data then names.",
     )
 
 
+class StockTask(TaskSettings):
+    """An item of a grid's list of tasks: a task or group of lm-eval, with its data from the hub."""
+
+    task: TaskName = Field(description="Name of the task, group or tag in lm-eval.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_name(cls, item: Any) -> Any:
+        return {"task": item} if isinstance(item, str) else item
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{key}={value}" for key, value in self.model_dump(mode="json", exclude={"task"}).items())
+        return f"{self.task}({asked})" if asked else self.task
+
+
+class TaskConfig(TaskSettings):
+    """A task or group of lm-eval, and where its documents come from."""
+
+    stock: TaskName = Field(description="The lm-eval task or group whose prompt and metrics are used.")
+    source: Source | None = Field(
+        None, description="Where the documents come from; without it, from the data set of the hub that lm-eval names."
+    )
+    reader: Literal["arrow", "jsonl", "parquet", "olmo-requests", "dataset"] = Field(
+        "arrow",
+        description="Format of the files, whose columns are those of the stock task. `dataset`: a folder, or a "
+        "repository of the hub, that stands for the stock task's data set, with its configurations and splits; "
+        "groups need it.",
+    )
+    fewshot: Source | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="Where the solved examples of a prompt come from, in the format of `source`: other documents than "
+        "those that are scored.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskConfig:
+        if self.fewshot and not self.has_files:
+            raise ValueError("fewshot needs a source of files; a data set has its own split of examples")
+        if self.revision and self.source:
+            raise ValueError("revision is of the data set that lm-eval names; a source has its own")
+        return self
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the documents come from files, instead of from a data set with splits."""
+        return self.source is not None and self.reader != "dataset"
+
+    @property
+    def sources(self) -> list[AnySource]:
+        """All sources of the task."""
+        return [source for source in (self.source, self.fewshot) if source]
+
+
 class TasksConfig(Strict):
-    """A set of zero-shot tasks: config/tasks/NAME.yaml."""
+    """A set of tasks: config/tasks/NAME.yaml."""
 
     title: str = Field(description="Name of the set in tables.")
     version: str = Field(description="Raised when the scores can change; cells are evaluated again then.")
-    tasks: Mapping[Name, TaskConfig] = Field(description="The tasks, by the names that tables show.")
+    tasks: Mapping[TaskName, TaskConfig] = Field(description="The tasks, by the names that tables show.")
+
+    @classmethod
+    def of(cls, tasks: Sequence[StockTask]) -> TasksConfig:
+        """Returns the set that a list of tasks is, whose version says all that was asked."""
+        found = {one.task: TaskConfig(stock=one.task, **one.model_dump(exclude={"task"})) for one in tasks}
+        return cls(title=", ".join(found), version="; ".join(map(str, tasks)), tasks=found)
+
+    @property
+    def sources(self) -> list[AnySource]:
+        """All sources of all tasks."""
+        return [source for task in self.tasks.values() for source in task.sources]

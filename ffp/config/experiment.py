@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
-from ffp.config.assets import ModelConfig, TasksConfig, TextConfig
+from ffp.config.assets import ModelConfig, StockTask, TasksConfig, TextConfig
 from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, reads_grams
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
@@ -19,6 +20,7 @@ from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 
+LIST_NAME = 40  # characters of the names in the name of a list of tasks, at most
 PLAIN = MethodConfig()  # of a method without a variant
 
 
@@ -83,7 +85,7 @@ class Experiment:
                 f"{self.file}: all of the text {self.grid.calibration_text} is a test text, so that nothing can be "
                 "calibrated on it. Name it under texts.test, and another one under texts.calibrate."
             )
-        self.tasks = self._part("tasks", self.grid.tasks, TasksConfig) if self.grid.tasks else None
+        self.tasks = self._tasks()
         published = self.root / "published.yaml"
         self.published = (
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
@@ -116,6 +118,18 @@ class Experiment:
             known = [p.stem for p in (self.root / kind).glob("*.yaml")]
             raise ConfigError(f"{self.file}: {path} does not exist: {did_you_mean(name, known)}")
         return read_part(shape, path)
+
+    def _tasks(self) -> TasksConfig | None:
+        asked = self.grid.tasks
+        if isinstance(asked, str):
+            return self._part("tasks", asked, TasksConfig)
+        return TasksConfig.of(asked) if asked else None
+
+    @property
+    def tasks_name(self) -> str | None:
+        """The name of the tasks' folder: that of their file, or what tells a list from others."""
+        asked = self.grid.tasks
+        return asked if asked is None or isinstance(asked, str) else name_of_list(asked)
 
     def _create(self, name: str) -> Method:
         try:
@@ -282,6 +296,12 @@ class Experiment:
             return None
         given = (self.parameters(name), variant.units, self.compensated_search(name))
         return self.method(name), self.score(name), self.pruner(name), self.fitness(name), *given
+
+
+def name_of_list(tasks: Sequence[StockTask]) -> str:
+    """Returns the folder's name of a list of tasks: their names, and a digest of all that was asked of them."""
+    asked = "; ".join(map(str, tasks))
+    return f"{'.'.join(task.task for task in tasks)[:LIST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
 def _learns(method: type[Method]) -> bool:

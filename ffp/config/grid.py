@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
+from ffp.config.assets import StockTask
 from ffp.config.reading import Count, KeepBlocks, Name, Strict
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
@@ -17,6 +19,10 @@ Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv", "pairwise", "obs"]
 GRAM_SCORES = ("pairwise", "obs")  # scores that need Gram matrices of the calibration text
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
+Tasks = Annotated[
+    Annotated[Name, Tag("file")] | Annotated[tuple[StockTask, ...], Field(min_length=1), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "file"),
+]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -88,6 +94,23 @@ class EvaluationConfig(Strict):
     windows: int = Field(0, ge=0, description="Windows of the test text; 0 for all.")
     documents: int = Field(0, ge=0, description="Documents of each task, drawn at random; 0 for all (lm-eval: limit).")
     seed: int = Field(0, description="Seed of that draw.")
+    chat_template: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description="Ask tasks as a chat, by the template of the model's tokenizer (lm-eval: apply_chat_template).",
+    )
+    system_prompt: str = Field(
+        "", exclude_if=operator.not_, description="What comes before each prompt (lm-eval: system_instruction)."
+    )
+    fewshot_as_multiturn: bool = Field(
+        True,
+        exclude_if=operator.truth,
+        description="With a chat template, give each solved example as a turn of its own.",
+    )
+
+    def of_tasks(self) -> dict[str, Any]:
+        """Returns how tasks are asked, by the names of score_tasks."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in ("context", "windows")}
 
 
 class InitConfig(Strict):
@@ -178,7 +201,11 @@ class GridConfig(Strict):
         exclude_if=lambda texts: texts is None,
         description="Several test texts, or another one than that of the calibration; instead of text.",
     )
-    tasks: Name | None = Field(None, description="Tasks: name of a file in tasks/; no task is scored without it.")
+    tasks: Tasks | None = Field(
+        None,
+        description="Tasks: name of a file in tasks/, or a list of tasks and groups that lm-eval ships, e.g. "
+        "[arc_easy, {task: mmlu, num_fewshot: 5}]; no task is scored without it.",
+    )
     granularities: tuple[Granularity, ...] = Field(
         ("structured",),
         description="What is removed: KV groups and FFN channels (structured), single weights (unstructured), or "
@@ -228,6 +255,13 @@ class GridConfig(Strict):
         if (self.text is None) == (self.texts is None):
             raise ValueError("give either text: NAME or texts: {calibrate: NAME, test: [NAME, ...]}")
         return self
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_tasks(cls, tasks: Any) -> Any:
+        if isinstance(tasks, tuple):
+            cls._distinct(tuple(item.task for item in tasks))
+        return tasks
 
     @field_validator("recover")
     @classmethod

@@ -72,7 +72,7 @@ def _origins(entry: Entry) -> list[str]:
     if isinstance(entry, ModelConfig):
         return [_origin(entry.source)]
     parts = entry.sources if isinstance(entry, TextConfig) else entry.tasks.values()
-    return [_origin(part.source) for part in parts]
+    return [_origin(part.source) if part.source else "hub, as lm-eval names it" for part in parts]
 
 
 def _origin(source: WheelSource | WheelPartsSource | HubSource | LocalSource) -> str:

@@ -12,6 +12,7 @@ import yaml
 from ffp.config import Cell, HubSource, ModelConfig
 from ffp.config.bos import IN_WORDS
 from ffp.models.formats import Saved
+from ffp.store.task_scores import scored_tasks
 
 if TYPE_CHECKING:
     from ffp.allocators.base import Method
@@ -123,10 +124,13 @@ def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:
         f"| perplexity, {pruned['ppl']['n_tokens']:,} tokens, {IN_WORDS[pruned['ppl']['bos']]} "
         f"| {' | '.join(_figure(b, 'ppl') for b in bodies)} |"
     )
-    for task, result in pruned["tasks"].items():
-        metric = next(iter(result["metrics"]))
-        figures = " | ".join(_figure(body, "tasks", task, "metrics", metric) for body in bodies)
-        rows.append(f"| {task}, {metric}, {result['n']} of {result['n_total']} documents | {figures} |")
+    tasks = [scored_tasks((body or {}).get("tasks", {})) for body in bodies]
+    for task, result in tasks[1].items():
+        for metric in result.by_filter(next(iter(result.metrics))):
+            found = [each[task].metrics.get(metric) if task in each else None for each in tasks]
+            figures = " | ".join(_figure(one.model_dump() if one else None) for one in found)
+            shots = f", {result.num_fewshot}-shot" if result.num_fewshot else ""
+            rows.append(f"| {task}, {metric}{shots}, {result.n} of {result.n_total} documents | {figures} |")
     return "\n".join(rows)
 
 

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from ffp.allocators import Search
+from ffp.assets.stock import check_tasks, stock_index
 from ffp.assets.tasks import fetch_tasks
 from ffp.config import TasksConfig, read_part
+from ffp.config.assets import StockTask
 from ffp.config.bos import IN_WORDS
 from ffp.config.catalog import entries, find_entry
+from ffp.config.experiment import name_of_list
 from ffp.config.pruning import PruneSettings
+from ffp.config.reading import first_fault
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
-from ffp.core.extras import needs
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
-from ffp.measure.tasks import score_tasks, stock_files
+from ffp.measure.tasks import check_chat_template, score_tasks
 from ffp.models.checkpoint import load_model, load_tokenizer
 from ffp.models.formats import Format
 from ffp.models.prunable import PrunableModel
@@ -54,7 +58,8 @@ class PruneRequest:
         format: How the checkpoint is written.
         text: See open_text.
         column: Field of a row that holds the text.
-        tasks: Name of a set of tasks; None for none.
+        tasks: Name of a set of tasks, or tasks of lm-eval with commas between them; None for none.
+        num_fewshot: Solved examples in the prompts of all tasks; None for each task's own.
         evaluate: Measure perplexity and speed before and after.
         overwrite: Replace a folder that ffp wrote.
         data: Folder for what is fetched.
@@ -68,6 +73,7 @@ class PruneRequest:
     text: str | Sequence[Path] | None = None
     column: str = "text"
     tasks: str | None = None
+    num_fewshot: int | None = None
     evaluate: bool = True
     overwrite: bool = False
     data: Path = Path("data")
@@ -84,6 +90,7 @@ def prune(request: PruneRequest) -> Pruned:
     opened = open_model(request.model, data=request.data, changes=request.changes)
     text = open_text(request.text, data=request.data, column=request.column)
     request, tokenizer, config = _on(request, opened), load_tokenizer(opened.folder), opened.config
+    check_chat_template(tokenizer, asked=request.settings.evaluation.chat_template)
     found = estimate(opened.folder, config, request.settings)
     found.check(request.out)
     place_bos(tokenizer, config.bos)
@@ -118,6 +125,7 @@ def dry_run(request: PruneRequest) -> str:
     found = estimate(opened.folder, opened.config, request.settings)
     found.check(request.out)
     tokenizer, settings = load_tokenizer(opened.folder), request.settings
+    check_chat_template(tokenizer, asked=settings.evaluation.chat_template)
     _check_format(request, found.prunable, tokenizer)
     windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
     open_recovery_windows(found.prunable, tokenizer, text, settings)
@@ -179,7 +187,10 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         "threads": model.resources.threads,
         "offload": model.offload or None,
         "tasks": request.tasks,
+        "num-fewshot": request.num_fewshot,
         "documents": settings.evaluation.documents if request.tasks else None,
+        "chat-template": settings.evaluation.chat_template or None,
+        "system-prompt": settings.evaluation.system_prompt or None,
         "text-column": request.column if request.column != "text" else None,
     }
     texts: Sequence[str | Path] = [DEFAULT_TEXT]
@@ -250,14 +261,30 @@ def _open_tasks(request: PruneRequest) -> tuple[TasksConfig, Path] | None:
     """The set of tasks and the folder of its documents, fetched."""
     if request.tasks is None:
         return None
-    entry = find_entry("tasks", request.tasks)
-    if entry is None:
-        raise ConfigError(f"no set of tasks {request.tasks!r}: {did_you_mean(request.tasks, entries('tasks'))}")
-    config, folder = read_part(TasksConfig, entry), Layout(request.data, request.data).tasks(entry.stem).folder
-    with needs("tasks"):
-        stock_files({name: task.stock for name, task in config.tasks.items()})
+    config, name = _named_tasks(request.tasks, request.num_fewshot)
+    check_tasks(config)
+    folder = Layout(request.data, request.data).tasks(name).folder
     fetch_tasks(config, folder)
     return config, folder
+
+
+def _named_tasks(names: str, num_fewshot: int | None) -> tuple[TasksConfig, str]:
+    """The set of tasks behind --tasks, and the name of its folder."""
+    given = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
+    if entry := find_entry("tasks", names):
+        config = read_part(TasksConfig, entry)
+        if given:
+            tasks = {name: task.model_copy(update=given) for name, task in config.tasks.items()}
+            config = config.model_copy(update={"tasks": tasks})
+        return config, entry.stem if not given else f"{entry.stem}-{num_fewshot}-shot"
+    if "," not in names and names not in stock_index():
+        known = did_you_mean(names, [*entries("tasks"), *stock_index()])
+        raise ConfigError(f"no set of tasks and no task of lm-eval is called {names!r}: {known}")
+    try:
+        listed = [StockTask(task=name.strip(), **given) for name in names.split(",")]
+    except ValidationError as error:
+        raise ConfigError(f"--tasks {names}: {first_fault(error, StockTask)}") from error
+    return TasksConfig.of(listed), name_of_list(listed)
 
 
 def _scorer(
@@ -266,6 +293,6 @@ def _scorer(
     """What scores a model on the tasks."""
     evaluation = settings.evaluation
     return partial(
-        score_tasks, tokenizer=tokenizer, tasks=tasks, folder=folder, documents=evaluation.documents,
-        seed=evaluation.seed, batch_tokens=batch_tokens, bos=settings.bos,
+        score_tasks, tokenizer=tokenizer, tasks=tasks, folder=folder, batch_tokens=batch_tokens, bos=settings.bos,
+        **evaluation.of_tasks(),
     )  # fmt: skip

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ffp.assets.rows import READERS
 from ffp.assets.splits import normalised, shingles
-from ffp.config import Experiment
+from ffp.config import Experiment, TasksConfig
 from ffp.core.errors import ArtifactError
 from ffp.store.layout import SPLITS, AssetFiles, Layout
+from ffp.store.schemas import DatasetsFile
 
 
 def leaks(experiment: Experiment) -> Iterator[str]:
@@ -33,22 +35,44 @@ def leaks(experiment: Experiment) -> Iterator[str]:
     seen = set().union(*(runs[name] for name in SPLITS if name != "test"))
     for name in (name for name in grid.test_texts if name != grid.calibration_text):
         path = layout.text(name).documents("test")
-        rows = [[str(row["text"])] for row in read_rows(path)]
+        rows = [[str(row["text"])] for row in documents(path)]
         yield from _leaked(path, rows, seen, "leave the text out of texts.test")
-    for task in experiment.tasks.tasks if experiment.tasks else ():
-        path = layout.tasks(str(grid.tasks)).documents(task)
-        yield from _leaked(path, [list(_long_strings(row)) for row in read_rows(path)], seen, "leave the task out")
+    if experiment.tasks:
+        yield from task_leaks(experiment.tasks, layout.tasks(str(experiment.tasks_name)), seen)
+
+
+def task_leaks(tasks: TasksConfig, files: AssetFiles, seen: set[bytes]) -> Iterator[str]:
+    """Yields the files of scored documents that share a run of words with texts.
+
+    Args:
+        tasks: The set.
+        files: Its folder.
+        seen: Runs of 13 words of the texts that methods are fitted to.
+    """
+    for path in _scored_files(tasks, files):
+        yield from _leaked(path, [list(_long_strings(row)) for row in documents(path)], seen, "leave the task out")
+
+
+def _scored_files(tasks: TasksConfig, files: AssetFiles) -> list[Path]:
+    """The files that hold the scored documents of a set of tasks: made from sources, or data sets of the hub."""
+    paths = [files.documents(name) for name, task in tasks.tasks.items() if task.has_files]
+    if len(paths) < len(tasks.tasks):
+        kept = [one for entries in DatasetsFile.read(files.datasets).tasks.values() for one in entries]
+        paths += [files.folder / one.splits[split] for one in kept for split in one.scored]
+    return paths
 
 
 def runs_of(files: AssetFiles, split: str) -> set[bytes]:
     """Returns hashes of the runs of 13 words in a split of a text, and of its documents as wholes."""
-    texts = [normalised(str(row["text"])) for row in read_rows(files.documents(split))]
+    texts = [normalised(str(row["text"])) for row in documents(files.documents(split))]
     return {run for text in texts for run in shingles(text)} | {text.encode() for text in texts}
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a jsonl file; ArtifactError if it is missing or damaged."""
+def documents(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a jsonl or Arrow file; ArtifactError if it is missing or damaged."""
     try:
+        if path.suffix == ".arrow":
+            return [dict(row) for row in READERS["arrow"](path)]
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Fetch it again.") from error

@@ -23,23 +23,19 @@ from ffp.config import Experiment, HubSource
 from ffp.core import projection
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.bos import place_bos
+from ffp.measure.task_cost import TaskCost
 from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton, load_tokenizer
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
 from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
+from ffp.pipeline.task_plan import lines as task_lines
+from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
 STEPS = ("calibrate", "allocate", "apply", "recover", "evaluate")
-# (tokens of a document with all its answers, documents of the scored split) of each task, zero-shot, by the tokenizer
-# of SmolLM2; OTHER_TASK stands for tasks that are not listed.
-TASK_TOKENS = {
-    "boolq": (297, 3270), "piqa": (68, 1838), "hellaswag": (316, 10042), "winogrande": (45, 1267),
-    "arc_easy": (128, 2376), "arc_challenge": (148, 1172), "openbookqa": (60, 500),
-}  # fmt: skip
-OTHER_TASK = (300, 3000)
 ALIGN_ADVICE = (
     "FFN widths that are no multiple of 8 are slow on GPUs: models of 7 B without 10 to 30 % of their parameters ran "
     "1.4 to 2.9 times as long as dense on an H100, and 0.74 to 0.91 times as long in multiples of 8."
@@ -63,6 +59,7 @@ class ModelPlan:
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
         grams: Bytes of the Gram matrices that calibration keeps; 0 for none.
+        tasks: What scoring each task takes; empty where that is not known.
         flops: Multiplications and additions of all its jobs, by step.
         jobs: Number of jobs, by step.
         warnings: Sentences about what may go wrong.
@@ -79,6 +76,7 @@ class ModelPlan:
     memory: dict[str, int]
     host: int
     grams: int
+    tasks: dict[str, TaskCost]
     flops: dict[str, float]
     jobs: dict[str, int]
     warnings: tuple[str, ...]
@@ -99,6 +97,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     limits = _limits(experiment, name, each)
     memory = _memory(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
+    tasks = plan_tasks(experiment, name)
     return ModelPlan(
         name=name,
         family=str(prunable.config.model_type),
@@ -111,7 +110,8 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
         grams=gram_bytes(prunable) if experiment.keeps_grams else 0,
-        flops=_flops(prunable, experiment, name),
+        tasks=tasks,
+        flops=_flops(prunable, experiment, name, task_tokens(experiment, tasks)),
         jobs=_jobs(experiment, name),
         warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
     )
@@ -217,8 +217,11 @@ def forward_flops(prunable: PrunableModel) -> float:
     return 2.0 * (prunable.problem(0.0).total_params + head)
 
 
-def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, float]:
-    """Multiplications and additions of all cells, by step; pruned models are counted as dense."""
+def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: int) -> dict[str, float]:
+    """Multiplications and additions of all cells, by step; pruned models are counted as dense.
+
+    scored: tokens of tasks.
+    """
     grid = experiment.grid
     units = prunable.problem(0.0).total_params
     search, calibration, evaluation = grid.search, grid.calibration, grid.evaluation
@@ -228,8 +231,7 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[s
     pruned = [cell for cell in cells if not cell.is_dense]
     searches = [c for c in pruned if is_search(experiment.method(c.method)) and experiment.same_search(c) is None]
     spent = search.budget().tokens(search.context) + (search.finalists + len(search.checkpoints)) * selection
-    tested = (evaluation.windows * evaluation.context or TEST_TOKENS) * len(grid.test_texts)
-    scored = tested + _task_tokens(experiment)
+    scored += (evaluation.windows * evaluation.context or TEST_TOKENS) * len(grid.test_texts)
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
@@ -250,13 +252,6 @@ def _streams(experiment: Experiment, method: str, granularity: str) -> bool:
     if granularity == "structured":
         return experiment.compensation(method) != "none"
     return find_pruner(experiment.pruner(method)).reads == "stream"
-
-
-def _task_tokens(experiment: Experiment) -> int:
-    """Tokens of all the grid's task documents, with each of their answers."""
-    tasks, limit = (experiment.tasks.tasks if experiment.tasks else {}), experiment.grid.evaluation.documents
-    sizes = [TASK_TOKENS.get(task.stock, OTHER_TASK) for task in tasks.values()]
-    return sum(tokens * (min(limit, documents) if limit else documents) for tokens, documents in sizes)
 
 
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
@@ -303,7 +298,7 @@ def report(experiment: Experiment, *, tflops: float) -> str:
     counted = ", ".join(f"{count} {step}" for step, count in jobs.items())
     cells, hours = len(list(experiment.cells())), sum(_hours(sum(p.flops.values()), tflops) for p in plans)
     texts = [part.source for text in experiment.texts.values() for part in text.sources]
-    tasks = [part.source for part in experiment.tasks.tasks.values()] if experiment.tasks else []
+    tasks = experiment.tasks.sources if experiment.tasks else []
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]
     warnings += [f"{repo}: its revision is no commit." for repo in loose]
@@ -315,6 +310,7 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         "",
         f"Memory on the device in GB, and hours of it at {tflops:g} TFLOP/s:\n",
         f"{_cost_table(plans, tflops)}\n",
+        *task_lines(experiment, {plan.name: plan.tasks for plan in plans}),
         *(f"{plan.name}: Gram matrices take {plan.grams / 1e9:.2f} GB of disk.\n" for plan in plans if plan.grams),
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.export import fitting, write_export
 from ffp.store import schemas
 from ffp.store.provenance import provenance
+from ffp.store.task_scores import Metric, scored_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,7 +189,7 @@ class Pruned:
             rows.append(("perplexity", _plus_minus(dense.ppl), _plus_minus(pruned.ppl), note))
             if self.before:
                 rows.append(("before recovery", "", _plus_minus(self.before), self.settings.recover.describe()))
-        rows += [_task_row(task, dense.tasks[task], scores) for task, scores in pruned.tasks.items()]
+        rows += _task_rows(dense.tasks, pruned.tasks)
         before, after = self.removed.dense_params, self.removed.kept_params
         rows.append(("parameters", _millions(before), _millions(after), f"{after / before - 1:+.1%}"))
         rows.append(("weights", _megabytes(dense), _megabytes(pruned), f"{pruned.bytes / dense.bytes - 1:+.1%}"))
@@ -281,15 +282,18 @@ def _speed_row(name: str, dense: float, pruned: float) -> Row:
     return name, f"{dense * 1e3:,.1f} ms", f"{pruned * 1e3:,.1f} ms", f"{dense / pruned:.2f} x as fast"
 
 
-def _task_row(task: str, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
-    metric = next(iter(pruned["metrics"]))
-    first, second = (_metric(scores["metrics"][metric]) for scores in (dense, pruned))
-    return task, first, second, f"{metric}, {pruned['n']} documents"
+def _task_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields a row for the first metric of each task, by each of its filters."""
+    before = scored_tasks(dense)
+    for task, scores in scored_tasks(pruned).items():
+        shots = f"{scores.num_fewshot}-shot, " if scores.num_fewshot else ""
+        for metric in scores.by_filter(next(iter(scores.metrics))):
+            first, second = (_metric(found.metrics[metric]) for found in (before[task], scores))
+            yield task, first, second, f"{metric}, {shots}{scores.n} documents"
 
 
-def _metric(found: Mapping[str, Any]) -> str:
-    stderr = "" if found["stderr"] is None else f" ± {found['stderr']:.3f}"
-    return f"{found['value']:.3f}{stderr}"
+def _metric(found: Metric) -> str:
+    return f"{found.value:.3f}" + ("" if found.stderr is None else f" ± {found.stderr:.3f}")
 
 
 def weight_bytes(model: Any) -> int:

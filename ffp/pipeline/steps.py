@@ -18,7 +18,7 @@ from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.measure.bos import place_bos
 from ffp.measure.cost import CostMeter
-from ffp.measure.tasks import score_tasks
+from ffp.measure.tasks import check_chat_template, score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context
@@ -55,6 +55,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     config, files = experiment.models[model_name], CalibrationFiles(out)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
     skeleton, tokenizer = load_prunable(experiment, model_name, model_dir, weights=False), load_tokenizer(model_dir)
+    check_chat_template(tokenizer, asked=experiment.tasks is not None and experiment.grid.evaluation.chat_template)
     texts = {
         name: text_windows(skeleton, tokenizer, text_dir, name, context, count, bos=config.bos)
         for name, (context, count) in _text_sizes(experiment).items()
@@ -199,7 +200,7 @@ def evaluate(
         if experiment.tasks is not None and tasks_dir is not None:
             tasks = score_tasks(
                 prunable.model, tokenizer, experiment.tasks, tasks_dir,
-                documents=settings.documents, seed=settings.seed, batch_tokens=config.batch_tokens, bos=bos,
+                **settings.of_tasks(), batch_tokens=config.batch_tokens, bos=bos,
             )  # fmt: skip
         cost.n_tokens = sum(found["n_tokens"] for found in (ppl, *further, before) if found)
     schemas.ScoresFile(

@@ -12,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from ffp import report
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, FfpError
 from ffp.core.projection import kept_budget
-from ffp.pipeline.leaks import leaks, read_rows
+from ffp.pipeline.leaks import documents, leaks
+from ffp.pipeline.verify_tasks import Faults, equal, task_faults
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept
 from ffp.store import schemas
@@ -33,9 +34,7 @@ from ffp.store.provenance import test_keys
 from ffp.store.schemas import AllocationFile, AnswersFile, AssetFile, CostFile, Provenance, ScoresFile
 
 log = logging.getLogger("ffp")
-Faults = Iterator[str]
 Readers = dict[Path, Callable[..., Any]]
-TOLERANCE = 1e-9  # relative; figures are stored exactly, only sums may be ordered differently
 
 
 class Verifier:
@@ -59,8 +58,8 @@ class Verifier:
         grid = self.experiment.grid
         for name in grid.all_texts:
             self._try("text", self._asset, f"texts/{name}", self.layout.text(name))
-        if grid.tasks:
-            self._try("set of task", self._asset, "tasks", self.layout.tasks(grid.tasks))
+        if tasks := self.experiment.tasks_name:
+            self._try("set of task", self._asset, "tasks", self.layout.tasks(tasks))
         self._try("leak", self._leaks)
         for model in grid.models:
             self._try("model", self._asset, f"models/{model}", self.layout.model(model))
@@ -102,18 +101,18 @@ class Verifier:
         self.digests[key] = manifest.digest
         for name, expected in manifest.files.items():
             yield from self._sha256(files.folder / name, expected)
-        yield from _equal(f"{files.manifest}: digest", manifest.digest, digest(manifest.files))
+        yield from equal(f"{files.manifest}: digest", manifest.digest, digest(manifest.files))
 
     def _sha256(self, path: Path, expected: str) -> Faults:
         self.checked["file"] += 1
-        yield from _equal(f"{path}: sha256", sha256(path), expected)
+        yield from equal(f"{path}: sha256", sha256(path), expected)
 
     def _leaks(self) -> Faults:
         """Texts that methods are fitted to, against those that cells are scored on."""
         files = self.layout.text(self.experiment.grid.calibration_text)
         further = [self.layout.text(name) for name in self.experiment.grid.all_texts[1:]]
         paths = [files.documents(name) for name in SPLITS] + [text.documents("test") for text in further]
-        self.checked["document"] += sum(len(read_rows(path)) for path in paths)
+        self.checked["document"] += sum(len(documents(path)) for path in paths)
         yield from leaks(self.experiment)
 
     def _calibration(self, model: str) -> Faults:
@@ -134,16 +133,16 @@ class Verifier:
         """The digests of assets that a file says it was made from, against those that are here."""
         for name, key in inputs.items():
             if key in self.digests:
-                yield from _equal(f"{where}: its {name}'s digest", origin.get(name), self.digests[key])
+                yield from equal(f"{where}: its {name}'s digest", origin.get(name), self.digests[key])
 
     def _calibrated(self, where: Path, origin: Provenance, cell: Cell) -> Faults:
         """The same for the calibration; a broken one is reported already."""
         if cell.model in self.calibrations:
-            yield from _equal(f"{where}: calibration", origin.get("calibration"), self.calibrations[cell.model])
+            yield from equal(f"{where}: calibration", origin.get("calibration"), self.calibrations[cell.model])
 
     def _settings(self, where: Path, found: Any, step: str, cell: Cell) -> Faults:
         expected = json.loads(json.dumps(step_settings(self.experiment, step, cell)))
-        yield from _equal(f"{where}: settings", found, expected)
+        yield from equal(f"{where}: settings", found, expected)
 
     def _cell(self, cell: Cell) -> Faults:
         files = self.layout.cell(cell)
@@ -181,10 +180,10 @@ class Verifier:
         addable = [d.params_per_unit for d, k in zip(problem.decisions, keep, strict=True) if k < d.n_units]
         if not 0 <= slack < min(addable, default=math.inf):
             yield f"{where}: {slack} parameters of the budget are unused, enough for another unit. Allocate again."
-        yield from _equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
-        yield from _equal(f"{where}: target", problem.target, float(cell.sparsity))
-        yield from _equal(f"{where}: granularity", problem.granularity, cell.granularity)
-        yield from _equal(f"{where}: block_sparsity", body.block_sparsity, problem.sparsity_of(keep))
+        yield from equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
+        yield from equal(f"{where}: target", problem.target, float(cell.sparsity))
+        yield from equal(f"{where}: granularity", problem.granularity, cell.granularity)
+        yield from equal(f"{where}: block_sparsity", body.block_sparsity, problem.sparsity_of(keep))
         yield from self._settings(where, body.settings, "allocate", cell)
         yield from self._calibrated(where, origin, cell)
         yield from self._inputs(where, origin, model=f"models/{cell.model}")
@@ -195,52 +194,52 @@ class Verifier:
         """Every evaluation that was paid for is in the trace, within the budget; the last answer is the allocation."""
         trace, cost, allocation = found[files.trace], found[files.search_cost], found[files.allocation]
         search, where = self.experiment.grid.search, files.search_cost
-        yield from _equal(f"{where}: provenance", cost.provenance, allocation.provenance)
-        yield from _equal(f"{where}: evaluations", cost.evaluations, len(trace))
+        yield from equal(f"{where}: provenance", cost.provenance, allocation.provenance)
+        yield from equal(f"{where}: evaluations", cost.evaluations, len(trace))
         spent = int(trace["tokens"].max()) if len(trace) else 0
-        yield from _equal(f"{where}: n_tokens", cost.n_tokens, spent + cost.selection_tokens)
+        yield from equal(f"{where}: n_tokens", cost.n_tokens, spent + cost.selection_tokens)
         if spent > (limit := search.budget().tokens(search.context)):
             yield f"{where}: {spent} tokens exceed the budget of {limit}. Search again."
         if not trace["tokens"].is_monotonic_increasing:
             yield f"{files.trace}: tokens fall from one evaluation to the next. Search again."
         points = found[files.answers].points
         if points and points[-1].share == 1:
-            yield from _equal(f"{files.answers}: last answer", list(points[-1].keep), list(allocation.keep))
+            yield from equal(f"{files.answers}: last answer", list(points[-1].keep), list(allocation.keep))
 
     def _cut(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:
         """Masks and updates: of this allocation, and with exactly its number of units."""
         (kept, masks), (updates, other) = found[files.masks], found[files.updates]
         body, problem = found[files.allocation], found[files.allocation].pruning_problem
-        yield from _equal(f"{files.masks}: units kept", count_kept(problem, kept, files.masks), list(body.keep))
-        yield from _equal(f"{files.masks}: problem_id", masks.problem_id, problem.problem_id)
+        yield from equal(f"{files.masks}: units kept", count_kept(problem, kept, files.masks), list(body.keep))
+        yield from equal(f"{files.masks}: problem_id", masks.problem_id, problem.problem_id)
         allocation = sha256(files.allocation)
         for where, origin in ((files.masks, masks.provenance), (files.updates, other.provenance)):
-            yield from _equal(f"{where}: allocation", origin.get("allocation"), allocation)
+            yield from equal(f"{where}: allocation", origin.get("allocation"), allocation)
             yield from self._settings(where, origin.get("settings"), "apply", cell)
             yield from self._calibrated(where, origin, cell)
         compensated = self.experiment.compensation(cell.method) != "none"
         changed = find_pruner(self.experiment.pruner(cell.method)).changes_kept
         expected = compensated if cell.granularity == "structured" else changed
-        yield from _equal(f"{files.updates}: holds updates", bool(updates), expected)
+        yield from equal(f"{files.updates}: holds updates", bool(updates), expected)
 
     def _recovery(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:
         """New weights of every linear of the blocks, trained from these masks and updates on the tokens asked for."""
         (weights, meta), curve, cost = found[files.recovered], found[files.curve], found[files.recover_cost]
         asked, scores, origin = self.experiment.recover(cell), found[files.scores], meta.provenance
-        yield from _equal(f"{files.recover_cost}: provenance", cost.provenance, origin)
+        yield from equal(f"{files.recover_cost}: provenance", cost.provenance, origin)
         yield from self._settings(files.recovered, origin.get("settings"), "recover", cell)
         yield from self._inputs(files.recovered, origin, model=f"models/{cell.model}", text=self.text)
         for name, path in () if cell.is_dense else (("masks", files.masks), ("updates", files.updates)):
-            yield from _equal(f"{files.recovered}: {name}", origin.get(name), sha256(path))
-        yield from _equal(f"{files.scores}: recovered", scores.provenance.get("recovered"), sha256(files.recovered))
+            yield from equal(f"{files.recovered}: {name}", origin.get(name), sha256(path))
+        yield from equal(f"{files.scores}: recovered", scores.provenance.get("recovered"), sha256(files.recovered))
         broken = [name for name, array in weights.items() if not (array.ndim == 2 and np.isfinite(array).all())]
-        yield from _equal(f"{files.recovered}: weights that are no finite matrix", broken, [])
+        yield from equal(f"{files.recovered}: weights that are no finite matrix", broken, [])
         context = self.experiment.grid.calibration.context
-        yield from _equal(
+        yield from equal(
             f"{files.curve}: tokens", int(curve["tokens"].max()), max(1, asked.tokens // context) * context
         )
         passes = 4 if asked.loss == "kl" else 3
-        yield from _equal(f"{files.recover_cost}: n_tokens", cost.n_tokens, passes * int(curve["tokens"].max()))
+        yield from equal(f"{files.recover_cost}: n_tokens", cost.n_tokens, passes * int(curve["tokens"].max()))
 
     def _removed(self, cell: Cell, files: CellFiles, found: dict[Path, Any]) -> Faults:
         """What scores.json says was removed, against masks and updates."""
@@ -249,44 +248,44 @@ class Verifier:
         removed = int(np.dot(problem.n_units - np.asarray(keep), problem.params_per_unit))
         biases = sum(array.size for name, array in found[files.updates][0].items() if name.endswith(".bias"))
         for name, path in (("masks", files.masks), ("updates", files.updates)):
-            yield from _equal(f"{files.scores}: {name}", scores.provenance.get(name), sha256(path))
-        yield from _equal(f"{files.scores}: block_sparsity", scores.block_sparsity, problem.sparsity_of(keep))
+            yield from equal(f"{files.scores}: {name}", scores.provenance.get(name), sha256(path))
+        yield from equal(f"{files.scores}: block_sparsity", scores.block_sparsity, problem.sparsity_of(keep))
         gone = scores.params.dense - scores.params.kept
         if gone != removed - biases:  # biases that a compensation adds where the parent has none
-            yield from _equal(f"{files.scores}: parameters removed", gone, removed)
+            yield from equal(f"{files.scores}: parameters removed", gone, removed)
 
     def _scores(self, cell: Cell, files: CellFiles, body: ScoresFile) -> Faults:
         where, params = files.scores, body.params
-        yield from _equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
+        yield from equal(f"{where}: cell", body.cell.model_dump(), cell.as_dict())
         yield from self._settings(where, body.settings, "evaluate", cell)
         yield from self._inputs(where, body.provenance, model=f"models/{cell.model}")
         yield from self._tested(cell, where, body)
         if cell.is_dense:
-            yield from _equal(f"{where}: parameters removed", params.dense - params.kept, 0)
-        yield from _equal(f"{where}: model_sparsity", body.model_sparsity, 1 - params.kept / params.dense)
+            yield from equal(f"{where}: parameters removed", params.dense - params.kept, 0)
+        yield from equal(f"{where}: model_sparsity", body.model_sparsity, 1 - params.kept / params.dense)
         trained = self.experiment.recover(cell).wanted
-        yield from _equal(f"{where}: has a perplexity before recovery", body.ppl_before is not None, trained)
+        yield from equal(f"{where}: has a perplexity before recovery", body.ppl_before is not None, trained)
         wanted = self.experiment.tasks.tasks if self.experiment.tasks else {}
-        yield from _equal(f"{where}: tasks", sorted(body.tasks), sorted(wanted))
+        yield from equal(f"{where}: tasks", sorted(body.tasks), sorted(wanted))
         if wanted:
             yield from self._inputs(where, body.provenance, tasks="tasks")
         for name, result in body.tasks.items():
-            yield from _accuracies(f"{where}: {name}", result)
+            yield from task_faults(f"{where}: {name}", result)
 
     def _tested(self, cell: Cell, where: Path, body: ScoresFile) -> Faults:
         """A perplexity for each test text, from the losses of its windows; and the texts that were read."""
         names = self.experiment.grid.test_texts
         texts = {key: f"texts/{name}" for key, name in zip(test_keys(names), names, strict=True)}
         yield from self._inputs(where, body.provenance, **texts)
-        yield from _equal(f"{where}: ppl_further", list(body.ppl_further), list(names[1:]))
+        yield from equal(f"{where}: ppl_further", list(body.ppl_further), list(names[1:]))
         asked = self.experiment.models[cell.model].bos
         named = {"ppl": names[0], "ppl_before": names[0], **{f"ppl_on_{name}": name for name in names[1:]}}
         for key, ppl in body.perplexities.items():
             yield from _perplexity(f"{where}: {key}", ppl)
             expected = body.ppl.bos if asked == "auto" and body.ppl.bos != "once" else asked
-            yield from _equal(f"{where}: {key}.bos", ppl.bos, expected)
+            yield from equal(f"{where}: {key}.bos", ppl.bos, expected)
             if ppl.text is not None:
-                yield from _equal(f"{where}: {key}.text", ppl.text, named.get(key))
+                yield from equal(f"{where}: {key}.text", ppl.text, named.get(key))
 
     def _report(self) -> Faults:
         """Every file of the report against one that is made anew from the artifacts."""
@@ -319,46 +318,17 @@ def verify(experiment: Experiment) -> str:
     return f"{results}: everything agrees ({counts} checked)."
 
 
-def _equal(what: str, found: Any, expected: Any) -> Faults:
-    """Yields a fault unless both are equal, floats up to TOLERANCE."""
-    both = found, expected
-    if all(isinstance(value, int | float) for value in both):
-        same = math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-12)
-    else:
-        same = found == expected
-    if not same:
-        yield f"{what} is {_short(found)}, expected {_short(expected)}."
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def _perplexity(where: str, ppl: schemas.Perplexity) -> Faults:
     """The perplexity and its error from the losses of the windows; see measure/perplexity.py."""
     losses = np.array(ppl.loss_by_window)
     value, count = math.exp(losses.mean()), len(losses)
-    yield from _equal(f"{where}.n_windows", ppl.n_windows, count)
-    yield from _equal(f"{where}.n_tokens", ppl.n_tokens, count * (ppl.context - 1))
-    yield from _equal(f"{where}.value", ppl.value, value)
+    yield from equal(f"{where}.n_windows", ppl.n_windows, count)
+    yield from equal(f"{where}.n_tokens", ppl.n_tokens, count * (ppl.context - 1))
+    yield from equal(f"{where}.value", ppl.value, value)
     stderr = value * float(losses.std(ddof=1)) / math.sqrt(count) if count > 1 else None
-    yield from _equal(f"{where}.stderr", ppl.stderr, stderr)
+    yield from equal(f"{where}.stderr", ppl.stderr, stderr)
     bits = None if ppl.n_bytes is None else float(losses.mean()) * ppl.n_tokens / math.log(2) / ppl.n_bytes
-    yield from _equal(f"{where}.bits_per_byte", ppl.bits_per_byte, bits)
-
-
-def _accuracies(where: str, result: schemas.TaskScores) -> Faults:
-    """Accuracies are shares of n documents, with the standard error of a share."""
-    n = result.n
-    if not 0 < n <= result.n_total:
-        yield f"{where}.n is {n}, outside 1..{result.n_total}."
-    for metric in ("acc", "acc_norm"):
-        if (figure := result.metrics.get(metric)) is not None:
-            share = figure.value
-            yield from _equal(f"{where}.{metric}", share, round(share * n) / n)
-            stderr = math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else None
-            yield from _equal(f"{where}.{metric} stderr", figure.stderr, stderr)
+    yield from equal(f"{where}.bits_per_byte", ppl.bits_per_byte, bits)
 
 
 def _difference(old: bytes, new: bytes) -> str:

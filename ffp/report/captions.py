@@ -3,7 +3,7 @@
 The sentences stand in captions.html.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from importlib import resources
 from typing import Any
@@ -91,7 +91,7 @@ def uncontrolled(experiment: Experiment, records: list[Record]) -> list[str]:
         experiment=experiment,
         contexts=sorted({record.row["ppl_context"] for record in done} - {USUAL_CONTEXT}),
         sizes=(sizes[0], sizes[-1]) if sizes else (),
-        tasks=[name for name, results in tasks.items() if len({result.hash for result in results}) > 1],
+        tasks=_unlike(done),
         timed=any(record.row.get("search_s") for record in done),
         searched=any(record.row.get("search_tokens") for record in done),
         mixtures=mixtures | {"package versions": packages},
@@ -100,6 +100,15 @@ def uncontrolled(experiment: Experiment, records: list[Record]) -> list[str]:
         cells=len(records),
         counts=counts(records),
     )
+
+
+def _unlike(done: Iterable[Record]) -> list[str]:
+    """The tasks that cells of the same model were not asked alike; models differ by their templates."""
+    hashes = defaultdict[tuple[str, str], set[str]](set)
+    for record in done:
+        for task, result in record.tasks.items():
+            hashes[task, record.cell.model].add(result.hash)
+    return list(dict.fromkeys(task for (task, _), found in hashes.items() if len(found) > 1))
 
 
 def figure(experiment: Experiment, name: str, records: Iterable[Record] = ()) -> str:

@@ -14,7 +14,8 @@ from ffp.config.recover import TUNED
 from ffp.core.errors import ArtifactError
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles, Layout
-from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, Perplexity, ScoresFile, TaskScores
+from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, Perplexity, ScoresFile
+from ffp.store.task_scores import TaskScores, scored_tasks
 
 LEADING = (
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
@@ -27,6 +28,8 @@ TRAILING = (
 RECOVERY = ("ppl_before", "ppl_before_stderr", "recover_tokens", "recover_s", "recover_peak_mem_bytes")
 STEPS = ("allocate", "apply", "recover", "evaluate")
 LOG_CHARACTERS = 4000
+# Metrics of lm-eval that are no share of 1, whatever their values are.
+NO_SHARES = ("bleu", "bits_per_byte", "byte_perplexity", "chrf", "perplexity", "ter", "word_perplexity")
 Block = tuple[str, str, str]  # model, granularity and sparsity: what is of the same block may be compared
 
 
@@ -56,8 +59,8 @@ class Record:
 
     @property
     def tasks(self) -> dict[str, TaskScores]:
-        """Task scores by the task's name."""
-        return self.scores.tasks if self.scores else {}
+        """Task scores by the task's name; a tag, which has none, gives way to its tasks."""
+        return scored_tasks(self.scores.tasks) if self.scores else {}
 
     @property
     def block(self) -> Block:
@@ -122,8 +125,18 @@ def by_task(records: Iterable[Record]) -> dict[str, list[TaskScores]]:
 
 
 def task_metric(result: TaskScores) -> str:
-    """Returns the metric that counts in the mean over tasks: acc_norm if the task has it, otherwise acc."""
+    """Returns the metric that counts in the mean: acc_norm if the task has it, otherwise acc, otherwise its first."""
     return next(name for name in ("acc_norm", "acc", *result.metrics) if name in result.metrics)
+
+
+def shown_metrics(result: TaskScores) -> list[str]:
+    """Returns the metrics that tables show: the one that counts in the mean, by each of its filters."""
+    return result.by_filter(task_metric(result))
+
+
+def is_share(result: TaskScores, metric: str) -> bool:
+    """Returns whether a metric is a share, which tables show in percent and the mean over tasks counts."""
+    return result.metrics[metric].higher_is_better and metric.partition(",")[0] not in NO_SHARES
 
 
 def read_cell(cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = None) -> Record:
@@ -182,7 +195,7 @@ def _add_figures(record: Record) -> None:
         row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context, ppl_bos=scores.ppl.bos)
         row.update(params_kept=scores.params.kept, params_dense=scores.params.dense)
         row.update(evaluation_s=scores.cost.wall_s, evaluation_peak_mem_bytes=scores.cost.peak_mem_bytes)
-        for task, result in scores.tasks.items():
+        for task, result in record.tasks.items():
             for metric, figure in result.metrics.items():
                 row |= {f"{task}_{metric}": figure.value, f"{task}_{metric}_stderr": figure.stderr}
             row[f"{task}_n"] = result.n
@@ -220,12 +233,19 @@ def _fault(log: str) -> str | None:
     return last if "Traceback (most recent call last)" in log and re.match(r"[\w.]+(Error|Exception)\b", last) else None
 
 
-def add_mean_accuracy(record: Record, tasks: list[str]) -> None:
-    """Adds the mean accuracy over `tasks` to a record if all of them were scored; errors add in quadrature."""
-    if not record.done or not tasks or not set(tasks) <= set(record.tasks):
+def add_mean_accuracy(record: Record, tasks: list[str] | None = None) -> None:
+    """Adds the mean accuracy over `tasks` to a record if all of them were scored; errors add in quadrature.
+
+    tasks: names of the configuration; all that were scored without them. Metrics that are no share do not count.
+    """
+    scored = record.scores.tasks if record.scores else {}
+    tasks = list(scored) if tasks is None else tasks
+    if not record.done or not set(tasks) <= set(scored):
         return
-    results = [record.tasks[name] for name in tasks]
-    chosen = [result.metrics[task_metric(result)] for result in results]
+    results = scored_tasks({name: scored[name] for name in tasks}).values()
+    chosen = [r.metrics[task_metric(r)] for r in results if is_share(r, task_metric(r))]
+    if not chosen:
+        return
     record.row["mean_acc"] = sum(figure.value for figure in chosen) / len(chosen)
     errors = [figure.stderr for figure in chosen if figure.stderr is not None]
     if len(errors) == len(chosen):

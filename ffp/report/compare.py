@@ -95,7 +95,7 @@ def read(folder: Path) -> dict[str, Record]:
     for place in sorted(root.glob("*/*/s*/*/seed*")):
         cell = Cell.parse(place.relative_to(root).as_posix())
         found[cell.path] = read_cell(cell, CellFiles(place))
-        add_mean_accuracy(found[cell.path], list(found[cell.path].tasks))
+        add_mean_accuracy(found[cell.path])
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")
     return found

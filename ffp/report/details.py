@@ -60,8 +60,8 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
     files = layout.cell(cell)
     common = {"config": experiment.file, "cell": cell.path, "model-dir": layout.model(cell.model).folder}
     evaluate = {**common, "text-dir": [layout.text(name).folder for name in grid.test_texts]}
-    if grid.tasks:
-        evaluate["tasks-dir"] = layout.tasks(grid.tasks).folder
+    if experiment.tasks_name:
+        evaluate["tasks-dir"] = layout.tasks(experiment.tasks_name).folder
     if cell.method == "dense":
         return [command("evaluate", **evaluate, out=files.scores)]
     seen = layout.text(grid.calibration_text).folder
@@ -87,9 +87,12 @@ def inputs(experiment: Experiment, model: str) -> list[str]:
     out = layout.calibration(model).folder
     assets = [("model", f"models/{model}", folders["model-dir"])]
     assets += [("text", f"texts/{name}", layout.text(name).folder) for name in grid.all_texts]
-    if grid.tasks:
+    if isinstance(grid.tasks, str):
         assets.append(("tasks", f"tasks/{grid.tasks}", layout.tasks(grid.tasks).folder))
     lines = [command(f"asset {kind}", config=experiment.root / f"{name}.yaml", out=to) for kind, name, to in assets]
+    if experiment.tasks_name and not isinstance(grid.tasks, str):
+        tasks = layout.tasks(experiment.tasks_name).folder
+        lines.append(command("asset grid-tasks", config=experiment.file, out=tasks))
     return [*lines, command("calibrate", config=experiment.file, model=model, **folders, out=out)]
 
 

@@ -66,16 +66,16 @@ def by_block(groups: Iterable[Group]) -> dict[Block, list[Group]]:
     return blocks
 
 
-def best_and_ties(groups: Iterable[Group], key: str) -> dict[str, str]:
+def best_and_ties(groups: Iterable[Group], key: str, *, low: bool | None = None) -> dict[str, str]:
     """Returns "best" or "tie" by path for the groups that are the best of their block or tied with it.
 
     A group is tied if it differs from the best by at most TIE_STDERRS standard errors of the difference. Low is better
-    for perplexities, high for accuracies. Blocks with a single finished group have no best one.
+    for perplexities, high for accuracies, unless `low` says it. Blocks with a single finished group have no best one.
     """
-    marks = {}
+    marks, low = {}, key.startswith("ppl") if low is None else low
     for block in by_block(g for g in groups if g.done and g.row.get(key) is not None).values():
         if len(block) > 1:
-            best = (min if key.startswith("ppl") else max)(block, key=lambda g: float(g.row[key]))
+            best = (min if low else max)(block, key=lambda g: float(g.row[key]))
             for member in block:
                 if member is best:
                     marks[member.path] = "best"

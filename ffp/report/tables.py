@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ffp.config import Experiment
-from ffp.report.collect import Block, Record, bits_column, by_task, columns, task_metric
+from ffp.report.collect import Block, Record, bits_column, by_task, columns, is_share, shown_metrics
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import references
 from ffp.report.ranks import rank
@@ -66,6 +66,16 @@ class Table:
     def numeric(self) -> list[bool]:
         """Which columns hold numbers."""
         return [heading not in TEXT_COLUMNS for heading in self.headings]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How a figure is shown: its key, what it is multiplied by, its digits, and whether low is better."""
+
+    key: str
+    scale: float
+    digits: int
+    low: bool
 
 
 def comparison(experiment: Experiment, groups: list[Group]) -> Table:
@@ -144,17 +154,22 @@ def bits_heading(heading: str) -> str:
 
 
 def tasks(experiment: Experiment, groups: list[Group]) -> Table:
-    """Returns one row per method and one column per task, with the metric that counts in the mean."""
+    """Returns one row per method; for each task a column with the metric that counts in the mean, by each filter."""
     scored = [group for group in groups if any(record.tasks for record in group.done)]
     results = by_task(record for group in scored for record in group.done)
-    metrics = {task: task_metric(found[0]) for task, found in results.items()}
-    keys = {f"{task} {metric} (%)": f"{task}_{metric}" for task, metric in metrics.items()} | {"mean (%)": "mean_acc"}
-    marks = {key: best_and_ties(scored, key) for key in keys.values()}
+    shown: dict[str, _Column] = {}
+    for task, (first, *_) in results.items():
+        for metric in shown_metrics(first):
+            share, low = is_share(first, metric), not first.metrics[metric].higher_is_better
+            column = _Column(f"{task}_{metric}", *((100, 1) if share else (1, 2)), low)
+            shown[f"{task} {metric}{' (%)' if share else ''}"] = column
+    shown["mean (%)"] = _Column("mean_acc", 100, 1, low=False)
+    marks = {column.key: best_and_ties(scored, column.key, low=column.low) for column in shown.values()}
     varying, lines = _varying(groups), []
     for group in scored:
-        figures = [_number(group, key, 100, 1, marks[key]) for key in keys.values()]
+        figures = [_number(group, c.key, c.scale, c.digits, marks[c.key]) for c in shown.values()]
         lines.append(Line(group.block, group, [*_identity(experiment, group, varying).values(), *figures]))
-    return Table([*varying, "sparsity (%)", "method", *keys], lines)
+    return Table([*varying, "sparsity (%)", "method", *shown], lines)
 
 
 def ablation(experiment: Experiment, groups: list[Group]) -> Table:

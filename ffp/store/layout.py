@@ -48,10 +48,15 @@ class AssetFiles(Folder):
     """The folder of a fetched model, text or set of tasks."""
 
     manifest = File(ASSET)  # digests of all files, written last
+    datasets = File("datasets.json")  # which data sets of the hub tasks look at, at which commit, and in which files
 
     def documents(self, name: str) -> Path:
         """Returns the JSONL file of a split of a text ("test") or of a task ("piqa")."""
         return self.folder / f"{name}.jsonl"
+
+    def examples(self, name: str) -> Path:
+        """Returns the JSONL file of the solved examples of a task."""
+        return self.folder / f"{name}.fewshot.jsonl"
 
 
 class CalibrationFiles(Folder):

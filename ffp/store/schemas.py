@@ -12,25 +12,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config.bos import PlacedBos
 from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, Decision, PruningProblem
 from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
+from ffp.store.task_scores import Part, TaskScores
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
 BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments
-
-
-class Part(BaseModel):
-    """Base of everything that stands in a file: no unknown keys, unchanged after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Provenance(Part):
@@ -115,6 +110,25 @@ class AssetFile(JsonFile):
     files: dict[str, str] = Field(description="sha256 by file name")
     crc32: dict[str, int] = Field(description="checksums that every job compares, ten times as fast as sha256")
     digest: str = Field(description="of `files`; results name their inputs by it")
+
+
+class StoredDataset(Part):
+    """A data set as a task of lm-eval asks for it, and the files that answer."""
+
+    path: str
+    name: str | None
+    arguments: dict[str, Any] = Field(description="further arguments of datasets.load_dataset")
+    commit: str | None = Field(description="of the hub's repository; null for files")
+    splits: dict[str, str] = Field(description="Arrow file by split: those that the task looks at")
+    scored: list[str] = Field(description="the splits whose documents are scored")
+
+
+class DatasetsFile(JsonFile):
+    """datasets.json: the data sets behind the tasks that are not read from a user's files."""
+
+    tag = "ffp/datasets/1"
+
+    tasks: dict[str, list[StoredDataset]]
 
 
 class Cost(Part):
@@ -233,23 +247,6 @@ class PerplexityFile(JsonFile, Perplexity):
     tag = "ffp/perplexity/1"
 
 
-class Metric(Part):
-    """A score with its standard error over documents."""
-
-    value: float
-    stderr: float | None
-
-
-class TaskScores(Part):
-    """The scores of one lm-eval task."""
-
-    version: Any
-    hash: str = Field(description="of the documents, prompts and targets that were scored")
-    n: int
-    n_total: int
-    metrics: dict[str, Metric]
-
-
 class ScoresFile(JsonFile):
     """scores.json: what a cell's model is worth on texts and tasks that no earlier step has seen."""
 
@@ -301,7 +298,7 @@ class CompareFile(JsonFile):
     changed: bool
     cells: list[dict[str, Any]]
     provenance: dict[str, dict[str, int]]
-    winners: list[dict[str, Any]] = []
+    winners: tuple[dict[str, Any], ...] = ()
 
 
 class Origin(Part):

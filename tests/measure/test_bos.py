@@ -10,8 +10,8 @@ from tokenizers import processors
 
 from ffp.core.errors import ConfigError
 from ffp.measure.bos import adds_bos, place_bos
+from ffp.measure.language_model import language_model
 from ffp.measure.perplexity import perplexity
-from ffp.measure.tasks import _language_model
 from ffp.measure.windows import SEPARATOR, later_windows, token_windows
 from tests.helpers.tiny import with_bos
 from tests.helpers.vocabularies import byte_level, sentencepiece
@@ -122,7 +122,7 @@ def test_tasks_begin_as_windows_do(begins, text, model, beginning):
     plain = character_tokenizer()
     plain.add_special_tokens({"bos_token": "</s>"})
     for own in (beginning, plain):
-        lm = _language_model(model, own, 64, begins=begins)
+        lm = language_model(model, own, 64, begins=begins)
         assert lm.tok_encode(text) == [BOS] * (begins or text.startswith("</s>")) + tokens
 
 

@@ -11,6 +11,7 @@ import torch
 from ffp.config import TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure import tasks
+from ffp.measure.language_model import groups_by_length
 from tests.measure.slow import slow_losses
 
 SOURCE = {"kind": "local", "path": "nowhere"}
@@ -28,7 +29,7 @@ def test_documents_are_sampled_by_seed_and_task_alone():
 
 def test_batches_stay_below_the_token_limit_and_lose_no_request():
     lengths = [1, 7, 8, 9, 100, 101, 4000, 33]
-    groups = tasks.groups_by_length(lengths, 100)
+    groups = groups_by_length(lengths, 100)
     assert sorted(i for _, group in groups for i in group) == list(range(len(lengths)))
     for size, group in groups:
         assert all(size * lengths[i] <= 100 < 2 * size * lengths[i] or (size == 1 and lengths[i] > 50) for i in group)
@@ -128,7 +129,7 @@ def test_errors_name_the_task_and_the_remedy(model, tokenizer, folder, tmp_path)
 
     with pytest.raises(ConfigError, match=r"task 'x': lm-eval has no stock task 'arc_esay': did you mean .*arc_easy"):
         score("x", "arc_esay")
-    with pytest.raises(ConfigError, match=r"'gsm8k' is 5-shot generate_until; only zero-shot multiple_choice"):
+    with pytest.raises(ConfigError, match=r"task 'x' is 5-shot, and its source has one split, .* as fewshot, or"):
         score("x", "gsm8k")
     with pytest.raises(ArtifactError, match=r"boolq\.jsonl is missing\. Run the rule"):
         score("boolq", "boolq")

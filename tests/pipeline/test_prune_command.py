@@ -11,7 +11,8 @@ import pytest
 
 from ffp.cli import main
 from ffp.store.files import sha256
-from tests.helpers import hub, tiny
+from tests.helpers import arc, tiny
+from tests.helpers import hub as hubs
 
 SIZES = ("--context", "64", "--calibration-tokens", "512", "--threads", "1")
 
@@ -46,6 +47,24 @@ def test_units_in_another_order_and_a_compensated_search_are_printed_and_repeat(
     assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
 
 
+def test_tasks_of_lm_eval_are_scored_before_and_after(folder, hub, tmp_path, monkeypatch, capsys):
+    arc.push(hub, tmp_path / "arc-data", "Which", monkeypatch)
+    words = ("--tasks", "ai2_arc", "--num-fewshot", "1", "--documents", "2", "--out", "small")
+    assert prune("tiny", *words) == 0
+    printed = capsys.readouterr().out
+    for name in ("arc_easy", "arc_challenge"):
+        row = next(line for line in printed.splitlines() if line.startswith(name))
+        assert row.endswith("acc, 1-shot, 2 documents") and row.count("±") == 2
+    again = next(line.strip() for line in printed.splitlines() if line.startswith("  ffp prune tiny"))
+    assert "--tasks ai2_arc --num-fewshot 1 --documents 2" in again
+    assert "| arc_easy, acc, 1-shot, 2 of 3 documents |" in (folder / "small/README.md").read_text()
+
+
+def test_a_chat_template_that_a_model_lacks_is_refused_before_anything_is_computed(folder, capsys):
+    assert prune("tiny", "--chat-template", "--out", "small") == 2
+    assert "tokenizer has no chat template" in capsys.readouterr().err
+
+
 def test_json_has_every_figure(folder, capsys):
     assert prune("source", "--out", "small", "--json", "--no-evaluate") == 0
     figures = json.loads(capsys.readouterr().out)
@@ -55,8 +74,8 @@ def test_json_has_every_figure(folder, capsys):
 
 
 def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, tmp_path_factory, monkeypatch, caplog):
-    with hub.serve() as served:
-        hub.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
+    with hubs.serve() as served:
+        hubs.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
         commit = served.push("org/tiny", folder / "source")
         caplog.set_level("INFO")
         assert prune("org/tiny", "--out", "small") == 0
@@ -152,8 +171,8 @@ def test_whole_blocks_go_and_the_checkpoint_is_shorter(folder, hub_modules):
 
 
 def test_a_gated_repository_is_refused_with_the_login(folder, capsys, tmp_path_factory, monkeypatch):
-    with hub.serve() as served:
-        hub.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
+    with hubs.serve() as served:
+        hubs.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
         served.push("org/tiny", folder / "source")
         served.gated.add("org/tiny")
         assert "hf auth login" in refused(capsys, "org/tiny")
@@ -223,7 +242,7 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
         (("tiny", "--text", "nothing"), "--text docs is a text"),
         (("tiny", "--param", "strength"), "--param 'strength' is not NAME=VALUE"),
         (("tiny", "--param", "strength=["), "has a value that is no YAML"),
-        (("tiny", "--tasks", "dmeo"), "no set of tasks 'dmeo': did you mean demo"),
+        (("tiny", "--tasks", "dmeo"), "no set of tasks and no task of lm-eval is called 'dmeo': did you mean demo"),
         (("tiny", "--context", "128"), "max_position_embeddings"),
         (("tiny", "--align", "7"), "align"),
         (("tiny", "--keep-blocks", "9"), "9"),

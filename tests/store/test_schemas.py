@@ -22,6 +22,8 @@ REMOVED = {"block_sparsity": 0.25, "model_sparsity": 0.2, "params": {"dense": 50
 PPL = {"value": 2.0, "stderr": None, "n_windows": 1, "context": 8, "n_tokens": 7, "loss_by_window": [0.1 + 0.2]}
 BODIES: dict[type[schemas.JsonFile], dict[str, Any]] = {
     schemas.AssetFile: {"kind": "model", "source": {"a": 1}, "files": {"x": "0"}, "crc32": {"x": 1}, "digest": "d"},
+    schemas.DatasetsFile: {"tasks": {"piqa": [{"path": "a/b", "name": None, "arguments": {}, "commit": "c",
+                                               "splits": {"test": "t.arrow"}, "scored": ["test"]}]}},
     schemas.CostFile: {"evaluations": 3, "n_tokens": 10},
     schemas.AllocationFile: {
         "cell": CELL, "problem": {"granularity": "structured", "target": 0.2, "decisions": [DECISION]},

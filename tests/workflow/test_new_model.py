@@ -9,9 +9,9 @@ import yaml
 
 import ffp
 from ffp import cli
-from ffp.config import Experiment, ModelConfig
-from ffp.measure import tasks
+from ffp.config import Experiment, ModelConfig, TaskConfig
 from ffp.measure.perplexity import perplexity
+from ffp.measure.task_loading import local_task
 from ffp.measure.windows import token_windows
 from ffp.models.checkpoint import load_tokenizer
 from ffp.store.documents import read_documents
@@ -101,8 +101,8 @@ def stock_lm_eval(site: Path) -> dict:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    task = tasks.local_task("again", tasks.stock_files({"again": "piqa"})["again"], site / "piqa.jsonl",
-                                 cache=site / "cache")  # fmt: skip
+    config = TaskConfig.model_validate({"stock": "piqa", "source": {"kind": "local", "path": "piqa.jsonl"}})
+    task = local_task("again", config, site / "piqa.jsonl", cache=site / "cache")
     (site / "lm-eval").mkdir()
     (site / "lm-eval/again.yaml").write_text(yaml.safe_dump(task))
     manager = TaskManager(include_path=str(site / "lm-eval"), include_defaults=False)

@@ -3,7 +3,7 @@
 
 rule asset_model:
     input:
-        lambda wildcards: local_files([EXPERIMENT.models[wildcards.model]]),
+        lambda wildcards: local_files([EXPERIMENT.models[wildcards.model].source]),
     output:
         MODEL.manifest,
     log:
@@ -26,7 +26,7 @@ rule asset_model:
 
 use rule asset_model as asset_text with:
     input:
-        lambda wildcards: local_files(EXPERIMENT.texts[wildcards.text].sources),
+        lambda wildcards: local_files(source.source for source in EXPERIMENT.texts[wildcards.text].sources),
     output:
         TEXT.manifest,
     log:
@@ -43,7 +43,7 @@ use rule asset_model as asset_text with:
 
 use rule asset_model as asset_tasks with:
     input:
-        lambda wildcards: local_files(EXPERIMENT.tasks.tasks.values()),
+        lambda wildcards: local_files(EXPERIMENT.tasks.sources),
     output:
         TASKS.manifest,
     log:
@@ -52,7 +52,7 @@ use rule asset_model as asset_tasks with:
         benchmark_of("asset/tasks", "{tasks}")
     localrule: True
     params:
-        kind="tasks",
-        config=f"{EXPERIMENT.root}/tasks/{{tasks}}.yaml",
+        kind="tasks" if isinstance(GRID.tasks, str) else "grid-tasks",
+        config=f"{EXPERIMENT.root}/tasks/{{tasks}}.yaml" if isinstance(GRID.tasks, str) else str(EXPERIMENT.file),
         out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.tasks)),

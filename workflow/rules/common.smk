@@ -34,7 +34,7 @@ CALIBRATION, CELL, REPORT = LAYOUT.calibration("{model}"), LAYOUT.cell(WILDCARD_
 # The texts and tasks of this grid: the one that methods are fitted to, and those that cells are scored on.
 TEXT_DIR = LAYOUT.text(GRID.calibration_text)
 TEST_MANIFESTS = [LAYOUT.text(name).manifest for name in GRID.test_texts]
-TASKS_DIR = LAYOUT.tasks(GRID.tasks) if GRID.tasks else None
+TASKS_DIR = LAYOUT.tasks(EXPERIMENT.tasks_name) if EXPERIMENT.tasks else None
 
 # Inputs that several rules have.
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
@@ -69,7 +69,7 @@ def one_of(names):
 wildcard_constraints:
     model=one_of(GRID.models),
     text=one_of(GRID.all_texts),
-    tasks=one_of([GRID.tasks] if GRID.tasks else []),
+    tasks=one_of([EXPERIMENT.tasks_name] if EXPERIMENT.tasks else []),
     granularity=one_of(GRID.granularities),
     sparsity=one_of(["0.00", *(f"{sparsity:.2f}" for sparsity in GRID.all_sparsities)]),
     method=one_of(dict.fromkeys(["dense", *GRID.methods, *RECOVERED])),
@@ -86,9 +86,9 @@ def settings(step):
     return lambda wildcards: as_json(step_settings(EXPERIMENT, step, cell_of(wildcards)))
 
 
-def local_files(parts):
+def local_files(sources):
     """The files of this machine that an asset is made of, so that an edit is noticed."""
-    paths = [Path(part.source.path).expanduser() for part in parts if part.source.kind == "local"]
+    paths = [Path(source.path).expanduser() for source in sources if source.kind == "local"]
     return [file for path in paths for file in (sorted(path.glob("[!.]*.*")) if path.is_dir() else [path])]
 
 
