@@ -153,7 +153,7 @@ def test_nothing_that_runs_in_a_step_is_missing(
     runs = {
         "calibrate": lambda: steps.calibrate(experiment, "tiny", model, text, tmp_path),
         "apply": lambda: steps.apply(experiment, cell, model, calibration, folder / "allocation.json", tmp_path),
-        "evaluate": lambda: steps.evaluate(experiment, cell, model, text, None, folder, tmp_path / "scores.json"),
+        "evaluate": lambda: steps.evaluate(experiment, cell, model, [text], None, folder, tmp_path / "scores.json"),
     }
     for step, run in runs.items():
         entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}

@@ -292,7 +292,7 @@ def test_nothing_that_runs_in_the_step_is_missing_in_the_digest_of_its_code(here
     model, text = Path("data/models/tiny"), Path("data/text/docs")
     runs = {
         "recover": lambda: recover(experiment, cell, model, text, folder, here / "again"),
-        "evaluate": lambda: evaluate(experiment, cell, model, text, None, folder, here / "scores.json"),
+        "evaluate": lambda: evaluate(experiment, cell, model, [text], None, folder, here / "scores.json"),
     }
     for step, run in runs.items():
         entered = {item for item in called(run) if not item[0].startswith(code_version.OUTSIDE)}
