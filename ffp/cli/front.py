@@ -28,10 +28,10 @@ def prune(
     recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
     recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
     calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
-    compensated_search: options.CompensatedSearch = False,
+    compensated_search: options.CompensatedSearch = None,
     text_column: options.TextColumn = "text", context: options.Context = CONTEXT, seed: options.Seed = 0,
     granularity: options.Granularity = "structured", pruner: options.Pruner = None,
-    score: options.Score = CALIBRATION.score, align: options.Align = None,
+    score: options.Score = None, align: options.Align = None,
     min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None,
     attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, bos: options.Bos = None,
     device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
@@ -55,7 +55,7 @@ def prune(
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
         compensate=compensate, seed=seed, **_given(pruner=pruner),
-        **_sizes(context, calibration_tokens, score=score, compensated=compensated_search),
+        **_sizes(context, calibration_tokens, _given(score=score), _given(compensated=compensated_search)),
         evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
@@ -136,19 +136,15 @@ def _evaluation(context: int, documents: int, chat_template: bool, system_prompt
     return EVALUATION.model_copy(update={"context": 2 * context, **asked})
 
 
-def _sizes(context: int, calibration_tokens: int, *, score: str, compensated: bool) -> dict[str, Any]:
-    """The windows of the texts, the order of units, and whether a search is compensated."""
+def _sizes(context: int, calibration_tokens: int, order: dict[str, Any], compensated: dict[str, Any]) -> dict[str, Any]:
+    """The windows of the texts; the order of units and whether a search is compensated, where they are given."""
     if not 2 <= context <= calibration_tokens:
         raise ConfigError(
             f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
         )
-    calibration = {"context": context, "windows": calibration_tokens // context, "score": score}
-    return {
-        "calibration": CALIBRATION.model_copy(update=calibration),
-        "search": SEARCH.model_copy(
-            update={"context": context, "evaluations": max(1, TOKENS // context), "compensated": compensated}
-        ),
-    }
+    calibration = {"context": context, "windows": calibration_tokens // context, **order}
+    search = {"context": context, "evaluations": max(1, TOKENS // context), **compensated}
+    return {"calibration": CALIBRATION.model_copy(update=calibration), "search": SEARCH.model_copy(update=search)}
 
 
 def _text(given: list[str] | None) -> str | list[Path] | None:

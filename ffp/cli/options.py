@@ -58,7 +58,12 @@ CalibrationTokens = Annotated[
     int, _option(f"Tokens of the calibration. Default: {CALIBRATION.windows * CONTEXT}.", HOW)
 ]
 CompensatedSearch = Annotated[
-    bool, _option("Search among candidates that are compensated by ridge, as the result is.", HOW)
+    bool | None,
+    _option(
+        "Search among candidates that are compensated by ridge, as the result is. Default: yes, and no with a method "
+        "that is named.",
+        HOW,
+    ),
 ]
 Context = Annotated[
     int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW)
@@ -73,9 +78,11 @@ Pruner = Annotated[
     _option("How single weights are chosen. Default: sparsegpt.", WHAT),
 ]
 Score = Annotated[
-    UnitScore,
+    UnitScore | None,
     _option(
-        "Order in which heads and channels leave; pairwise and obs know how they act together. Default: wanda.", WHAT
+        "Order in which heads and channels leave; pairwise and obs know how they act together. Default: obs, and wanda "
+        "with a method that is named.",
+        WHAT,
     ),
 ]
 Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT)]

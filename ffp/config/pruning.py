@@ -27,9 +27,10 @@ CONTEXT = 256
 TOKENS = 24_576
 # The best of our measurements (docs/search.md, docs/baselines.md): with a search, without one, and on single weights.
 SEARCHED, UNSEARCHED, SINGLE_WEIGHTS = "fastforward-guided", "ffn-only", "uniform"
-CALIBRATION = CalibrationConfig(windows=32, context=CONTEXT)
+START = {"start": "fisher-table"}  # of the search, where no method is named
+CALIBRATION = CalibrationConfig(windows=128, context=CONTEXT)
 SEARCH = SearchConfig(
-    context=CONTEXT, windows=16, selection_windows=8, evaluations=TOKENS // CONTEXT, windows_per_evaluation=1,
+    context=CONTEXT, windows=32, selection_windows=8, evaluations=TOKENS // CONTEXT, windows_per_evaluation=1,
     finalists=3, checkpoints=(1.0,),
 )  # fmt: skip
 EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12, documents=100)
@@ -94,17 +95,21 @@ def prune_settings(
         tokens: Tokens that a search may forward. Default: 24,576. Without a method, 0 means that nothing is searched.
         granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
         compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
-        **others: Further fields of PruneSettings.
+        **others: Further fields of PruneSettings. Where no method is named, units are removed in the order of `score:
+            obs` and the search is compensated, if the result is by ridge; else in that of `score: pairwise`.
 
     Raises:
         ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
     """
     structured = granularity == "structured"
-    if method is None:
-        method = (UNSEARCHED if tokens == 0 else SEARCHED) if structured else SINGLE_WEIGHTS
+    compensate = compensate or ("ridge" if structured else "none")
+    if method is None and structured and tokens != 0:
+        method, params = SEARCHED, {**START, **(params or {})}
+        others |= _second_order(compensate.startswith("ridge"), others)
+    elif method is None:
+        method = UNSEARCHED if structured else SINGLE_WEIGHTS
     if isinstance(method, str):
         method = create(method, params or {})
-    compensate = compensate or ("ridge" if structured else "none")
     asked = {"sparsity": sparsity, "method": method, "granularity": granularity, "compensate": compensate}
     try:
         settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
@@ -113,6 +118,21 @@ def prune_settings(
         return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens)})
     except ValidationError as error:
         raise ConfigError(first_fault(error, PruneSettings)) from error
+
+
+def _second_order(ridge: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The order of units and the kind of search that go with the default method, unless they are given."""
+    try:
+        calibration = CalibrationConfig.model_validate(given.get("calibration", CALIBRATION))
+        search = SearchConfig.model_validate(given.get("search", SEARCH))
+    except ValidationError:
+        return {}  # PruneSettings says what is wrong
+    compensated = search.compensated if "compensated" in search.model_fields_set else ridge
+    order = {} if "score" in calibration.model_fields_set else {"score": "obs" if compensated else "pairwise"}
+    return {
+        "calibration": calibration.model_copy(update=order),
+        "search": search.model_copy(update={"compensated": compensated}),
+    }
 
 
 def _budget(search: SearchConfig, method: str, tokens: int) -> SearchConfig:
