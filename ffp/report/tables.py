@@ -86,21 +86,28 @@ def comparison(experiment: Experiment, groups: list[Group]) -> Table:
     bits = [key for key in texts if any(bits_column(key) in group.row for group in groups)]
     varying, known = _varying(groups), references(experiment)
 
+    several = len(experiment.grid.seeds) > 1
+
     def entries(group: Group) -> dict[str, Entry]:
         found = _identity(experiment, group, varying)
         found["whole model (%)"] = _number(group, "model_sparsity", 100, 1)
         if trained:
             found["PPL before"] = _number(group, "ppl_before", 1, 2)
-        found |= {heading: _number(group, key, 1, 2, marks[key]) for key, heading in texts.items()}
+        for key, heading in texts.items():
+            found[heading] = _number(group, key, 1, 2, marks[key])
+            if several:
+                found[f"{heading} sd"] = _spread(group, key, 1, 2)
         found |= {bits_heading(texts[key]): _number(group, bits_column(key), 1, 3) for key in bits}
         if scored:
             found["mean acc. (%)"] = _number(group, "mean_acc", 100, 1, marks["mean_acc"])
+            if several:
+                found["acc. sd"] = _spread(group, "mean_acc", 100, 1)
         found |= {"evaluations": _count(group, "search_evaluations"), "search tokens": _count(group, "search_tokens")}
         found["search (s)"] = _number(group, "search_s", 1, 1)
         if trained:
             found["recover tokens"] = _count(group, "recover_tokens")
             found["recover (s)"] = _number(group, "recover_s", 1, 1)
-        if len(experiment.grid.seeds) > 1:
+        if several:
             found["seeds"] = _count(group, "seeds")
         return found | {"status": Entry(status(group.row))}
 
@@ -251,13 +258,18 @@ def _identity(experiment: Experiment, group: Group, varying: list[str]) -> dict[
 
 
 def _number(group: Group, key: str, scale: float, digits: int, marks: Mapping[str, str] | None = None) -> Entry:
-    """A figure ± its standard deviation over seeds, or ± its standard error if it is of a single cell; else a dash."""
-    row, value = group.row, group.row.get(key)
+    """A mean over seeds, ± its standard error over windows or documents where it has one; else a dash."""
+    value, error = group.row.get(key), group.row.get(f"{key}_stderr")
     if value is None:
         return Entry(DASH)
-    spread = row.get(f"{key}_sd", row.get(f"{key}_stderr") if row["seeds"] == 1 else None)
-    text = f"{value * scale:,.{digits}f}" + ("" if spread is None else f" ± {spread * scale:,.{digits}f}")
+    text = f"{value * scale:,.{digits}f}" + ("" if error is None else f" ± {error * scale:,.{digits}f}")
     return Entry(text, (marks or {}).get(group.path, ""), float(value))
+
+
+def _spread(group: Group, key: str, scale: float, digits: int) -> Entry:
+    """The standard deviation of a figure over seeds; a dash for a single one."""
+    value = group.row.get(f"{key}_sd")
+    return Entry(DASH) if value is None else Entry(f"{value * scale:,.{digits}f}", sort=float(value))
 
 
 def _count(group: Group, key: str) -> Entry:

@@ -73,7 +73,9 @@ def test_seeds_become_a_mean_and_a_spread(tmp_path):
     assert float(rows["fastforward"]["ppl_sd"]) == pytest.approx(np.std(ppl, ddof=1))
     assert (rows["fastforward"]["seeds"], rows["uniform"]["seeds"], rows["uniform"]["ppl_sd"]) == ("3", "1", "")
     tex = (tmp_path / "report/comparison.tex").read_text()
-    assert f"{np.mean(ppl):.2f} $\\pm$ {np.std(ppl, ddof=1):.2f}" in tex
+    error = float(rows["fastforward"]["ppl_stderr"])
+    assert f"{np.mean(ppl):.2f} $\\pm$ {error:.2f}}} & {np.std(ppl, ddof=1):.2f} & " in tex
+    assert "PPL & PPL sd & " in tex
     assert rows["evolutionary"]["status"] == "missing"
     assert "3 seeds" in (tmp_path / "report/index.html").read_text()
 

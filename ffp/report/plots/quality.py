@@ -60,8 +60,8 @@ def _draw_group(axis: Axes, group: Group, look: Look, cost: str, x: float, shift
 
 
 def _error(group: Group) -> float:
-    """The standard deviation over seeds, or the standard error of a single cell."""
-    return float(group.row.get("ppl_sd", group.row.get("ppl_stderr") or 0.0))
+    """The standard error over windows, of the mean seed."""
+    return float(group.row.get("ppl_stderr") or 0.0)
 
 
 def _range(groups: list[Group], dense: float | None) -> tuple[float, float]:
