@@ -14,7 +14,6 @@ from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import make_cut
 from tests.helpers.families import CONFIGS, tiny, tokens
 
-
 # One of each kind of block: gated, with biases, with fused projections, in parallel, with norms of another place.
 QUICK = ("llama", "opt", "phi3", "gpt_neox", "gemma2", "olmo2")
 
