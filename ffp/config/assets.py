@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ffp.config.bos import Bos
-from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict
+from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict, Title
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
@@ -152,8 +152,8 @@ class ModelConfig(Strict):
     """A model, and how it runs: config/models/NAME.yaml."""
 
     source: Source
-    title: str = Field(description="Name of the model in tables.")
-    license: str | None = Field(None, description="License of the weights, for the cards of exported checkpoints.")
+    title: Title = Field(description="Name of the model in tables.")
+    license: Title | None = Field(None, description="License of the weights, for the cards of exported checkpoints.")
     lm_head: LmHead = Field(
         "auto",
         description="Embeddings and head of a GGUF file: `tied` makes them one matrix, the more finely quantised one; "
@@ -248,7 +248,7 @@ class CorpusConfig(Strict):
 class TextConfig(Strict):
     """Corpora, split by document into four disjoint texts, or a test text alone: config/texts/NAME.yaml."""
 
-    title: str = Field(description="Name of the text in tables.")
+    title: Title = Field(description="Name of the text in tables.")
     sources: tuple[CorpusConfig, ...] = Field(min_length=1, description="The corpora.")
     order: Literal["hash", "source"] = Field(
         "hash",
@@ -355,7 +355,7 @@ class TaskConfig(TaskSettings):
 class TasksConfig(Strict):
     """A set of tasks: config/tasks/NAME.yaml."""
 
-    title: str = Field(description="Name of the set in tables.")
+    title: Title = Field(description="Name of the set in tables.")
     version: str = Field(description="Raised when the scores can change; cells are evaluated again then.")
     tasks: Mapping[TaskName, TaskConfig] = Field(description="The tasks, by the names that tables show.")
 

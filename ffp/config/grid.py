@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Strict
+from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -188,7 +188,7 @@ class TextsConfig(Strict):
 class GridConfig(Strict):
     """A grid: config/grids/NAME.yaml. It names models, texts and tasks of the configuration folder."""
 
-    title: str = Field(description="Title of the report.")
+    title: Title = Field(description="Title of the report.")
     models: tuple[Name, ...] = Field(min_length=1, description="Models: names of files in models/.")
     text: Name | None = Field(
         None,

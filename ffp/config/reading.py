@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
@@ -17,6 +17,14 @@ from ffp.core.suggest import did_you_mean
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
+
+
+def one_line(text: str) -> str:
+    """Returns a text without control characters, each run of white space as a single space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+Title = Annotated[str, AfterValidator(one_line)]  # free text that is shown to readers
 
 
 def _names_blocks(text: Any) -> Any:

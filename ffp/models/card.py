@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from ffp.config import Cell, HubSource, ModelConfig
 from ffp.config.bos import IN_WORDS
+from ffp.config.reading import one_line
 from ffp.models.formats import Saved
 from ffp.store.task_scores import scored_tasks
 
@@ -46,17 +48,18 @@ def model_card(
     if cell.granularity == "structured":
         what = f"{units} a block, ranked by `{ranking}`"
     params = removed["params"]
+    licence = _plain(model.license or "not stated here; see the parent")
     whole = f" Blocks that lose nothing: {model.keep_blocks}." if model.keep_blocks else ""
     done = f"""- Parent: {_source(model.source)}.
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
 {removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).{whole}
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
 - Units: {what}. Compensation: {compensation}.{_recovered(recovery, before)}
-- Calibration: {calibration}.
-- Licence of the parent, which holds for this checkpoint too: {model.license or "not stated here; see the parent"}."""
+- Calibration: {_plain(calibration)}.
+- Licence of the parent, which holds for this checkpoint too: {licence}."""
     sections = [
         f"---\n{yaml.safe_dump(_metadata(model, saved), sort_keys=False)}---",
-        f"# {model.title}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
+        f"# {_plain(model.title)}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
         saved.text,
         f"```{saved.language}\n" + "\n".join(saved.run) + "\n```",
         "## What was done",
@@ -67,6 +70,11 @@ def model_card(
         f"With ffp {version}:\n\n```\n" + "\n".join(commands) + "\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Free text as one line that Markdown and HTML show as it is."""
+    return escape(one_line(text), quote=False)
 
 
 def remake_commands(
@@ -111,7 +119,7 @@ def _source(source: Any) -> str:
     if source.kind == "wheel-parts":
         names = ", ".join(f"{part.package} {part.version}" for part in source.parts)
         return f"{source.file} (sha256 {source.sha256}), in parts from the package index: {names}"
-    return f"local folder {Path(source.path).name}"
+    return f"local folder {_plain(Path(source.path).name)}"
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:

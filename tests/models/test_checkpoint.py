@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import escape
 
 import numpy as np
 import pytest
@@ -204,3 +205,22 @@ def test_the_card_gives_method_sparsity_data_scores_licence_and_commands():
     unscored = model_card(whole, cell, scores={"dense": None, "pruned": None}, **words)
     assert "102,650,000). Blocks that lose nothing: 0-3,-2:.\n" in unscored and "lose nothing" not in card
     assert "Not scored." in unscored
+
+
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "a\n---\nlicense: other\n# b", "x\u2028y\x1b[31m\x00z"])
+def test_a_title_stays_one_line_of_text_in_the_card(text):
+    source = {"kind": "local", "path": f"/tmp/{text.replace(chr(0), '')}"}
+    model = ModelConfig.model_validate({"title": text, "license": text, "source": source})
+    cell = Experiment("config/grids/demo.yaml").cell("smollm2-135m/structured/s0.30/owl/seed0")
+    removed = {"block_sparsity": 0.3, "model_sparsity": 0.2, "params": {"dense": 2, "kept": 1}}
+    card = model_card(
+        model, cell, method=find("owl"), units="2 channels", ranking="wanda", compensation="none", calibration=text,
+        removed=removed, scores={"dense": None, "pruned": None}, commands=["ls"], version="1",
+        saved=Saved("Run it so.", ["load()"]),
+    )  # fmt: skip
+    head, body = card.removeprefix("---\n").split("---\n", 1)
+    assert list(yaml.safe_load(head)) == ["library_name", "pipeline_tag", "license", "tags"]
+    assert "<script>" not in body and "\x1b" not in body.split("- Calibration")[0]
+    assert [line for line in body.splitlines() if line.startswith("# ")] == [
+        f"# {escape(model.title, quote=False)}, pruned by 30% (owl)"
+    ]
