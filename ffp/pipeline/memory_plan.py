@@ -112,10 +112,10 @@ def _ridge(prunable: PrunableModel, module: PrunableModule, tokens: int, b: int)
     """Bytes while the ridge of a module adds up its sums, at most: where next to nothing is removed from it."""
     linear = prunable.linear(module.output)
     n, width = linear.in_features, linear.out_features
-    sums, weight, entries = 8 * n * (n + width), 4 * n * width, _entries(module)
+    sums, entries = 8 * n * (n + width), _entries(module)
     own = sum(prunable.linear(path).out_features for path in entries)
     held = n + (own if module.kind == "attention" or max(entries.values()) > 1 else 0)
-    return sums + weight + tokens * (b * (2 * width + held) + 4 * (2 * n + width))
+    return sums + tokens * (b * (2 * width + held + n) + 4 * (n + width))
 
 
 def _logits(prunable: PrunableModel, tokens: int) -> int:

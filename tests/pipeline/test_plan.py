@@ -17,6 +17,7 @@ from ffp.allocators import METHODS, create, is_search
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
+from ffp.core.problem import Allocation
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline import estimate, plan
@@ -175,7 +176,7 @@ CONTEXT, WINDOWS = 64, 8
 
 
 def counted_peaks(model):
-    """Bytes by step, in one batch: of calibration, of a candidate that removes nothing, of its gradients, of ridge."""
+    """Bytes by step, in one batch: calibration, a candidate that removes nothing, its gradients, a least ridge."""
     prunable, batch = PrunableModel(model), WINDOWS * CONTEXT
     ids = torch.randint(3, 97, (WINDOWS, CONTEXT), generator=torch.Generator().manual_seed(0))
     plain, ridge = (
@@ -191,7 +192,8 @@ def counted_peaks(model):
     counted["allocate"] = peak(lambda: first(allocation, windows=range(WINDOWS)))
     counted["gradients"] = peak(lambda: second.marginal_utility(allocation, windows=range(WINDOWS)))
     candidates.restore()
-    counted["apply"] = peak(lambda: api.make_masks(prunable, known, problem, allocation, ridge, batch_tokens=batch))
+    least = Allocation(problem.problem_id, tuple(decision.n_units - 1 for decision in problem.decisions))
+    counted["apply"] = peak(lambda: api.make_masks(prunable, known, problem, least, ridge, batch_tokens=batch))
     ended = [module for module in prunable.modules if module.block < len(prunable.blocks) - 1]
     updates = [prunable.linear(module.output).weight for module in ended]  # which a GPU hands to the host
     counted["apply"] -= sum(weight.nbytes for weight in updates)

@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-SHORT = ("a partition whose limit is shorter", "a QoS that is not there")
+SHORT = ("a partition whose limit is shorter",)
 CASES = [
     pytest.param(*case, id=name, marks=[] if name in SHORT else pytest.mark.long) for name, case in REFUSED.items()
 ]

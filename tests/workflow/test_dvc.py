@@ -176,6 +176,13 @@ def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(r
     assert shown["metrics"]["results/report/metrics.json"]["figure"]["diff"] == 1
 
 
+def commit_and_push(repository: Path) -> None:
+    """What earlier tests left in the workspace becomes a commit whose results are in the store."""
+    run(repository, "git", "add", "-A")
+    run(repository, "git", "commit", "-q", "--allow-empty", "-m", "so far")
+    run(repository, "dvc", "push", "-q")
+
+
 def cached(folder: Path) -> dict[str, str]:
     """Digests of the objects in DVC's cache, by the names that they should have."""
     objects = (path for path in (folder / ".dvc/cache/files/md5").rglob("*") if path.is_file())
@@ -188,6 +195,7 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize("link", ["hardlink", pytest.param("symlink", marks=LONG), pytest.param("reflink", marks=LONG)])
 def test_a_cache_that_links_files_keeps_its_objects_whatever_snakemake_runs(repository: Path, link: str) -> None:
     """Pull into a cache that links, add a sparsity and another title, run plain Snakemake and `dvc repro`."""
+    commit_and_push(repository)
     clone = repository.parent / link
     run(repository.parent, "git", "clone", "-q", str(repository), str(clone))
     run(clone, "dvc", "config", "cache.type", f"{link},copy" if link == "reflink" else link)
@@ -207,6 +215,7 @@ def test_a_cache_that_links_files_keeps_its_objects_whatever_snakemake_runs(repo
     assert before.items() <= after.items() and all(n.removesuffix(".dir") == d for n, d in after.items())
 
 
+@pytest.mark.long
 def test_a_queued_experiment_runs_the_code_that_was_queued_in_a_folder_of_its_own(repository: Path) -> None:
     site = Site(repository)
     run(repository, "git", "add", "-A")
@@ -231,8 +240,10 @@ def stored(address: str, bucket: str) -> int:
         return str(answer.read()).count("<Key>")
 
 
+@pytest.mark.long
 def test_a_push_that_is_cut_off_is_completed_by_the_next_one(repository: Path, s3: str) -> None:
     build_opener(ProxyHandler({})).open(Request(f"{s3}/cut", method="PUT")).close()
+    commit_and_push(repository)
     run(repository, "dvc", "remote", "add", "-f", "--local", "cut", "s3://cut/ffp")
     run(repository, "dvc", "remote", "modify", "--local", "cut", "endpointurl", s3)
     environment = {**os.environ, **KEYS, "DVC_NO_ANALYTICS": "1"}

@@ -57,8 +57,12 @@ def test_a_search_leaves_its_answers_and_a_heuristic_an_empty_file(finished):
 
 def test_only_the_compensated_method_has_updates(finished):
     for method in METHODS:
-        updates, _ = schemas.UPDATES.read(finished / "results/cells" / cell(method) / "updates.safetensors")
-        assert len(updates) == (6 if method == "owl" else 0)
+        folder = finished / "results/cells" / cell(method)
+        updates, _ = schemas.UPDATES.read(folder / "updates.safetensors")
+        allocation = AllocationFile.read(folder / "allocation.json")
+        decisions = allocation.pruning_problem.decisions
+        cut = sum(kept < decision.n_units for decision, kept in zip(decisions, allocation.keep, strict=True))
+        assert len(updates) == (cut if method == "owl" else 0) and cut > 0
 
 
 def test_a_second_run_does_nothing(finished):
@@ -86,7 +90,8 @@ def test_the_printed_commands_make_a_cell_alone_again(finished, tmp_path):
         ).read_bytes()
     compared = tiny.shell(again, f"ffp compare {finished / 'results'} results")
     assert f"only in A     {cell('owl')}" in compared.stdout
-    assert cell("fastforward") not in compared.stdout
+    mine = [line for line in compared.stdout.splitlines() if cell("fastforward") in line]
+    assert all(line.split()[0] == "cost" for line in mine), "seconds may differ, and nothing else"
 
 
 def test_status_says_that_all_is_done(finished):
