@@ -67,13 +67,18 @@ def _errors(weight: torch.Tensor, inverse: torch.Tensor, width: int) -> torch.Te
     index = torch.arange(n, device=weight.device)
     blocks = inverse.view(n, width, n, width)[index, :, index, :]
     columns = weight.view(len(weight), n, width).permute(1, 2, 0)
-    errors: torch.Tensor = (columns * torch.linalg.solve(blocks, columns)).sum((1, 2))
-    return errors
+    # By Cholesky, block by block: MKL's LU of a batch fails on several threads of some processors.
+    halves = [
+        torch.linalg.solve_triangular(torch.linalg.cholesky(b), c, upper=False)
+        for b, c in zip(blocks, columns, strict=True)
+    ]
+    return torch.stack([half.square().sum() for half in halves])
 
 
 def _remove(weight: torch.Tensor, inverse: torch.Tensor, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """W and H^-1 of the columns that stay, refitted: what a Gaussian elimination of the others leaves."""
-    across = torch.linalg.solve(inverse[~stays][:, ~stays], inverse[~stays][:, stays])
+    factor = torch.linalg.cholesky(inverse[~stays][:, ~stays])
+    across = torch.cholesky_solve(inverse[~stays][:, stays], factor)
     left = inverse[stays][:, stays] - inverse[stays][:, ~stays] @ across
     return weight[:, stays] - weight[:, ~stays] @ across, left
 

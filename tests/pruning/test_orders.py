@@ -89,3 +89,16 @@ def test_gram_matrices_are_those_of_the_inputs_and_change_no_other_statistic():
         )
     with pytest.raises(Exception, match="holds no Gram matrices"):
         plain.unit_orders("obs")
+
+
+def test_wide_units_have_one_order_on_one_thread_and_on_several():
+    torch.manual_seed(0)
+    width, x, weight = 192, torch.randn(2000, 576) @ torch.randn(576, 576), torch.randn(96, 576)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(obs(weight, x.T @ x / len(x), width).tolist())
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] and sorted(found[0]) == [0, 1, 2]
