@@ -97,10 +97,10 @@ def _check_one(
             said, _ = run.communicate(timeout=2.0)
             break
         except subprocess.TimeoutExpired:
-            reason = _waits(name, kind)
+            job, reason = _waits(name, kind)
             late = time.monotonic() - started > wait_s
             if reason and (late or _hopeless(reason)):
-                _stop(run)
+                _stop(run, job)
                 return Outcome(name, kind, False, _describe(reason, wait_s))
     if not target.is_file():
         return Outcome(name, kind, False, _reason(said))
@@ -113,15 +113,18 @@ def _check_one(
     return Outcome(name, kind, True, text)
 
 
-def _waits(model: str, kind: str) -> str:
-    """Why the job waits in Slurm's queue, in Slurm's word; empty if it does not."""
-    command = ["squeue", "-h", "--me", "-t", "PENDING", "-o", "%k|%r"]
+def _waits(model: str, kind: str) -> tuple[str, str]:
+    """The job's number and why it waits in Slurm's queue, in Slurm's word; empty if it does not."""
+    command = ["squeue", "-h", "--me", "-t", "PENDING", "-o", "%A|%r|%k"]
     try:
         listed = subprocess.run(command, text=True, capture_output=True).stdout
     except FileNotFoundError:
-        return ""
-    mine = [line.rpartition("|")[2] for line in listed.splitlines() if f"site_{kind}" in line and model in line]
-    return mine[0] if mine else ""
+        return "", ""
+    for line in listed.splitlines():
+        job, reason, comment = line.split("|", 2)
+        if f"site_{kind}" in comment and model in comment:
+            return job, reason
+    return "", ""
 
 
 def _hopeless(reason: str) -> bool:
@@ -137,9 +140,9 @@ def _describe(reason: str, wait_s: float) -> str:
     return f"it waited {wait_s:.0f} s ({reason}). Try again, or give --wait more seconds."
 
 
-def _stop(run: subprocess.Popen[str]) -> None:
-    """Stops Snakemake, which takes its jobs back."""
-    os.killpg(run.pid, signal.SIGINT)
+def _stop(run: subprocess.Popen[str], job: str) -> None:
+    """Takes the job back; Snakemake notices that and ends."""
+    subprocess.run(["scancel", job], capture_output=True)
     try:
         run.communicate(timeout=60)
     except subprocess.TimeoutExpired:

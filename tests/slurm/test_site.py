@@ -59,13 +59,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-SHORT = ("a partition whose limit is shorter",)
-CASES = [
-    pytest.param(*case, id=name, marks=[] if name in SHORT else pytest.mark.long) for name, case in REFUSED.items()
-]
-
-
-@pytest.mark.parametrize(("resources", "reason"), CASES)
+@pytest.mark.long
+@pytest.mark.parametrize(("resources", "reason"), REFUSED.values(), ids=list(REFUSED))
 def test_what_the_site_does_not_give_is_one_line(
     select: str, tmp_path: Path, tiny_source: Path, resources: dict[str, Any], reason: str
 ) -> None:
