@@ -93,7 +93,7 @@ def compensate(
                 dense = _advance_dense(prunable, stream, block, dense, targets)
             for module in (module for module in prunable.modules if module.block == block):
                 index = torch.as_tensor(np.asarray(kept[module.decision.name]), dtype=torch.int64)
-                if dense is None and len(index) == module.decision.n_units:
+                if dense is None and len(index) == module.n_indices:
                     continue  # nothing is missing
                 if kind == "bias":
                     name, new = _compensate_by_bias(prunable, stream, module, index)

@@ -138,3 +138,16 @@ def test_compensation_lowers_the_error_of_the_first_module_it_touches():
         errors[kind] = torch.linalg.norm(inputs_of(model, path, windows) @ linear.weight.T + linear.bias - goal).item()
     assert errors["ridge"] < errors["none"]
     assert errors["bias"] < errors["none"]
+
+
+@pytest.mark.parametrize(("units", "name", "kept"), [
+    ({"align": 8}, "block02.ffn", 5),  # as many channels as there are bundles of 8
+    ({"attention_units": "query-heads"}, "block01.attention", 3),  # as many heads as a KV group has
+])  # fmt: skip
+def test_a_module_is_whole_only_with_all_of_its_channels_or_heads(units, name, kept):
+    prunable = PrunableModel(tiny("llama"), **units)
+    whole = {module.decision.name: np.arange(module.n_indices) for module in prunable.modules}
+    one = next(module for module in prunable.modules if module.decision.name == name)
+    assert kept == one.decision.n_units < one.n_indices
+    updates = compensate(prunable, {**whole, name: np.arange(kept)}, tokens(6), kind="ridge", batch_tokens=40)
+    assert list(updates) == [f"{one.output}.weight"]
