@@ -53,7 +53,8 @@ def slurm_options(models: Mapping[str, ModelConfig], kind: JobKind) -> dict[str,
         kind: Of the jobs.
 
     Raises:
-        ConfigError: One model names what another leaves to the profile, which a rule's resources cannot tell apart.
+        ConfigError: One model names what another leaves to the profile, which a rule's resources cannot tell apart; or
+            two ask differently for scores, although their cells share jobs.
     """
     found: dict[str, Callable[[str], str | None]] = {}
     for key, resource in SLURM_RESOURCES.items():
@@ -64,6 +65,11 @@ def slurm_options(models: Mapping[str, ModelConfig], kind: JobKind) -> dict[str,
             raise ConfigError(
                 f"model {other} has resources.{key} for {kind} jobs, and model {missing[0]} has none. "
                 "Name it for both, or for neither and put it into the profile."
+            )
+        if kind == "score" and len(set(named.values())) > 1:
+            raise ConfigError(
+                f"models ask for resources.{key} {' and '.join(dict.fromkeys(map(str, named.values())))} for cuts and "
+                f"scores, and cells of several models share such a job. Name one for all under resources.score.{key}."
             )
         if not missing:
             found[resource] = named.__getitem__

@@ -94,15 +94,18 @@ def models(**resources: dict[str, object]) -> dict[str, ModelConfig]:
 
 
 def test_slurm_options_are_of_the_kind_of_job_and_the_profile_keeps_the_others():
-    found = models(
-        a={"qos": "long", "score": {"qos": "short", "gres": "gpu:1"}}, b={"qos": "long", "score": {"gres": "gpu:2"}}
-    )
-    assert {key: of("a") for key, of in cluster.slurm_options(found, "search").items()} == {"qos": "long"}
-    score = cluster.slurm_options(found, "score")
-    assert {key: (of("a"), of("b")) for key, of in score.items()} == {
-        "qos": ("short", "long"),
-        "gres": ("gpu:1", "gpu:2"),
-    }
+    score = {"qos": "short", "gres": "gpu:1"}
+    found = models(a={"qos": "long", "score": score}, b={"qos": "night", "score": score})
+    both = {key: (of("a"), of("b")) for key, of in cluster.slurm_options(found, "search").items()}
+    assert both == {"qos": ("long", "night")}
+    assert {key: of("b") for key, of in cluster.slurm_options(found, "score").items()} == score
+
+
+def test_models_whose_cells_share_a_job_ask_alike_for_it():
+    found = models(a={"partition": "big"}, b={"partition": "small"})
+    assert cluster.slurm_options(found, "search")["slurm_partition"]("b") == "small"
+    with pytest.raises(ConfigError, match=r"resources\.partition big and small for cuts and scores.*score\.partition"):
+        cluster.slurm_options(found, "score")
 
 
 def test_a_model_that_leaves_to_the_profile_what_another_names_is_refused():
