@@ -60,7 +60,7 @@ def main() -> None:
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     runs, calibrations = done.get("runs", []), done.get("calibrations", [])
     bench = _Bench(experiment, options.model)
-    for row, sparsity, tokens in sorted(RUNS, key=lambda run: run[2] != 32_768):
+    for row, sparsity, tokens in RUNS:
         if any((run["row"], run["sparsity"], run["calibration_tokens"]) == (row, sparsity, tokens) for run in runs):
             continue
         runs.append(bench.run(row, sparsity, tokens, calibrations))

@@ -272,10 +272,8 @@ def probe(
 ) -> None:
     """Write what a job of `ffp site` finds on its node."""
     from ffp.pipeline.site import probe
-    from ffp.store.files import whole
 
-    with whole(out) as partial:
-        partial.write_text(json.dumps(probe(Experiment(config).models[model])) + "\n")
+    probe(Experiment(config).models[model]).write(out)
 
 
 @app.command(rich_help_panel=GRIDS)

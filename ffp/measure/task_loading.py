@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from ffp.assets.stock import check_tasks, find_stock, shots, stock_body
+from ffp.assets.stock import check_tasks, shots, stock_body, stub
 from ffp.assets.task_data import Stored, answered_by, build_stock, leaves, stock_objects
 from ffp.config import TaskConfig, TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
@@ -145,7 +145,7 @@ def local_task(
         "dataset_name": None,
         "dataset_kwargs": {"data_files": data, "cache_dir": str(cache)},
     }
-    return {"include": str(find_stock(task.stock).path), "task": name, "tag": None, **local, **splits}
+    return {**stub(task.stock), "task": name, "tag": None, **local, **splits}
 
 
 def _set_up(one: Any, task: TaskConfig) -> None:

@@ -1,7 +1,7 @@
 """Files that other names share: DVC's cache can be one file with the workspace, by a hard or symbolic link.
 
 ffp writes files whole and renames them, and Snakemake removes outputs before a job, so that neither writes into a
-linked file. But shells write logs, and Snakemake benchmarks and records, into the files that are there.
+linked file. But logs, benchmarks and Snakemake's records are written into the files that are there.
 """
 
 from __future__ import annotations

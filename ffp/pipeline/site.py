@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -12,12 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ffp.config import Experiment, ModelConfig
 from ffp.config.assets import JobKind
 from ffp.pipeline import cluster
 from ffp.store.layout import Layout
+from ffp.store.schemas import ProbeFile
 
 # Why Slurm lets a job wait, where waiting does not help.
 HOPELESS = {
@@ -58,16 +58,16 @@ class Outcome:
         return f"{self.kind} jobs of {self.model}: {'ok' if self.ok else 'failed'}: {self.text}"
 
 
-def probe(model: ModelConfig) -> dict[str, Any]:
+def probe(model: ModelConfig) -> ProbeFile:
     """Returns what this process finds where it runs: the node, its cores and GPUs, and whether torch can use those."""
     import torch
 
-    return {
-        "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "cpus": cluster.cpu_count(),
-        "gpus": cluster.gpus() if model.resources.gpu else [],
-        "cuda": torch.cuda.is_available(),
-    }
+    return ProbeFile(
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        cpus=cluster.cpu_count(),
+        gpus=cluster.gpus() if model.resources.gpu else [],
+        cuda=torch.cuda.is_available(),
+    )
 
 
 def check(experiment: Experiment, profile: str, *, wait_s: float) -> Iterator[Outcome]:
@@ -102,13 +102,11 @@ def _check_one(
             if reason and (late or _hopeless(reason)):
                 _stop(run, job)
                 return Outcome(name, kind, False, _describe(reason, wait_s))
-    if not target.is_file():
+    found = ProbeFile.read_if_there(target)
+    if found is None:
         return Outcome(name, kind, False, _reason(said))
-    found = json.loads(target.read_text())
-    lacks_gpu = model.resources.gpu > 0 and model.device in ("auto", "cuda") and not found["cuda"]
-    gpus = f", GPUs {', '.join(found['gpus'])}" if found["gpus"] else ""
-    text = f"{found['node']}, {found['cpus']} CPUs{gpus}"
-    if lacks_gpu:
+    text = f"{found.node}, {found.cpus} CPUs" + (f", GPUs {', '.join(found.gpus)}" if found.gpus else "")
+    if model.resources.gpu and model.device in ("auto", "cuda") and not found.cuda:
         return Outcome(name, kind, False, f"{text}: torch finds no GPU there, although the model asks for one")
     return Outcome(name, kind, True, text)
 

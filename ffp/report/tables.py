@@ -140,7 +140,8 @@ def winners(experiment: Experiment, groups: list[Group]) -> Table:
             Entry(f"{cheaper.method} ({_count(cheaper, 'search_tokens').text})" if cheaper else DASH),
         ]
         lines.append(Line(winner.block, winner.best, entries))
-    headings = ["sparsity (%)", "dense PPL", "method", "PPL", "search tokens", "tied with it", "at fewer tokens"]
+    ppl = text_headings(experiment)["ppl"]
+    headings = ["sparsity (%)", f"dense {ppl}", "method", ppl, "search tokens", "tied with it", "at fewer tokens"]
     return Table([*varying, *headings], lines)
 
 

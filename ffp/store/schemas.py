@@ -290,6 +290,17 @@ class ExportFile(JsonFile):
     provenance: Provenance
 
 
+class ProbeFile(JsonFile):
+    """What a tiny job of `ffp site` finds where it runs."""
+
+    tag = "ffp/probe/1"
+
+    node: str
+    cpus: int
+    gpus: list[str]
+    cuda: bool = Field(description="whether torch can use a GPU there")
+
+
 class CompareFile(JsonFile):
     """What `ffp compare --json` writes."""
 

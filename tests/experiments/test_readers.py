@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, growth, race, reading, second_order, units
+from experiments import ablation, baselines, defaults, growth, race, reading, second_order, units
 from ffp.config import Experiment
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
@@ -150,3 +150,13 @@ def test_growth_is_a_power_of_the_prunable_parameters():
     low, middle, high = marks["projected_7b_tokens"]["fastforward-guided"]
     assert low == middle == high == pytest.approx(200 * (6.5e9 / 4e8) ** 0.5)
     assert growth.compute_marks({"a": models["a"]}, runs[:2])["exponent"] is None
+
+
+def test_marks_of_the_defaults_compare_rows_on_the_sparsities_that_all_have():
+    runs = [
+        {"row": row, "sparsity": sparsity, "calibration_tokens": tokens, "selection": {"ppl": ppl}}
+        for row, sparsity, tokens, ppl in (
+            ("a", 0.2, 8, np.e**2), ("a", 0.3, 8, np.e**3), ("b", 0.3, 8, np.e**2.5), ("a", 0.2, 16, np.e)
+        )
+    ]  # fmt: skip
+    assert defaults._marks(runs, 1.0) == {"8": {"a": pytest.approx(2.0), "b": pytest.approx(1.5)}, "16": {"a": 0.0}}

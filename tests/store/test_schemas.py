@@ -33,6 +33,7 @@ BODIES: dict[type[schemas.JsonFile], dict[str, Any]] = {
     schemas.ScoresFile: {"cell": CELL, **REMOVED, "ppl": PPL, "tasks": {}, "cost": {}, "settings": {}},
     schemas.PerplexityFile: PPL,
     schemas.ExportFile: {"cell": CELL, **REMOVED},
+    schemas.ProbeFile: {"node": "n1", "cpus": 4, "gpus": ["0"], "cuda": True},
     schemas.CompareFile: {"changed": False, "cells": [], "provenance": {"commit": {"a -> b": 1}}},
 }  # fmt: skip
 TENSORS = {"tokens": schemas.TOKENS, "stats": schemas.STATS, "policy": schemas.POLICY, "masks": schemas.MASKS,

@@ -91,7 +91,7 @@ def _shade(sparsities: list[str], sparsity: str) -> tuple[float, ...]:
 
 
 def _marker(experiment: Experiment, model: str) -> str:
-    return ("o", *MARKERS)[list(experiment.grid.models).index(model) % len(MARKERS)]
+    return MARKERS[experiment.grid.models.index(model) % len(MARKERS)]
 
 
 def _handle(label: str, marker: str, colour: Any) -> Line2D:
