@@ -28,7 +28,7 @@ from ffp.models.stream import BlockStream, watch_inputs
 from ffp.pruning.moments import InputSums, add_product
 
 log = logging.getLogger("ffp")
-COLUMNS = 256  # of the inputs that are multiplied at once, which bounds the temporary product
+COLUMNS = 256  # that are multiplied or added at once, which bounds the temporary product or sum
 
 
 def ridge_weight(
@@ -52,13 +52,14 @@ def ridge_weight(
     """
     if len(columns) == 0:
         return right.T
-    kept = float64(weight[:, columns])
     alpha = max(ridge * float(gram.diagonal().mean()), 1e-30)
     gram.diagonal().add_(alpha)
     factor = torch.linalg.cholesky(gram.mT, out=gram.mT)  # symmetric: in LAPACK's order, so that it is done in place
     half = torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True, out=right)
-    return kept.to(solved).add_(solved.T)
+    for rows, part in zip(solved.mT.split(COLUMNS), weight.split(COLUMNS), strict=True):
+        rows.add_(part[:, columns].to(rows))
+    return solved.mT
 
 
 @torch.no_grad()
@@ -177,7 +178,8 @@ def _solve(
         add_product(right, x_kept, missing, columns=COLUMNS)
 
     stream.feed(block, linear, add)
-    return ridge_weight(gram, right, weight, columns, ridge).to(weight).contiguous()
+    solved = ridge_weight(gram, right, weight, columns, ridge)
+    return solved.to(weight, memory_format=torch.contiguous_format)
 
 
 def _keep_product(products: list[torch.Tensor], linear: nn.Linear, x: torch.Tensor) -> None:

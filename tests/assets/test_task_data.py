@@ -34,7 +34,7 @@ def loaded(tasks, out, tmp_path, name):
 
 def test_data_comes_from_the_hub_once_and_from_files_at_that_commit_after_that(push, hub, out, tmp_path, caplog):
     commit, tasks = push("Old"), listed("ai2_arc")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="ffp"):
         fetch_tasks(tasks, out)
     assert caplog.text.count(f"data set allenai/ai2_arc is at commit {commit}") == 1
     entries = DatasetsFile.read(AssetFiles(out).datasets).tasks["ai2_arc"]
