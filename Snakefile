@@ -7,6 +7,7 @@ min_version("9.0")
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/assets.smk"
+include: "workflow/rules/preflight.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/allocate.smk"
 include: "workflow/rules/apply.smk"
@@ -20,6 +21,7 @@ include: "workflow/rules/site.smk"
 rule all:
     default_target: True
     input:
+        [LAYOUT.calibration(name).preflight for name in GRID.models],
         REPORT.all,
         CELL_FILES,
     localrule: True

@@ -16,6 +16,7 @@ from ffp.core.suggest import did_you_mean
 from ffp.store.layout import Layout
 
 GridFile = Annotated[Path, typer.Option("--config", help="Grid file, e.g. config/grids/demo.yaml.")]
+ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="A model of the grid.")]
 CellPath = Annotated[str, typer.Option("--cell", metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN.")]
 ModelDir = Annotated[Path, typer.Option(help="Folder of the fetched model.")]
 TextDir = Annotated[Path, typer.Option(help="Folder of the fetched text.")]
@@ -53,9 +54,39 @@ def asset(
 
 
 @app.command(rich_help_panel=STEPS)
+def preflight(
+    config: GridFile,
+    model: ModelName,
+    model_dir: ModelDir,
+    text_dir: Annotated[
+        list[Path], typer.Option(metavar="DIR", help="Folder of a fetched text: of calibration, then those of tests.")
+    ],
+    out: Annotated[Path, typer.Option(help="preflight.json to write.")],
+    tasks_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks.")] = None,
+) -> None:
+    r"""Check all that would fail a model's cells, before anything is spent on them.
+
+    Example:
+      ffp preflight --config config/grids/demo.yaml --model smollm2-135m \
+          --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
+          --tasks-dir data/tasks/demo --out data/calibration/smollm2-135m/preflight.json
+    """
+    experiment = _open_model(config, model)
+    names = experiment.grid.all_texts
+    if len(text_dir) != len(names):
+        raise ConfigError(
+            f"{experiment.file} reads the texts {', '.join(names)}: give --text-dir {len(names)} times, in this order."
+        )
+    _start(experiment.models[model])
+    from ffp.pipeline import planned
+
+    planned.check_model(experiment, model, model_dir, dict(zip(names, text_dir, strict=True)), tasks_dir, out)
+
+
+@app.command(rich_help_panel=STEPS)
 def calibrate(
     config: GridFile,
-    model: Annotated[str, typer.Option(metavar="NAME", help="A model of the grid.")],
+    model: ModelName,
     model_dir: ModelDir,
     text_dir: TextDir,
     out: OutDir,
@@ -67,14 +98,11 @@ def calibrate(
           --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
           --out data/calibration/smollm2-135m
     """
-    experiment = Experiment(config)
-    if model not in experiment.models:
-        raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
+    experiment = _open_model(config, model)
     _start(experiment.models[model])
-    from ffp.pipeline import plan, recover, steps
+    from ffp.pipeline import planned, steps
 
-    plan.check_machine(experiment, model, model_dir, out)
-    recover.check_text(experiment, model, model_dir, text_dir)
+    planned.check_machine(experiment, model, model_dir, text_dir, out)
     steps.calibrate(experiment, model, model_dir, text_dir, out)
 
 
@@ -106,9 +134,10 @@ def allocate(
         wanted = f"--init with the folder of {origin.path}" if origin else "no --init"
         start = origin.path if origin else "no policy"
         raise ConfigError(f"{point.path} starts from {start} in {experiment.file}: give {wanted}.")
-    from ffp.pipeline import steps
+    from ffp.pipeline import planned, steps
 
     if reuse is None:
+        planned.check_unless_done(experiment, point.model)
         steps.allocate(experiment, point, model_dir, calibration, out, init)
     else:
         steps.reuse_allocation(experiment, point, model_dir, calibration, reuse, out)
@@ -387,6 +416,14 @@ def _open(config: Path, path: str) -> tuple[Experiment, Cell]:
     cell = experiment.cell(path)
     _start(experiment.models[cell.model])
     return experiment, cell
+
+
+def _open_model(config: Path, model: str) -> Experiment:
+    """The grid, which has a model of this name."""
+    experiment = Experiment(config)
+    if model not in experiment.models:
+        raise ConfigError(f"{experiment.file} has no model {model!r}: {did_you_mean(model, experiment.models)}")
+    return experiment
 
 
 def _start(model: ModelConfig) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ffp.config import TasksConfig
-from ffp.measure.task_loading import load_tasks, room, seeded
+from ffp.measure.task_loading import MAX_GEN_TOKS, load_tasks, room, seeded
 from ffp.measure.tasks import sample_documents
 
 COUNTED = 16  # documents of a task whose tokens are counted
-MAX_GEN_TOKS = 256  # lm-eval's own, of a task that does not say
 
 
 @dataclass(frozen=True)

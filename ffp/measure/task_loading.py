@@ -22,6 +22,7 @@ from ffp.core.errors import ArtifactError, ConfigError
 from ffp.store.layout import AssetFiles
 
 log = logging.getLogger(__name__)
+MAX_GEN_TOKS = 256  # lm-eval's own, of a task that does not say
 
 
 @dataclass(frozen=True)
@@ -201,3 +202,21 @@ def room(task: Any, default: int) -> int:
         return 0
     arguments = json.loads(json.dumps(task.get_config("generation_kwargs") or {}, default=str))
     return int(normalize_gen_kwargs(arguments, default)["max_gen_toks"])
+
+
+def check_room(loaded: LoadedTasks, max_length: int) -> None:
+    """Checks that what tasks may generate fits into a model beside the prompt.
+
+    Args:
+        loaded: The tasks.
+        max_length: Tokens that the model takes.
+
+    Raises:
+        ConfigError: A task may generate as many tokens as that, or more.
+    """
+    for name, task in loaded.tasks.items():
+        if (more := room(task, MAX_GEN_TOKS)) >= max_length:
+            raise ConfigError(
+                f"task {name!r} may generate {more} tokens, and the model takes {max_length} with the prompt. Set "
+                "gen_kwargs: {max_gen_toks: ...} of the task."
+            )

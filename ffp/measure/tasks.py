@@ -21,7 +21,7 @@ from ffp.core.errors import ConfigError
 from ffp.core.extras import needs
 from ffp.measure.bos import place_bos
 from ffp.measure.language_model import language_model
-from ffp.measure.task_loading import LoadedTasks, load_tasks, room, seeded
+from ffp.measure.task_loading import check_room, load_tasks, seeded
 
 log = logging.getLogger(__name__)
 NO_FILTER = "none"  # lm-eval's name for answers as they are
@@ -79,7 +79,7 @@ def score_tasks(
     with tempfile.TemporaryDirectory(prefix="ffp-tasks-") as scratch, seeded():
         loaded = load_tasks(tasks, Path(folder), Path(scratch))
         lm = language_model(model, tokenizer, batch_tokens, begins=place_bos(tokenizer, bos) != "never")
-        _check_room(loaded, lm)
+        check_room(loaded, lm.max_length)
         sizes = {name: len(task.eval_docs) for name, task in loaded.tasks.items()}
         samples = {
             name: sample_documents(name, size, documents=documents, seed=seed)
@@ -92,16 +92,6 @@ def score_tasks(
             fewshot_as_multiturn=chat_template and fewshot_as_multiturn,
         )  # fmt: skip
         return {name: _entry(results, objects) for name, objects in loaded.entries.items()}
-
-
-def _check_room(loaded: LoadedTasks, lm: Any) -> None:
-    """Raises ConfigError where a task may generate more tokens than the model takes with a prompt."""
-    for name, task in loaded.tasks.items():
-        if (more := room(task, lm.max_gen_toks)) >= lm.max_length:
-            raise ConfigError(
-                f"task {name!r} may generate {more} tokens, and the model takes {lm.max_length} with the prompt. Set "
-                "gen_kwargs: {max_gen_toks: ...} of the task."
-            )
 
 
 def _entry(results: Mapping[str, Any], objects: list[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
-from ffp.measure.tasks import check_chat_template, score_tasks
+from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_tokenizer
 from ffp.models.formats import Format
+from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.estimate import estimate
+from ffp.pipeline.estimate import Estimate, estimate
 from ffp.pipeline.models import OpenedModel, open_model
 from ffp.pipeline.phases import phase_tokens
-from ffp.pipeline.prune import open_recovery_windows, open_windows, run
+from ffp.pipeline.preflight import Check, Planned, preflight
+from ffp.pipeline.prune import CutText, cut_text, run
 from ffp.pipeline.result import Pruned
 from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
@@ -85,23 +87,15 @@ def prune(request: PruneRequest) -> Pruned:
     Raises:
         FfpError: Something that was asked for cannot be done; what can be known is checked before the search.
     """
-    check_new_folder(request.out, overwrite=request.overwrite)
-    tasks = _open_tasks(request)
-    opened = open_model(request.model, data=request.data, changes=request.changes)
-    text = open_text(request.text, data=request.data, column=request.column)
-    request, tokenizer, config = _on(request, opened), load_tokenizer(opened.folder), opened.config
-    check_chat_template(tokenizer, asked=request.settings.evaluation.chat_template)
-    found = estimate(opened.folder, config, request.settings)
-    found.check(request.out)
-    place_bos(tokenizer, config.bos)
-    _check_format(request, found.prunable, tokenizer)
+    ready = _make_ready(request)
+    request, opened, text, config = ready.request, ready.opened, ready.text, ready.opened.config
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, **config.units)
     work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
     pruned = run(
-        prunable, tokenizer, text, request.settings, batch_tokens=config.batch_tokens, evaluate=request.evaluate,
+        prunable, ready.tokenizer, ready.cut(), request.settings, batch_tokens=config.batch_tokens,
         dense_shape=request.format.zeros, work=work,
-        score=tasks and _scorer(tokenizer, *tasks, request.settings, config.batch_tokens),
+        score=ready.tasks and _scorer(ready.tokenizer, *ready.tasks, request.settings, config.batch_tokens),
     )  # fmt: skip
     pruned.source, pruned.folder, pruned.commands = config, opened.folder, [command(request, opened, prunable)]
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
@@ -118,20 +112,48 @@ def dry_run(request: PruneRequest) -> str:
     Raises:
         FfpError: As `prune`, as far as it can be known before the model runs.
     """
+    ready = _make_ready(request)
+    request, settings, cut = ready.request, ready.request.settings, ready.cut()
+    parts = phase_tokens(cut.fitted, cut.test, settings, tasks=request.tasks is not None)
+    title = f"{cut.title}, {IN_WORDS[place_bos(ready.tokenizer, settings.bos)]}"
+    return ready.found.describe(ready.opened.name, title, request.out, sum(parts.values()))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A request whose model, text and tasks are fetched and checked."""
+
+    request: PruneRequest
+    opened: OpenedModel
+    text: SplitText
+    tokenizer: Any
+    tasks: tuple[TasksConfig, Path] | None
+    found: Estimate
+    cut: Callable[[], CutText]
+
+
+def _make_ready(request: PruneRequest) -> _Ready:
+    """Fetches what a request names, and checks all that can be known before the model runs."""
     check_new_folder(request.out, overwrite=request.overwrite)
-    _open_tasks(request)
+    tasks = _open_tasks(request)
     opened = open_model(request.model, data=request.data, changes=request.changes)
-    text, request = open_text(request.text, data=request.data, column=request.column), _on(request, opened)
-    found = estimate(opened.folder, opened.config, request.settings)
-    found.check(request.out)
-    tokenizer, settings = load_tokenizer(opened.folder), request.settings
-    check_chat_template(tokenizer, asked=settings.evaluation.chat_template)
-    _check_format(request, found.prunable, tokenizer)
-    windows, test = open_windows(found.prunable.model, tokenizer, text, settings, evaluate=request.evaluate)
-    open_recovery_windows(found.prunable, tokenizer, text, settings)
-    parts = phase_tokens(windows, test, settings, tasks=request.tasks is not None)
-    title = f"{text.title}, {IN_WORDS[place_bos(tokenizer, settings.bos)]}"
-    return found.describe(opened.name, title, request.out, sum(parts.values()))
+    text = open_text(request.text, data=request.data, column=request.column)
+    request, tokenizer = _on(request, opened), load_tokenizer(opened.folder)
+    settings, found = request.settings, estimate(opened.folder, opened.config, request.settings)
+
+    @cache
+    def cut() -> CutText:
+        return cut_text(found.prunable, tokenizer, text, settings, evaluate=request.evaluate)
+
+    planned = Planned(
+        name=opened.name, config=opened.config, settings=settings, prunables=[found.prunable],
+        targets=[(settings.sparsity, settings.granularity)], searches=isinstance(settings.method, Search),
+        trains=settings.recover.wanted, chats=settings.evaluation.chat_template, tokenizer=tokenizer, windows=lambda: cut().windows(),
+        tasks=tasks and tasks[0], tasks_dir=tasks and tasks[1],
+        memory=(found.memory, [choose_device(opened.config.device)]), disk=(request.out, found.disk),
+    )  # fmt: skip
+    preflight(planned, Check("the format can hold the model", (), "evaluate", partial(_check_format, request)))
+    return _Ready(request, opened, text, tokenizer, tasks, found, cut)
 
 
 def _on(request: PruneRequest, opened: OpenedModel) -> PruneRequest:
@@ -222,9 +244,10 @@ def _recover_params(recover: RecoverSettings) -> list[str]:
     return [f"{name}={json.dumps(value)}" for name, value in others.items()]
 
 
-def _check_format(request: PruneRequest, prunable: PrunableModel, tokenizer: Any) -> None:
+def _check_format(request: PruneRequest, planned: Planned) -> None:
     """Raises ConfigError for a model that the format cannot hold as it will be."""
-    request.format.check(prunable, tokenizer)
+    prunable = planned.prunables[0]
+    request.format.check(prunable, planned.tokenizer)
     if request.settings.compensate == "bias" and not request.format.takes_biases(prunable):
         raise ConfigError(
             f"--compensate bias adds biases, which {request.format.name} has no place for in a "

@@ -15,7 +15,6 @@ from ffp.core import projection
 from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_disk, check_memory, check_not_offloaded
 from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
 from ffp.pipeline.plan import forward_flops
 from ffp.pipeline.training_plan import training_memory
@@ -42,16 +41,6 @@ class Estimate:
     settings: PruneSettings
     memory: int
     disk: int
-
-    def check(self, out: Path) -> None:
-        """Checks that the sparsity, the device and the disk allow it.
-
-        Raises:
-            FfpError: One of them does not; one line with the remedy.
-        """
-        projection.kept_budget(self.prunable.problem(self.settings.sparsity, self.settings.granularity))
-        check_memory(self.memory, choose_device(self.config.device))
-        check_disk(out, self.disk)
 
     def describe(self, name: str, text: str, out: Path, tokens: float) -> str:
         """Returns the plan in words.
@@ -94,7 +83,6 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
         grams=settings.needs_grams, compensated=settings.compensated_search,
     )  # fmt: skip
     if settings.recover.wanted:
-        check_not_offloaded(config, folder.name)
         memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)
     steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
     steps += ["recover"] if settings.recover.wanted else []

@@ -88,15 +88,57 @@ def read_test_texts(
     experiment: Experiment, prunable: PrunableModel, tokenizer: Any, text_dirs: Sequence[Path], *, bos: str
 ) -> list[ScoredText]:
     """Returns the grid's test texts, all tokenised before the first one costs a forward; text_dirs: their folders."""
-    asked, found = experiment.grid.evaluation, []
+    context, found = experiment.grid.evaluation.context, []
     for name, folder in zip(experiment.grid.test_texts, text_dirs, strict=True):
-        called = "test text" if len(text_dirs) == 1 else f"test text {name}"
-        windows = text_windows(
-            prunable, tokenizer, folder, "test", asked.context, asked.windows, bos=bos, called=called
-        )
-        n_bytes = count_test_bytes(tokenizer, folder, asked.context, len(windows), bos=bos)
+        windows = scored_windows(experiment, prunable, tokenizer, name, folder, bos=bos)
+        n_bytes = count_test_bytes(tokenizer, folder, context, len(windows), bos=bos)
         found.append(ScoredText(name, windows, n_bytes))
     return found
+
+
+def scored_windows(
+    experiment: Experiment, prunable: PrunableModel, tokenizer: Any, name: str, text_dir: Path, *, bos: str
+) -> torch.Tensor:
+    """Returns the windows of a test text.
+
+    Args:
+        experiment: The grid.
+        prunable: The model.
+        tokenizer: Its tokenizer.
+        name: One of the grid's test texts.
+        text_dir: Where it was fetched to.
+        bos: As token_windows takes it.
+
+    Raises:
+        FfpError: It has too few windows, or tokens that the model lacks.
+    """
+    asked = experiment.grid.evaluation
+    called = "test text" if len(experiment.grid.test_texts) == 1 else f"test text {name}"
+    return text_windows(prunable, tokenizer, text_dir, "test", asked.context, asked.windows, bos=bos, called=called)
+
+
+def fitted_windows(
+    experiment: Experiment, model: str, prunable: PrunableModel, tokenizer: Any, text_dir: Path
+) -> dict[str, torch.Tensor]:
+    """Returns the windows that methods are fitted to: "calibration", "search" and "selection".
+
+    Args:
+        experiment: The grid.
+        model: Name of the model.
+        prunable: Its modules, with or without weights.
+        tokenizer: Its tokenizer.
+        text_dir: The fetched calibration text.
+
+    Raises:
+        FfpError: A split has too few windows, or tokens that the model lacks.
+    """
+    calibration, search, bos = experiment.grid.calibration, experiment.grid.search, experiment.models[model].bos
+    sizes = {
+        "calibration": (calibration.context, calibration.windows),
+        "search": (search.context, search.windows),
+        "selection": (search.context, search.selection_windows),
+    }
+    return {name: text_windows(prunable, tokenizer, text_dir, name, *size, bos=bos) for name, size in sizes.items()}
 
 
 def count_test_bytes(tokenizer: Any, text_dir: Path, context: int, windows: int, *, bos: str) -> int | None:

@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import indent
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
 from ffp.config import Experiment, HubSource
 from ffp.core import projection
-from ffp.core.errors import BudgetError, ConfigError
 from ffp.measure.bos import place_bos
 from ffp.measure.task_cost import TaskCost
-from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skeleton, load_tokenizer
-from ffp.models.placement import choose_device
+from ffp.models.checkpoint import dtype_of, load_tokenizer
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
-from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
+from ffp.pipeline.memory_plan import gram_bytes
+from ffp.pipeline.planned import planned_model
+from ffp.pipeline.preflight import CHECKS, STEPS, preflight
+from ffp.pipeline.sizes import memory_of, streams
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
-from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
-STEPS = ("calibrate", "allocate", "apply", "recover", "evaluate")
 ALIGN_ADVICE = (
     "FFN widths that are no multiple of 8 are slow on GPUs: models of 7 B without 10 to 30 % of their parameters ran "
     "1.4 to 2.9 times as long as dense on an H100, and 0.74 to 0.91 times as long in multiples of 8."
@@ -62,6 +58,7 @@ class ModelPlan:
         tasks: What scoring each task takes; empty where that is not known.
         flops: Multiplications and additions of all its jobs, by step.
         jobs: Number of jobs, by step.
+        checks: What was checked of it.
         warnings: Sentences about what may go wrong.
     """
 
@@ -79,6 +76,7 @@ class ModelPlan:
     tasks: dict[str, TaskCost]
     flops: dict[str, float]
     jobs: dict[str, int]
+    checks: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -86,16 +84,12 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     """Checks one model of a grid and counts what its cells take.
 
     Raises:
-        ConfigError: The model's sizes are unknown, or a context of the grid exceeds its positions.
-        BudgetError: A sparsity of the grid cannot be met.
+        FfpError: The model's sizes are unknown, or something would fail a run; see preflight.
     """
-    config, skeleton = experiment.models[name], _skeleton(experiment, name)
-    each = _prunables(experiment, name, skeleton)
-    prunable = each[0]
-    if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
-        check_context(prunable.config, contexts_of(experiment.grid))
-    limits = _limits(experiment, name, each)
-    memory = _memory(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
+    planned = planned_model(experiment, name)
+    checks, each = preflight(planned), planned.prunables
+    config, prunable = experiment.models[name], each[0]
+    memory = memory_of(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     tasks = plan_tasks(experiment, name)
     return ModelPlan(
@@ -106,109 +100,30 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         params=params,
         unit_params=prunable.problem(0.0).total_params,
         units=tuple(dict.fromkeys(one.describe_units() for one in each)),
-        limits=limits,
+        limits=_limits(experiment, each),
         memory=memory,
         host=params * dtype_of(prunable.model, config).itemsize,
         grams=gram_bytes(prunable) if experiment.keeps_grams else 0,
         tasks=tasks,
         flops=_flops(prunable, experiment, name, task_tokens(experiment, tasks)),
         jobs=_jobs(experiment, name),
+        checks=tuple(checks),
         warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
     )
 
 
-def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path) -> None:
-    """Checks, before the first job of a model loads it, that its grid suits the model, and the model this machine.
-
-    Args:
-        experiment: The grid.
-        name: The model's name.
-        model_dir: Where it was fetched to.
-        out: Folder of its calibration.
-
-    Raises:
-        ConfigError: A context exceeds the model's positions, or memory or the disk does not suffice.
-    """
-    config, grid = experiment.models[name], experiment.grid
-    prunable = PrunableModel(load_skeleton(model_dir), **config.units)
-    check_context(prunable.config, contexts_of(experiment.grid))
-    device = choose_device(config.device)
-    spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
-    check_memory(peak_memory(prunable, experiment, name), *([torch.device("cuda", i) for i in spread] or [device]))
-    tokens = grid.calibration.windows * grid.calibration.context
-    tokens += (grid.search.windows + grid.search.selection_windows) * grid.search.context
-    inputs = sum(prunable.linear(path).in_features for path in prunable.decision_names("structured"))
-    check_disk(out, 4 * tokens + 16 * inputs + (gram_bytes(prunable) if experiment.keeps_grams else 0))
-
-
-def _limits(experiment: Experiment, name: str, each: list[PrunableModel]) -> dict[str, float]:
-    """Returns the largest sparsity that all variants allow, by granularity; BudgetError if the grid asks for more."""
-    limits: dict[str, float] = {}
-    for granularity in experiment.grid.granularities:
-        limits[granularity] = min(projection.max_sparsity(one.problem(0.0, granularity)) for one in each)
-        for sparsity in experiment.grid.sparsities_of(granularity):
-            if sparsity > limits[granularity]:
-                raise BudgetError(
-                    f"{experiment.file}: sparsity {sparsity:.2f} on {name} cannot be met: at most "
-                    f"{limits[granularity]:.4f} can be removed. Lower the grid's sparsities, or min_keep or "
-                    f"keep_blocks in {experiment.root}/models/{name}.yaml."
-                )
-    return limits
-
-
-def _skeleton(experiment: Experiment, name: str) -> PreTrainedModel:
-    """The model without weights: by its fetched config.json, else by the architecture that its YAML gives.
-
-    Its dtype is what that says, or float32.
-    """
-    config, folder = experiment.models[name], Layout.from_grid(experiment.grid).model(name).folder
-    if _is_fetched(experiment, name):
-        return load_skeleton(folder)
-    if config.architecture is None:
-        raise ConfigError(
-            f"the sizes of {name} are not known: {folder}/config.json does not exist, and {experiment.root}/models/"
-            f"{name}.yaml has no architecture. Run `ffp asset model` for it, or give it its model_type and sizes."
-        )
-    return build_skeleton(config.architecture)
-
-
-def _prunables(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> list[PrunableModel]:
-    """The model as its YAML prunes it, and as variants of the grid do."""
-    asked = [experiment.models[name].units]
-    for cell in experiment.cells(dense=False):
-        if cell.model == name and (units := experiment.model(cell).units) not in asked:
-            asked.append(units)
-    return [PrunableModel(skeleton, **units) for units in asked]
-
-
-def _is_fetched(experiment: Experiment, name: str) -> bool:
-    return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
+def _limits(experiment: Experiment, each: Sequence[PrunableModel]) -> dict[str, float]:
+    """Returns the largest sparsity that all variants allow, by granularity."""
+    return {
+        granularity: min(projection.max_sparsity(one.problem(0.0, granularity)) for one in each)
+        for granularity in experiment.grid.granularities
+    }
 
 
 def _bos(experiment: Experiment, name: str) -> str:
     """Where the model's windows have a BOS; what is asked for, if its tokenizer is not here."""
     asked, files = experiment.models[name].bos, Layout.from_grid(experiment.grid).model(name)
     return place_bos(load_tokenizer(files.folder), asked) if files.manifest.is_file() else asked
-
-
-def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
-    """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
-    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
-    steps = {"calibrate", "evaluate"}
-    steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
-    steps |= {"apply" for cell in cells if _streams(experiment, cell.method, cell.granularity)}
-    memory = _memory(prunable, experiment, name)
-    return max([*(memory[step] for step in steps), *recovery_memory(prunable, experiment, name).values()])
-
-
-def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
-    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
-    gradients = any(takes_gradients(experiment.create(cell.method)) for cell in cells)
-    compensated = any(experiment.compensated_search(cell.method) for cell in cells)
-    return step_memory(
-        prunable, experiment.grid, experiment.models[name], gradients=gradients, grams=experiment.keeps_grams,
-        compensated=compensated,
-    )  # fmt: skip
 
 
 def forward_flops(prunable: PrunableModel) -> float:
@@ -235,7 +150,7 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: i
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
-    streamed = [cell for cell in pruned if _streams(experiment, cell.method, cell.granularity)]
+    streamed = [cell for cell in pruned if streams(experiment, cell.method, cell.granularity)]
     forward, trained = forward_flops(prunable), sum(training_tokens(experiment.recover(cell)) for cell in cells)
     return {
         "calibrate": forward * (stream + texts),
@@ -247,17 +162,10 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: i
     }
 
 
-def _streams(experiment: Experiment, method: str, granularity: str) -> bool:
-    """Whether applying a cell pushes the calibration text through the model."""
-    if granularity == "structured":
-        return experiment.compensation(method) != "none"
-    return find_pruner(experiment.pruner(method)).reads == "stream"
-
-
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
     cells = [cell for cell in experiment.cells() if cell.model == name]
     pruned, trained = sum(not cell.is_dense for cell in cells), len(recovered_cells(experiment, name))
-    jobs = {"asset": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
+    jobs = {"asset": 1, "preflight": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
     return {**jobs, **({"recover": trained} if trained else {}), "evaluate": len(cells)}
 
 
@@ -313,8 +221,18 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         *task_lines(experiment, {plan.name: plan.tasks for plan in plans}),
         *(f"{plan.name}: Gram matrices take {plan.grams / 1e9:.2f} GB of disk.\n" for plan in plans if plan.grams),
         f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
+        *_checked(plans),
     ]
     return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])
+
+
+def _checked(plans: list[ModelPlan]) -> Iterator[str]:
+    """What was checked of every model, and what waits for something that is not here."""
+    done = [check.about for check in CHECKS if all(check.about in plan.checks for plan in plans)]
+    later = [check.about for check in CHECKS if check.about not in done]
+    yield f"\nChecked: {'; '.join(done)}."
+    if later:
+        yield f"Checked once it is known, before a run spends anything: {'; '.join(later)}."
 
 
 def _advice(experiment: Experiment) -> Iterator[str]:

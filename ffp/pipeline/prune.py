@@ -82,7 +82,8 @@ def prune(
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     with _for_inference(target):
         prunable = PrunableModel(target, align=align, **units)
-        pruned = run(prunable, tokenizer, opened, asked, batch_tokens, evaluate=evaluate, dense_shape=dense_shape)
+        cut = cut_text(prunable, tokenizer, opened, asked, evaluate=evaluate)
+        pruned = run(prunable, tokenizer, cut, asked, batch_tokens, dense_shape=dense_shape)
         if speed:
             pruned.time_against(dense)
         return pruned
@@ -123,11 +124,12 @@ def allocate(
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
     )
-    windows, _ = open_windows(model, tokenizer, open_text(text, data=default_data()), asked, evaluate=False)
+    opened = open_text(text, data=default_data())
     with _for_inference(model):
         prunable = PrunableModel(
             model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
         )
+        windows = cut_text(prunable, tokenizer, opened, asked, evaluate=False).fitted
         projection.kept_budget(prunable.problem(sparsity, granularity))  # refuses what cannot be met
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=asked.needs_grams)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
@@ -147,9 +149,8 @@ def _for_inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def run(
-    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, batch_tokens: int, *,
-    evaluate: bool, dense_shape: bool = False, work: Work | None = None,
-    score: Callable[[Any], dict[str, Any]] | None = None,
+    prunable: PrunableModel, tokenizer: Any, text: CutText, settings: PruneSettings, batch_tokens: int, *,
+    dense_shape: bool = False, work: Work | None = None, score: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Pruned:  # fmt: skip
     """Prunes a dense model in place, and returns what `prune` returns.
 
@@ -159,15 +160,13 @@ def run(
         text: What to calibrate, search and test on.
         settings: What is asked.
         batch_tokens: Tokens in one forward; at least one window.
-        evaluate: Measure perplexity before and after.
         dense_shape: Write zeros in the dense shapes.
         work: Keeps what is finished, so that a killed run goes on where it was.
         score: Scores a model on tasks; None for no tasks.
     """
     work = work or Work(None)
     projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
-    windows, test = open_windows(prunable.model, tokenizer, text, settings, evaluate=evaluate)
-    training = open_recovery_windows(prunable, tokenizer, text, settings)
+    windows, test, training = text.fitted, text.test, text.training
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
     calibration = phases.run(
@@ -258,35 +257,55 @@ def _copies(prunable: PrunableModel, recover: RecoverSettings, *, dense_shape: b
     return copy.deepcopy(prunable), prunable.model if recover.loss == "kl" else None
 
 
-def open_windows(
-    model: Any, tokenizer: Any, text: SplitText, settings: PruneSettings, *, evaluate: bool
-) -> tuple[api.Windows, torch.Tensor | None]:
-    """Returns the windows of all texts that are needed, and of the test text, checked against the model.
+@dataclass(frozen=True)
+class CutText:
+    """A text as a model reads it, checked against the model.
+
+    Attributes:
+        title: Of the text.
+        fitted: Windows that methods are fitted to.
+        test: Windows of the test text; None where perplexity is not measured.
+        training: Windows that recovery trains on; None where nothing is trained.
+    """
+
+    title: str
+    fitted: api.Windows
+    test: torch.Tensor | None
+    training: torch.Tensor | None
+
+    def windows(self) -> dict[str, torch.Tensor]:
+        """Returns all windows that are needed, by what they are for."""
+        others = {"test": self.test, "recovery": self.training}
+        return dict(self.fitted.items()) | {name: ids for name, ids in others.items() if ids is not None}
+
+
+def cut_text(
+    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings, *, evaluate: bool
+) -> CutText:
+    """Returns the windows of all parts of a text that are needed, checked against the model.
+
+    Args:
+        prunable: The model, with or without weights.
+        tokenizer: Its tokenizer.
+        text: The text.
+        settings: What is asked.
+        evaluate: Cut the test text too.
 
     Raises:
-        FfpError: A text is too short, or the model lacks a position or an embedding.
+        FfpError: A text is too short, the model lacks a position or an embedding, or it cannot be trained.
     """
-    windows = cut_windows(tokenizer, text, settings)
-    test = cut_test_windows(tokenizer, text, settings) if evaluate else None
-    used = dict(windows.items()) | ({} if test is None else {"test": test})
-    check_context(model.config, {f"the context of the {name} text": ids.shape[1] for name, ids in used.items()})
-    check_token_ids(used, model)
-    return windows, test
-
-
-def open_recovery_windows(
-    prunable: PrunableModel, tokenizer: Any, text: SplitText, settings: PruneSettings
-) -> torch.Tensor | None:
-    """Returns the windows that recovery trains on, checked against the model; None where nothing is trained.
-
-    Raises:
-        FfpError: No document is left, or the model cannot be trained.
-    """
-    windows = cut_recovery_windows(tokenizer, text, settings)
-    if windows is not None:
+    if settings.recover.wanted:
         check_trainable(prunable)
-        check_token_ids({"calibration": windows}, prunable.model)
-    return windows
+    found = CutText(
+        title=text.title,
+        fitted=cut_windows(tokenizer, text, settings),
+        test=cut_test_windows(tokenizer, text, settings) if evaluate else None,
+        training=cut_recovery_windows(tokenizer, text, settings),
+    )
+    sizes = {f"the context of the {name} text": ids.shape[1] for name, ids in found.windows().items()}
+    check_context(prunable.config, sizes)
+    check_token_ids(found.windows(), prunable.model)
+    return found
 
 
 def _cut_of(settings: PruneSettings) -> Any:

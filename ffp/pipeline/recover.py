@@ -60,16 +60,3 @@ def recover(
     schemas.CostFile(**found.cost.as_dict(), provenance=origin).write(files.recover_cost)
     schemas.UPDATES.write(files.recovered, found.updates, schemas.Origin(provenance=origin))
     state.remove()
-
-
-def check_text(experiment: Experiment, model: str, model_dir: Path, text_dir: Path) -> None:
-    """Checks, before a search has spent anything, that a grid's recovery has a text to train on.
-
-    Raises:
-        ConfigError: The model is offloaded, or no document is left.
-    """
-    cells = [cell for cell in experiment.cells() if cell.model == model and experiment.recover(cell).wanted]
-    if cells:
-        check_not_offloaded(experiment.models[model], model)
-        skeleton, tokenizer = load_prunable(experiment, model, model_dir, weights=False), load_tokenizer(model_dir)
-        recovery_windows(experiment, cells[0], skeleton, tokenizer, text_dir)

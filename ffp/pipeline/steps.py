@@ -18,7 +18,7 @@ from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.measure.bos import place_bos
 from ffp.measure.cost import CostMeter
-from ffp.measure.tasks import check_chat_template, score_tasks
+from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context
@@ -27,10 +27,10 @@ from ffp.pipeline.inputs import (
     asset_digest,
     calibration_digest,
     cut_digests,
+    fitted_windows,
     read_test_texts,
     recovered_digest,
     test_digests,
-    text_windows,
 )
 from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
@@ -49,19 +49,12 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     """Calibrates a model once for all its cells.
 
     Tokenises the calibration, search and selection texts, collects statistics of the dense model on the first and
-    its losses on the others, and writes CalibrationFiles. Where the grid tests on the same text, its test split is
-    tokenised too, so that one that is too short is found before a search has spent anything.
+    its losses on the others, and writes CalibrationFiles.
     """
     config, files = experiment.models[model_name], CalibrationFiles(out)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
-    skeleton, tokenizer = load_prunable(experiment, model_name, model_dir, weights=False), load_tokenizer(model_dir)
-    check_chat_template(tokenizer, asked=experiment.tasks is not None and experiment.grid.evaluation.chat_template)
-    texts = {
-        name: text_windows(skeleton, tokenizer, text_dir, name, context, count, bos=config.bos)
-        for name, (context, count) in _text_sizes(experiment).items()
-    }
-    texts.pop("test", None)
-    prunable, windows = load_prunable(experiment, model_name, model_dir), api.Windows(**texts)
+    prunable, tokenizer = load_prunable(experiment, model_name, model_dir), load_tokenizer(model_dir)
+    windows = api.Windows(**fitted_windows(experiment, model_name, prunable, tokenizer, text_dir))
     with CostMeter() as cost:
         calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens, grams=experiment.keeps_grams)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
@@ -329,18 +322,6 @@ def load_recovered(prunable: PrunableModel, experiment: Experiment, cell: Cell, 
 
 def _problem(prunable: PrunableModel, cell: Cell) -> PruningProblem:
     return prunable.problem(float(cell.sparsity), cell.granularity)
-
-
-def _text_sizes(experiment: Experiment) -> dict[str, tuple[int, int]]:
-    """(context, windows) of each split of the calibration's text that is used."""
-    calibration, search, test = experiment.grid.calibration, experiment.grid.search, experiment.grid.evaluation
-    tested = experiment.grid.calibration_text in experiment.grid.test_texts
-    return {
-        "calibration": (calibration.context, calibration.windows),
-        "search": (search.context, search.windows),
-        "selection": (search.context, search.selection_windows),
-        **({"test": (test.context, test.windows)} if tested else {}),
-    }
 
 
 def _write_allocation(

@@ -7,7 +7,6 @@ from ffp.config.recover import RecoverSettings
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_not_offloaded
 
 ADAPTER_BYTES = 4 * 4  # value, gradient and two moments, float32
 
@@ -27,14 +26,9 @@ def recovered_cells(experiment: Experiment, name: str) -> list[Cell]:
 
 
 def recovery_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
-    """Returns peak bytes of the largest recovery of a model, as `recover`; nothing where the grid has none.
-
-    Raises:
-        ConfigError: The model is offloaded.
-    """
+    """Returns peak bytes of the largest recovery of a model, as `recover`; nothing where the grid has none."""
     config, context = experiment.models[name], experiment.grid.calibration.context
-    if cells := recovered_cells(experiment, name):
-        check_not_offloaded(config, name)
+    cells = recovered_cells(experiment, name)
     sizes = [training_memory(prunable, config, experiment.recover(cell), context) for cell in cells]
     return {"recover": max(sizes)} if sizes else {}
 

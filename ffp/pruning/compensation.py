@@ -57,7 +57,7 @@ def ridge_weight(
     factor = torch.linalg.cholesky(gram.mT, out=gram.mT)  # symmetric: in LAPACK's order, so that it is done in place
     half = torch.linalg.solve_triangular(factor, right, upper=False, out=right)
     solved: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True, out=right)
-    for rows, part in zip(solved.mT.split(COLUMNS), weight.split(COLUMNS), strict=True):
+    for rows, part in zip(torch.split(solved.mT, COLUMNS), torch.split(weight, COLUMNS), strict=True):
         rows.add_(part[:, columns].to(rows))
     return solved.mT
 

@@ -150,6 +150,15 @@ class CostFile(JsonFile, Cost):
     provenance: Provenance
 
 
+class PreflightFile(JsonFile):
+    """preflight.json: what was checked before the model's first job, and on which inputs."""
+
+    tag = "ffp/preflight/1"
+
+    checks: tuple[str, ...]
+    provenance: Provenance
+
+
 class Problem(Part):
     """The allocation problem that a cell's method was asked."""
 

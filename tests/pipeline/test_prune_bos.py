@@ -13,7 +13,7 @@ from ffp.cli import main
 from ffp.config.pruning import prune_settings
 from ffp.core.errors import AssetError, ConfigError
 from ffp.measure.windows import token_windows
-from ffp.pipeline.prune import open_recovery_windows, open_windows
+from ffp.pipeline.prune import cut_text
 from ffp.pipeline.texts import open_text
 from ffp.store.files import sha256
 from tests.helpers import tiny
@@ -34,8 +34,8 @@ def beginning(loaded):
 def windows_of(prunable, tokenizer, texts, bos):
     """Windows of all texts by name."""
     text, settings = open_text(texts, data=None), prune_settings(0.3, bos=bos, **SEARCH, **SMALL)
-    windows, test = open_windows(prunable.model, tokenizer, text, settings, evaluate=True)
-    recovery = open_recovery_windows(prunable, tokenizer, text, settings)
+    cut = cut_text(prunable, tokenizer, text, settings, evaluate=True)
+    windows, test, recovery = cut.fitted, cut.test, cut.training
     return {**dict(windows.items()), "test": test, "recovery": recovery}
 
 

@@ -25,6 +25,7 @@ BODIES: dict[type[schemas.JsonFile], dict[str, Any]] = {
     schemas.DatasetsFile: {"tasks": {"piqa": [{"path": "a/b", "name": None, "arguments": {}, "commit": "c",
                                                "splits": {"test": "t.arrow"}, "scored": ["test"]}]}},
     schemas.CostFile: {"evaluations": 3, "n_tokens": 10},
+    schemas.PreflightFile: {"checks": ["every sparsity can be met"]},
     schemas.AllocationFile: {
         "cell": CELL, "problem": {"granularity": "structured", "target": 0.2, "decisions": [DECISION]},
         "problem_id": "p", "keep": [3], "block_sparsity": 0.25, "settings": {},

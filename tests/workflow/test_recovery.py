@@ -263,7 +263,15 @@ def test_what_cannot_be_trained_is_refused_in_one_line_before_anything_costly(he
 def test_validate_counts_recovery(here):
     experiment = Experiment(Path("config/grid.yaml"))
     found = plan.plan_model(experiment, "tiny")
-    assert found.jobs == {"asset": 1, "calibrate": 1, "allocate": 2, "apply": 2, "recover": 2, "evaluate": 4}
+    assert found.jobs == {
+        "asset": 1,
+        "preflight": 1,
+        "calibrate": 1,
+        "allocate": 2,
+        "apply": 2,
+        "recover": 2,
+        "evaluate": 4,
+    }
     prunable = load_prunable(experiment, "tiny", Path("data/models/tiny"), weights=False)
     assert found.flops["recover"] == 2 * 3 * 2560 * plan.forward_flops(prunable)
     kl = {"owl": {"recover": "none"}, "owl-lora": {"use": "owl", "recover": {"loss": "kl", "tokens": 2560}}}

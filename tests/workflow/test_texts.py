@@ -67,7 +67,7 @@ def experiment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 def test_a_new_test_text_is_fetched_and_cells_are_only_evaluated_again(folder: Path) -> None:
     ran = dict(re.findall(r"^(\w+) +(\d+)$", (folder / "ran.txt").read_text(), re.MULTILINE))
-    assert ran == {"asset_text": "1", "evaluate": "4", "report": "1", "all": "1", "total": "7"}
+    assert ran == {"asset_text": "1", "preflight": "1", "evaluate": "4", "report": "1", "all": "1", "total": "8"}
     assert sorted(path.name for path in (folder / "data/text/letters").iterdir()) == ["asset.json", "test.jsonl"]
 
 

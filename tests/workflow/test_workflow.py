@@ -59,6 +59,7 @@ def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) 
         "asset_model": len(experiment.models),
         "asset_text": 1,
         "asset_tasks": 1,
+        "preflight": len(experiment.models),
         "calibrate": len(experiment.models),
         "allocate_heuristic": len(pruned) - searches,
         "allocate_search": searches,
@@ -70,7 +71,7 @@ def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) 
 
 def test_each_command_ran_once_and_the_command_line_accepts_it(finished: Site) -> None:
     commands = finished.commands()
-    assert len(commands) == len({tuple(words) for words in commands}) == 3 + 1 + 8 + 8 + ALL_CELLS + 1
+    assert len(commands) == len({tuple(words) for words in commands}) == 3 + 1 + 1 + 8 + 8 + ALL_CELLS + 1
     for words in commands:
         parse(words)
 
@@ -119,12 +120,21 @@ CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
         _grid(seeds=[0, 1]),
         {"allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},
     ),
-    "how cells are scored": (_grid(evaluation={"windows": 3}), {"evaluate": ALL_CELLS, "report": 1}),
-    "the texts of the calibration": (_grid(calibration={"windows": 3}), {"calibrate": 1, **EVERYTHING, "evaluate": 8}),
-    "the tasks": (_part("tasks/one.yaml", version="2"), {"asset_tasks": 1, "evaluate": ALL_CELLS, "report": 1}),
+    "how cells are scored": (
+        _grid(evaluation={"windows": 3}),
+        {"preflight": 1, "evaluate": ALL_CELLS, "report": 1},
+    ),
+    "the texts of the calibration": (
+        _grid(calibration={"windows": 3}),
+        {"preflight": 1, "calibrate": 1, **EVERYTHING, "evaluate": 8},
+    ),
+    "the tasks": (
+        _part("tasks/one.yaml", version="2"),
+        {"asset_tasks": 1, "preflight": 1, "evaluate": ALL_CELLS, "report": 1},
+    ),
     "the source of the text": (
         _part("texts/here.yaml", shares={"calibration": 0.1, "search": 0.2, "selection": 0.3, "test": 0.4}),
-        {"asset_text": 1, "calibrate": 1, **EVERYTHING},
+        {"asset_text": 1, "preflight": 1, "calibrate": 1, **EVERYTHING},
     ),
     "a title": (_grid(title="Another"), {"report": 1}),
     "what a job may ask for": (_part("models/tiny.yaml", title="Tiny", resources={"mem_mb": 200}), {}),
@@ -180,7 +190,7 @@ def test_an_edited_local_text_and_a_deleted_cell_are_noticed(copied: Site) -> No
     scores.unlink()
     assert copied.planned() == {"evaluate": 1, "report": 1}
     (copied.folder / "corpus.txt").write_text("Another document.")
-    assert copied.planned() == {"asset_text": 1, "calibrate": 1, **EVERYTHING}
+    assert copied.planned() == {"asset_text": 1, "preflight": 1, "calibrate": 1, **EVERYTHING}
 
 
 def test_assets_fetched_again_and_lost_logs_run_nothing(copied: Site) -> None:

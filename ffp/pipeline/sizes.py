@@ -1,0 +1,86 @@
+"""The models of a grid without their weights: modules of every variant, and what its jobs hold on the device."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from ffp.allocators import is_search
+from ffp.config import Experiment
+from ffp.core.errors import ConfigError
+from ffp.models.checkpoint import build_skeleton, is_spread, load_skeleton
+from ffp.models.placement import choose_device
+from ffp.models.prunable import PrunableModel
+from ffp.pipeline.memory_plan import step_memory, takes_gradients
+from ffp.pipeline.training_plan import recovery_memory
+from ffp.pruning.pruners import find_pruner
+from ffp.store.layout import Layout
+
+
+def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
+    """Returns a model without weights: by its fetched config.json, else by the architecture that its YAML gives.
+
+    Its dtype is what that says, or float32.
+
+    Raises:
+        ConfigError: It is not fetched, and its YAML gives no architecture.
+    """
+    config, folder = experiment.models[name], Layout.from_grid(experiment.grid).model(name).folder
+    if is_fetched(experiment, name):
+        return load_skeleton(folder)
+    if config.architecture is None:
+        raise ConfigError(
+            f"the sizes of {name} are not known: {folder}/config.json does not exist, and {experiment.root}/models/"
+            f"{name}.yaml has no architecture. Run `ffp asset model` for it, or give it its model_type and sizes."
+        )
+    return build_skeleton(config.architecture)
+
+
+def prunables_of(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> list[PrunableModel]:
+    """Returns the model as its YAML prunes it, and as variants of the grid do."""
+    asked = [experiment.models[name].units]
+    for cell in experiment.cells(dense=False):
+        if cell.model == name and (units := experiment.model(cell).units) not in asked:
+            asked.append(units)
+    return [PrunableModel(skeleton, **units) for units in asked]
+
+
+def is_fetched(experiment: Experiment, name: str) -> bool:
+    """Returns whether the model is fetched, as far as its sizes."""
+    return (Layout.from_grid(experiment.grid).model(name).folder / "config.json").is_file()
+
+
+def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
+    """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
+    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    steps = {"calibrate", "evaluate"}
+    steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
+    steps |= {"apply" for cell in cells if streams(experiment, cell.method, cell.granularity)}
+    memory = memory_of(prunable, experiment, name)
+    return max([*(memory[step] for step in steps), *recovery_memory(prunable, experiment, name).values()])
+
+
+def memory_of(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
+    """Returns peak bytes on the device by step, without recovery."""
+    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    gradients = any(takes_gradients(experiment.create(cell.method)) for cell in cells)
+    compensated = any(experiment.compensated_search(cell.method) for cell in cells)
+    return step_memory(
+        prunable, experiment.grid, experiment.models[name], gradients=gradients, grams=experiment.keeps_grams,
+        compensated=compensated,
+    )  # fmt: skip
+
+
+def devices_of(experiment: Experiment, name: str) -> list[torch.device]:
+    """Returns the devices that hold a model: one, or several over which it is spread."""
+    config = experiment.models[name]
+    device = choose_device(config.device)
+    spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
+    return [torch.device("cuda", i) for i in spread] or [device]
+
+
+def streams(experiment: Experiment, method: str, granularity: str) -> bool:
+    """Returns whether applying a cell pushes the calibration text through the model."""
+    if granularity == "structured":
+        return experiment.compensation(method) != "none"
+    return find_pruner(experiment.pruner(method)).reads == "stream"
