@@ -1,5 +1,7 @@
 # assets -> calibrate -> allocate -> apply -> (recover) -> evaluate -> report, for every cell of a grid.
 # The grid is config/grids/demo.yaml; for another one: snakemake --config grid=config/grids/NAME.yaml
+import subprocess
+
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -46,6 +48,7 @@ onstart:
 onsuccess:
     if REPORT.page.exists():
         print(f"Done. The report is {REPORT.page}")
+        subprocess.run(["ffp", "cost", "--config", str(EXPERIMENT.file)], check=False)
 
 
 onerror:

@@ -23,7 +23,8 @@ from ffp.core.problem import Allocation
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk
-from ffp.pipeline.plan import ModelPlan, forward_flops, plan_model
+from ffp.pipeline.plan import ModelPlan, plan_model
+from ffp.pipeline.sizes import forward_flops
 from ffp.pruning.cuts import Candidates, make_cut
 from ffp.pruning.statistics import ModelStatistics
 

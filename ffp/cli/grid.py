@@ -244,7 +244,10 @@ def report(config: GridFile, out: Annotated[Path, typer.Option(help="Folder to f
 @app.command(rich_help_panel=GRIDS)
 def validate(
     config: GridFile,
-    tflops: Annotated[float, typer.Option(help="Sustained speed of a device, TFLOP/s.")] = 100.0,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="Sustained speed of a device, TFLOP/s. Default: that of finished jobs, or of this machine."),
+    ] = None,
 ) -> None:
     """Check a grid, and estimate what it takes, before anything is fetched.
 
@@ -255,9 +258,23 @@ def validate(
     _start(experiment.models[experiment.grid.models[0]])
     from ffp.pipeline import plan
 
-    if not tflops > 0:
+    if tflops is not None and not tflops > 0:
         raise ConfigError(f"--tflops {tflops:g} is not above 0. Give the sustained speed of a device.")
     print(plan.report(experiment, tflops=tflops))
+
+
+@app.command(rich_help_panel=GRIDS)
+def cost(config: GridFile) -> None:
+    """Show what a grid took so far, beside what was planned: time, tokens and memory of each step.
+
+    Example:
+      ffp cost --config config/grids/demo.yaml
+    """
+    experiment = Experiment(config)
+    _start(experiment.models[experiment.grid.models[0]])
+    from ffp.pipeline import spent
+
+    print(spent.compare(experiment))
 
 
 @app.command(rich_help_panel=GRIDS)

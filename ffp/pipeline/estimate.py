@@ -16,7 +16,7 @@ from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
-from ffp.pipeline.plan import forward_flops
+from ffp.pipeline.sizes import forward_flops
 from ffp.pipeline.training_plan import training_memory
 
 PRODUCT = 1024  # rows and columns of the matrices that time a CPU

@@ -16,7 +16,6 @@ from textwrap import indent
 import pandas as pd
 import torch
 
-from ffp.allocators import is_search
 from ffp.config import Experiment, HubSource
 from ffp.core import projection
 from ffp.measure.bos import place_bos
@@ -26,9 +25,11 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.planned import planned_model
 from ffp.pipeline.preflight import CHECKS, STEPS, preflight
-from ffp.pipeline.sizes import memory_of, streams
+from ffp.pipeline.sizes import computing_cells, forward_flops, memory_of
+from ffp.pipeline.status import duration
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
+from ffp.pipeline.took import Speed, Took, speed_of, took
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.store.layout import Layout
 
@@ -57,7 +58,11 @@ class ModelPlan:
         grams: Bytes of the Gram matrices that calibration keeps; 0 for none.
         tasks: What scoring each task takes; empty where that is not known.
         flops: Multiplications and additions of all its jobs, by step.
-        jobs: Number of jobs, by step.
+        forward: The same of one token through the dense model.
+        speed: How fast its jobs run.
+        took: What its finished jobs took, by step.
+        computing: Number of jobs that run the model, by step.
+        jobs: Number of all jobs, by step.
         checks: What was checked of it.
         warnings: Sentences about what may go wrong.
     """
@@ -75,13 +80,22 @@ class ModelPlan:
     grams: int
     tasks: dict[str, TaskCost]
     flops: dict[str, float]
+    forward: float
+    speed: Speed
+    took: dict[str, Took]
+    computing: dict[str, int]
     jobs: dict[str, int]
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def plan_model(experiment: Experiment, name: str) -> ModelPlan:
+def plan_model(experiment: Experiment, name: str, *, tflops: float | None = None) -> ModelPlan:
     """Checks one model of a grid and counts what its cells take.
+
+    Args:
+        experiment: The grid.
+        name: One of its models.
+        tflops: Sustained speed of a device, 10^12 operations a second; None for what speed_of finds.
 
     Raises:
         FfpError: The model's sizes are unknown, or something would fail a run; see preflight.
@@ -106,6 +120,10 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
         grams=gram_bytes(prunable) if experiment.keeps_grams else 0,
         tasks=tasks,
         flops=_flops(prunable, experiment, name, task_tokens(experiment, tasks)),
+        forward=forward_flops(prunable),
+        speed=Speed(tflops * 1e12, "given") if tflops else speed_of(experiment, name, prunable),
+        took=took(experiment, name),
+        computing={"calibrate": 1, **{step: len(cells) for step, cells in computing_cells(experiment, name).items()}},
         jobs=_jobs(experiment, name),
         checks=tuple(checks),
         warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
@@ -126,12 +144,6 @@ def _bos(experiment: Experiment, name: str) -> str:
     return place_bos(load_tokenizer(files.folder), asked) if files.manifest.is_file() else asked
 
 
-def forward_flops(prunable: PrunableModel) -> float:
-    """Returns multiplications and additions in products with weights, for one token; attention's are left out."""
-    head = int(prunable.config.vocab_size * prunable.config.hidden_size)
-    return 2.0 * (prunable.problem(0.0).total_params + head)
-
-
 def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: int) -> dict[str, float]:
     """Multiplications and additions of all cells, by step; pruned models are counted as dense.
 
@@ -142,23 +154,20 @@ def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: i
     search, calibration, evaluation = grid.search, grid.calibration, grid.evaluation
     selection = search.selection_windows * search.context
     texts = search.windows * search.context + selection
-    cells = [cell for cell in experiment.cells() if cell.model == name]
-    pruned = [cell for cell in cells if not cell.is_dense]
-    searches = [c for c in pruned if is_search(experiment.method(c.method)) and experiment.same_search(c) is None]
+    cells = computing_cells(experiment, name)
     spent = search.budget().tokens(search.context) + (search.finalists + len(search.checkpoints)) * selection
     scored += (evaluation.windows * evaluation.context or TEST_TOKENS) * len(grid.test_texts)
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
-    streamed = [cell for cell in pruned if streams(experiment, cell.method, cell.granularity)]
-    forward, trained = forward_flops(prunable), sum(training_tokens(experiment.recover(cell)) for cell in cells)
+    forward, trained = forward_flops(prunable), sum(training_tokens(experiment.recover(c)) for c in cells["recover"])
     return {
         "calibrate": forward * (stream + texts),
-        "allocate": forward * spent * len(searches),
+        "allocate": forward * spent * len(cells["allocate"]),
         # a block is passed up to each output projection, and once more as a whole
-        "apply": stream * (2 * 2.0 * units + 2.0 * moments) * len(streamed),
+        "apply": stream * (2 * 2.0 * units + 2.0 * moments) * len(cells["apply"]),
         "recover": forward * trained,
-        "evaluate": forward * scored * len(cells),
+        "evaluate": forward * scored * len(cells["evaluate"]),
     }
 
 
@@ -193,18 +202,18 @@ def _is_pinned(source: HubSource) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", source.revision) is not None
 
 
-def report(experiment: Experiment, *, tflops: float) -> str:
+def report(experiment: Experiment, *, tflops: float | None = None) -> str:
     """Returns the plan of a grid as text.
 
     Args:
         experiment: The grid and what it names.
-        tflops: Sustained speed of a device, 10^12 operations a second.
+        tflops: Sustained speed of a device, 10^12 operations a second; None for what is known of it.
     """
-    plans = [plan_model(experiment, name) for name in experiment.grid.models]
+    plans = [plan_model(experiment, name, tflops=tflops) for name in experiment.grid.models]
     jobs = sum((Counter(plan.jobs) for plan in plans), Counter[str]())
     jobs["asset"] += len(experiment.texts) + (experiment.tasks is not None)
     counted = ", ".join(f"{count} {step}" for step, count in jobs.items())
-    cells, hours = len(list(experiment.cells())), sum(_hours(sum(p.flops.values()), tflops) for p in plans)
+    cells, seconds = len(list(experiment.cells())), sum(sum(p.flops.values()) / p.speed.flops for p in plans)
     texts = [part.source for text in experiment.texts.values() for part in text.sources]
     tasks = experiment.tasks.sources if experiment.tasks else []
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
@@ -216,11 +225,13 @@ def report(experiment: Experiment, *, tflops: float) -> str:
         "What each block has, and may lose:\n",
         *(f"  {plan.name}: {units}" for plan in plans for units in plan.units),
         "",
-        f"Memory on the device in GB, and hours of it at {tflops:g} TFLOP/s:\n",
-        f"{_cost_table(plans, tflops)}\n",
+        "Memory on the device in GB, and time of it:\n",
+        f"{_cost_table(plans)}\n",
+        *(f"  {plan.name}: at {plan.speed.flops / 1e12:.3g} TFLOP/s ({plan.speed.source})" for plan in plans),
+        "",
         *task_lines(experiment, {plan.name: plan.tasks for plan in plans}),
         *(f"{plan.name}: Gram matrices take {plan.grams / 1e9:.2f} GB of disk.\n" for plan in plans if plan.grams),
-        f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {hours:.1f} device hours.",
+        f"{cells} cells, {jobs.total() + 1} jobs ({counted}, 1 report), about {duration(seconds)} of a device.",
         *_checked(plans),
     ]
     return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])
@@ -250,23 +261,19 @@ def _models_table(plans: list[ModelPlan]) -> str:
         limits = ", ".join(f"{value:.3f} {name}" for name, value in plan.limits.items())
         share = f"{plan.unit_params / plan.params:.1%}"
         rows[plan.name] = (plan.family, plan.bos, plan.blocks, f"{plan.params / 1e6:,.1f} M", share, limits)
-    return _table(rows, ("family", "BOS", "blocks", "params", "in units", "largest sparsity"))
+    return table(rows, ("family", "BOS", "blocks", "params", "in units", "largest sparsity"))
 
 
-def _cost_table(plans: list[ModelPlan], tflops: float) -> str:
+def _cost_table(plans: list[ModelPlan]) -> str:
     rows, steps = {}, [step for step in STEPS if any(step in plan.memory for plan in plans)]
     for plan in plans:
         memory = [f"{plan.memory.get(step, 0) / 1e9:.1f}" for step in steps]
-        hours = [f"{_hours(plan.flops[step], tflops):.2f}" for step in steps]
-        rows[plan.name] = (*memory, f"{plan.host / 1e9:.1f}", *hours)
-    return _table(rows, (*steps, "weights", *(f"{step} h" for step in steps)))
+        times = [duration(plan.flops[step] / plan.speed.flops) for step in steps]
+        rows[plan.name] = (*memory, f"{plan.host / 1e9:.1f}", *times)
+    return table(rows, (*steps, "weights", *(f"{step} time" for step in steps)))
 
 
-def _hours(flops: float, tflops: float) -> float:
-    return flops / (tflops * 1e12) / 3600
-
-
-def _table(rows: Mapping[str, tuple[object, ...]], columns: tuple[str, ...]) -> str:
-    """Rows by model, the models to the left."""
+def table(rows: Mapping[str, tuple[object, ...]], columns: tuple[str, ...]) -> str:
+    """Returns rows by model, the models to the left."""
     frame = pd.DataFrame.from_dict(dict(rows), orient="index", columns=list(columns))
     return indent(frame.rename_axis(columns="model").to_string(), "  ")

@@ -6,13 +6,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
-from ffp.config import Experiment
+from ffp.config import Cell, Experiment
 from ffp.core.errors import ConfigError
 from ffp.models.checkpoint import build_skeleton, is_spread, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import step_memory, takes_gradients
-from ffp.pipeline.training_plan import recovery_memory
+from ffp.pipeline.training_plan import recovered_cells, recovery_memory
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
 
@@ -77,6 +77,24 @@ def devices_of(experiment: Experiment, name: str) -> list[torch.device]:
     device = choose_device(config.device)
     spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
     return [torch.device("cuda", i) for i in spread] or [device]
+
+
+def forward_flops(prunable: PrunableModel) -> float:
+    """Returns multiplications and additions in products with weights, for one token; attention's are left out."""
+    head = int(prunable.config.vocab_size * prunable.config.hidden_size)
+    return 2.0 * (prunable.problem(0.0).total_params + head)
+
+
+def computing_cells(experiment: Experiment, name: str) -> dict[str, list[Cell]]:
+    """Returns the cells of a model for which a step runs the model: searches that no other cell makes, and so on."""
+    cells = [cell for cell in experiment.cells() if cell.model == name]
+    pruned = [cell for cell in cells if not cell.is_dense]
+    return {
+        "allocate": [c for c in pruned if is_search(experiment.method(c.method)) and not experiment.same_search(c)],
+        "apply": [cell for cell in pruned if streams(experiment, cell.method, cell.granularity)],
+        "recover": recovered_cells(experiment, name),
+        "evaluate": cells,
+    }
 
 
 def streams(experiment: Experiment, method: str, granularity: str) -> bool:

@@ -274,7 +274,7 @@ def test_a_forward_is_counted_as_torch_counts_its_products_with_weights(tmp_path
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         prunable.model(torch.zeros(1, 16, dtype=torch.long))
     counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
-    assert counts["aten.mm"] == 16 * plan.forward_flops(prunable)
+    assert counts["aten.mm"] == 16 * sizes.forward_flops(prunable)
 
 
 def test_work_grows_with_the_grid(tmp_path):

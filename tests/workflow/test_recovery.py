@@ -20,7 +20,7 @@ from ffp import cli
 from ffp.config import Cell, Experiment
 from ffp.measure.windows import SEPARATOR
 from ffp.models.checkpoint import load_pruned
-from ffp.pipeline import plan
+from ffp.pipeline import plan, sizes
 from ffp.pipeline.inputs import recovery_windows
 from ffp.pipeline.recover import recover
 from ffp.pipeline.steps import evaluate, load_prunable
@@ -273,13 +273,13 @@ def test_validate_counts_recovery(here):
         "evaluate": 4,
     }
     prunable = load_prunable(experiment, "tiny", Path("data/models/tiny"), weights=False)
-    assert found.flops["recover"] == 2 * 3 * 2560 * plan.forward_flops(prunable)
+    assert found.flops["recover"] == 2 * 3 * 2560 * sizes.forward_flops(prunable)
     kl = {"owl": {"recover": "none"}, "owl-lora": {"use": "owl", "recover": {"loss": "kl", "tokens": 2560}}}
     change(here, variants=kl, recover="none")
     other = plan.plan_model(Experiment(Path("config/grid.yaml")), "tiny")
-    assert other.jobs["recover"] == 1 and other.flops["recover"] == 4 * 2560 * plan.forward_flops(prunable)
+    assert other.jobs["recover"] == 1 and other.flops["recover"] == 4 * 2560 * sizes.forward_flops(prunable)
     assert other.memory["recover"] > found.memory["recover"] + found.host / 2
-    assert "recover h" in plan.report(Experiment(Path("config/grid.yaml")), tflops=1.0)
+    assert "recover time" in plan.report(Experiment(Path("config/grid.yaml")), tflops=1.0)
     change(here, variants={"owl-lora": {"use": "owl"}})
     bare = Experiment(Path("config/grid.yaml"))
     assert "recover" not in plan.report(bare, tflops=1.0)

@@ -1,0 +1,74 @@
+"""What a grid took: read from the files of its finished jobs, put beside the plan, and used for the next plan."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ffp.config import Experiment
+from ffp.pipeline import plan, spent
+from ffp.pipeline.took import took
+from ffp.store.layout import Layout
+from ffp.store.schemas import CostFile, ScoresFile
+
+GRID = Path("config/grid.yaml")
+
+
+@pytest.fixture
+def experiment(tiny_grid, monkeypatch):
+    """The finished tiny grid, in its folder."""
+    monkeypatch.chdir(tiny_grid)
+    return Experiment(GRID)
+
+
+def test_every_job_that_ran_the_model_is_counted_once(experiment):
+    layout, found = Layout.from_grid(experiment.grid), took(experiment, "tiny")
+    cells = list(experiment.cells())
+    searches = [CostFile.read(layout.cell(cell).search_cost) for cell in cells if "fastforward" in cell.method]
+    scores = [ScoresFile.read(layout.cell(cell).scores).cost for cell in cells]
+    assert {step: part.jobs for step, part in found.items()} == {
+        "calibrate": 1,
+        "allocate": 2,
+        "apply": 1,
+        "evaluate": 4,
+    }
+    assert found["allocate"].tokens == sum(cost.n_tokens for cost in searches)
+    assert found["allocate"].memory == max(cost.peak_mem_bytes for cost in searches)
+    assert found["evaluate"].seconds == pytest.approx(sum(cost.wall_s for cost in scores))
+    measured = Path("logs/apply/tiny/structured/s0.30/owl/seed0.benchmark.tsv").read_text()
+    (row,) = csv.DictReader(measured.splitlines(), delimiter="\t")
+    assert found["apply"].seconds == float(row["s"])
+
+
+def test_tokens_of_the_plan_bound_those_that_were_taken(experiment):
+    planned, found = plan.plan_model(experiment, "tiny"), took(experiment, "tiny")
+    for step in ("calibrate", "evaluate"):
+        assert planned.flops[step] / planned.forward == pytest.approx(
+            found[step].tokens, rel=0.05
+        )  # BOS, whole windows
+    assert 0.5 < found["allocate"].tokens / (planned.flops["allocate"] / planned.forward) <= 1
+
+
+def test_the_next_plan_is_as_fast_as_the_finished_jobs(experiment):
+    planned, found = plan.plan_model(experiment, "tiny"), took(experiment, "tiny")
+    timed = [found[step] for step in ("calibrate", "allocate")]
+    speed = planned.forward * sum(part.tokens for part in timed) / sum(part.seconds for part in timed)
+    assert planned.speed.flops == pytest.approx(speed)
+    assert "TFLOP/s (measured: its finished jobs)" in plan.report(experiment)
+    assert "at 3 TFLOP/s (given)" in plan.report(experiment, tflops=3.0)
+
+
+def test_the_table_has_a_row_for_each_step_and_says_where_nothing_has_ended(experiment, tmp_path, monkeypatch):
+    rows = re.findall(r"^ +tiny (\w+) +(\d+) of (\d+)", spent.compare(experiment), re.MULTILINE)
+    assert rows == [("calibrate", "1", "1"), ("allocate", "2", "2"), ("apply", "1", "1"), ("evaluate", "4", "4")]
+    shutil.copytree("data", tmp_path / "data")
+    shutil.copytree("config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    begun = spent.compare(Experiment(GRID))
+    assert re.search(r"tiny calibrate +1 of 1", begun) and "allocate" not in begun
+    Layout.from_grid(experiment.grid).calibration("tiny").cost.unlink()
+    assert spent.compare(Experiment(GRID)) == "No job of config/grid.yaml has ended yet."
