@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _head(path: Path) -> dict[str, Any]:
     own = {key.decode(): _value(text) for key, text in _BLOCK.findall(path.read_bytes())}
     found: dict[str, Any] = {}
     for other in _names(own.pop("include", None)):
-        found |= _head((path.parent / other).resolve())
+        found |= _head(Path(os.path.normpath(path.parent / other)))
     return found | own
 
 
