@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ffp.measure.bos import adds_bos
+from ffp.measure.shared_prefixes import score_answers
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM as Base
@@ -16,6 +17,7 @@ else:
     Base = object  # importing lm-eval takes seconds
 
 log = logging.getLogger(__name__)
+SAVED = 3  # a prompt is shared where that saves one of so many tokens
 
 
 def language_model(model: Any, tokenizer: Any, batch_tokens: int, *, begins: bool) -> Any:
@@ -80,8 +82,34 @@ class _TokenBatches(Base):  # type: ignore[misc, unused-ignore]
         longest, limit = max(lengths), self.max_length
         if longest > limit + 1:
             log.warning("requests of up to %d tokens lose their beginning: the model takes %d", longest, limit)
+        shared = self._share_prompts(requests)
+        apart = [index for index in range(len(requests)) if index not in shared]
         ask = super()._loglikelihood_tokens
-        return self._in_batches(requests, lengths, lambda part: ask(part, disable_tqdm=disable_tqdm))
+        answers = self._in_batches(
+            [requests[index] for index in apart], [lengths[index] for index in apart],
+            lambda part: ask(part, disable_tqdm=disable_tqdm),
+        )  # fmt: skip
+        shared.update(zip(apart, answers, strict=True))
+        return [shared[index] for index in range(len(requests))]
+
+    def _share_prompts(self, requests: Sequence[Any]) -> dict[int, tuple[float, bool]]:
+        """Answers to prompts of several requests, by index, where that saves a third of their tokens or more.
+
+        A prompt that would be cut is asked as it is.
+        """
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, prompt, answer) in enumerate(requests):
+            if prompt and len(prompt) + len(answer) <= self.max_length:
+                groups[tuple(prompt)].append(index)
+        shared = {
+            prompt: members
+            for prompt, members in groups.items()
+            if SAVED * len(prompt) * (len(members) - 1) >= sum(len(prompt) + len(requests[i][2]) for i in members)
+        }
+        answers = [[requests[index][2] for index in members] for members in shared.values()]
+        scores = score_answers(self.model, list(shared), answers, batch_tokens=self.batch_tokens)
+        found = zip(shared.values(), scores, strict=True)
+        return {index: score for members, group in found for index, score in zip(members, group, strict=True)}
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         from lm_eval.models.utils import normalize_gen_kwargs

@@ -11,7 +11,7 @@ import torch
 from ffp.config import TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure import tasks
-from ffp.measure.language_model import groups_by_length
+from ffp.measure.language_model import groups_by_length, language_model
 from tests.measure.slow import slow_losses
 
 SOURCE = {"kind": "local", "path": "nowhere"}
@@ -141,3 +141,19 @@ def test_errors_name_the_task_and_the_remedy(model, tokenizer, folder, tmp_path)
 def test_importing_the_tasks_module_does_not_import_lm_eval():
     code = "import sys, ffp.measure.tasks; sys.exit('lm_eval' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_long_prompts_are_shared_and_short_ones_are_not(model, tokenizer, monkeypatch):
+    shared = []
+    monkeypatch.setattr(
+        "ffp.measure.language_model.score_answers",
+        lambda model, prompts, answers, batch_tokens: (
+            shared.append([*zip(prompts, answers, strict=True)])
+            or [[(0.5, True)] * len(of_prompt) for of_prompt in answers]
+        ),
+    )
+    long, short = list(range(3, 15)), [3]
+    asked = [(("", ""), long, [5, 6]), (("", ""), short, [7, 8, 9]), (("", ""), long, [8]), (("", ""), short, [4, 5])]
+    found = language_model(model, tokenizer, 64, begins=False)._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert shared == [[(tuple(long), [[5, 6], [8]])]]
+    assert found[0] == found[2] == (0.5, True) and found[1][0] < 0 and found[3][0] < 0
