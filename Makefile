@@ -3,6 +3,7 @@
 # make quick    the unit tests, a few minutes; of one package: make quick QUICK=tests/core
 # make check    formatter, linters, types, import order, dry run
 # make docs     the documentation site, in site/
+# make audit    look the locked packages up in a database of vulnerabilities
 # make schemas  the JSON schemas of the configuration, for editors
 # make test-long                      the long tests: more families, pruners and kills
 # make test-faults, make test-slurm   kills and damaged files; a virtual cluster
@@ -23,7 +24,7 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --cores all --profile "$(PROFILE)" --config grid="$(GRID)"
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test quick test-long test-faults test-slurm check accept schemas docs clean
+.PHONY: install demo test quick test-long test-faults test-slurm check accept schemas docs audit clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -94,6 +95,16 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 docs: $(VENV)/.installed-docs
 	@$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 	@echo "Built: site/index.html"
+
+# An environment of its own: pip-audit shares no package with ffp and must not change the lock.
+AUDIT := $(VENV)-audit/bin/python
+$(VENV)-audit/.installed: .ci/audit-requirements.txt
+	@$(PYTHON) -m venv $(VENV)-audit
+	@if $(AUDIT) -m pip install --quiet --quiet --disable-pip-version-check -r $<; then touch $@; else \
+	  echo "audit skipped: pip-audit cannot be installed from the package index."; fi
+
+audit: $(VENV)-audit/.installed
+	@if test -e $<; then $(AUDIT) .ci/audit.py constraints.txt; fi
 
 # Cells, models and calibration are kept: they are what costs time.
 clean:

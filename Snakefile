@@ -41,7 +41,7 @@ rule assets:
 
 
 onstart:
-    cluster.check(workflow.executor_plugin.name)
+    cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
     locks.hold()
 
 
@@ -54,6 +54,6 @@ onsuccess:
 onerror:
     print("\nThese jobs failed:", *failures(log), sep="\n")
     print("Finished cells are kept: run the command again to go on.")
-    print(
-        f"So far: ffp status --config {EXPERIMENT.file}, ffp report --config {EXPERIMENT.file} --out {REPORT.folder}"
-    )
+    given = ["--config", EXPERIMENT.file]
+    print(f"So far: {shell_line(['ffp', 'status', *given])}")
+    print(f"        {shell_line(['ffp', 'report', *given, '--out', REPORT.folder])}")

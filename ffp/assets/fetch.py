@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ffp.assets.build import DISK_FULL, check_space, locked
+from ffp.assets.folders import files_of
 from ffp.config import HubSource, LocalSource, WheelPart, WheelPartsSource, WheelSource
 from ffp.config.reading import Strict
 from ffp.core.errors import AssetError
@@ -266,7 +267,7 @@ def local_files(source: LocalSource) -> list[Path]:
     path = Path(source.path).expanduser()
     if not path.exists():
         raise AssetError(f"local source {path} does not exist. Give an existing file or folder (source.path).")
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
+    files = [path] if path.is_file() else files_of(path)
     if not files:
         raise AssetError(f"local source {path} holds no file. Give an existing file or folder (source.path).")
     folder = path.parent if path.is_file() else path

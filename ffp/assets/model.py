@@ -22,6 +22,7 @@ from ffp.assets.fetch import (
     place,
     safe_name,
 )
+from ffp.assets.folders import files_of
 from ffp.assets.pickled import BIN, BIN_INDEX, INDEX, WEIGHTS, convert_pickled
 from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
 from ffp.core.errors import AssetError
@@ -102,7 +103,7 @@ def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) ->
 
     where = where or str(folder)
     with disk_errors(folder):
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+        names = [path.name for path in files_of(folder)]
         _refuse_pickled(names, where, only=True, convert=allow_pickle)
         found = _choose(_allowed(names, allow_pickle), where, folder.joinpath)
         for name in (name for name in found if name.endswith(".safetensors")):

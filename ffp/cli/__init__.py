@@ -13,6 +13,7 @@ from ffp.cli import front as front  # first, since the help lists the commands i
 from ffp.cli import grid as grid
 from ffp.cli.app import app
 from ffp.core.errors import FfpError
+from ffp.core.plain import one_line, printable
 from ffp.core.suggest import did_you_mean
 
 INTERRUPTED = 130  # typer answers Ctrl-C with this code
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpx2", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     code = FfpError.exit_code
@@ -49,8 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = "out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)."
     if message:
-        print(f"{name}: {message}", file=sys.stderr)
+        print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code
+
+
+class _Printable(logging.Formatter):
+    """Log lines in which names from outside move no cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _usage_fault(error: typer.TyperException) -> str:

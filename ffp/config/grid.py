@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title
+from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -232,8 +232,8 @@ class GridConfig(Strict):
     calibration: CalibrationConfig = CalibrationConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    data: str = Field("data", description="Folder for models, texts, tasks and calibration.")
-    results: str = Field("results", description="Folder for cells and the report.")
+    data: WorkflowPath = Field("data", description="Folder for models, texts, tasks and calibration.")
+    results: WorkflowPath = Field("results", description="Folder for cells and the report.")
 
     @field_validator("sparsities", "own_sparsities")
     @classmethod

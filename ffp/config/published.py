@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ffp.config.grid import Granularity
-from ffp.config.reading import Count, Name, Strict
+from ffp.config.reading import Count, Name, Strict, Title
 from ffp.core.suggest import did_you_mean
 
 Status = Literal["primary", "secondary", "unconfirmed"]
@@ -23,7 +23,7 @@ MEANINGS: Mapping[Status, str] = {
 class PublishedSet(Strict):
     """Perplexities from one source, of methods with the same calibration, that were measured in the same way."""
 
-    source: str = Field(description="The publication, with its identifier.")
+    source: Title = Field(description="The publication, with its identifier.")
     url: Annotated[str, StringConstraints(pattern=r"^https://[^\s\"'<>]+$")] = Field(
         description="An address at which a reader can open the source."
     )
@@ -31,7 +31,7 @@ class PublishedSet(Strict):
         description="Where the values were read. "
         + " ".join(f"{status}: {meaning}." for status, meaning in MEANINGS.items())
     )
-    remarks: str | None = Field(None, description="What else a reader has to know of these values.")
+    remarks: Title | None = Field(None, description="What else a reader has to know of these values.")
     granularity: Granularity = Field(description="What was removed as a whole.")
     text: Name = Field(
         description="The text on whose whole test text the perplexities are: a name under `texts`, or a file in texts/."
@@ -39,8 +39,8 @@ class PublishedSet(Strict):
     context: Count | None = Field(
         description="Tokens in a window; null where it is not known, and then the report shows none of these values."
     )
-    calibration: str = Field(description="The text that the methods were calibrated on, in words.")
-    values: Mapping[Name, Mapping[str, Mapping[str, Annotated[float, Field(gt=0)]]]] = Field(
+    calibration: Title = Field(description="The text that the methods were calibrated on, in words.")
+    values: Mapping[Name, Mapping[Title, Mapping[str, Annotated[float, Field(gt=0)]]]] = Field(
         description='Perplexities by model, method and sparsity: a quoted share such as "0.20" or "0.125", "0.00" for '
         "dense."
     )

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
+from ffp.core.plain import fault_of_path, one_line
 from ffp.core.suggest import did_you_mean
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -19,12 +20,16 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 
 
-def one_line(text: str) -> str:
-    """Returns a text without control characters, each run of white space as a single space."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 Title = Annotated[str, AfterValidator(one_line)]  # free text that is shown to readers
+
+
+def _is_path(path: str) -> str:
+    if fault := fault_of_path(path):
+        raise ValueError(f"a folder of the workflow {fault}. Give it another name")
+    return path
+
+
+WorkflowPath = Annotated[str, AfterValidator(_is_path)]
 
 
 def _names_blocks(text: Any) -> Any:

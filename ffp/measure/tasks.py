@@ -19,6 +19,7 @@ import numpy as np
 from ffp.config import TasksConfig
 from ffp.core.errors import ConfigError
 from ffp.core.extras import needs
+from ffp.core.plain import one_line
 from ffp.measure.bos import place_bos
 from ffp.measure.language_model import language_model
 from ffp.measure.task_loading import check_room, load_tasks, seeded
@@ -36,11 +37,23 @@ def sample_documents(task: str, n_total: int, *, documents: int, seed: int) -> l
 
 
 def check_chat_template(tokenizer: Any, *, asked: bool) -> None:
-    """Raises ConfigError where a chat template is asked for and the tokenizer has none."""
-    if asked and not getattr(tokenizer, "chat_template", None):
+    """Raises ConfigError where a chat template is asked for and the tokenizer has none, or one that fails.
+
+    transformers renders templates in jinja2's sandbox, which refuses those that reach for Python.
+    """
+    if not asked:
+        return
+    if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
             "the model's tokenizer has no chat template. Leave chat_template out, or take an Instruct model."
         )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "A question."}], tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise ConfigError(
+            f"the chat template of the model's tokenizer fails: {one_line(str(error)).rstrip('.')}. Leave "
+            "chat_template out, or take another model."
+        ) from error
 
 
 def score_tasks(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import yaml
 
 from ffp.config import Cell, HubSource, ModelConfig
 from ffp.config.bos import IN_WORDS
-from ffp.config.reading import one_line
+from ffp.core.plain import markdown, shell_line
 from ffp.models.formats import Saved
 from ffp.store.task_scores import scored_tasks
 
@@ -48,33 +47,36 @@ def model_card(
     if cell.granularity == "structured":
         what = f"{units} a block, ranked by `{ranking}`"
     params = removed["params"]
-    licence = _plain(model.license or "not stated here; see the parent")
+    licence = markdown(model.license or "not stated here; see the parent")
     whole = f" Blocks that lose nothing: {model.keep_blocks}." if model.keep_blocks else ""
     done = f"""- Parent: {_source(model.source)}.
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
 {removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).{whole}
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
 - Units: {what}. Compensation: {compensation}.{_recovered(recovery, before)}
-- Calibration: {_plain(calibration)}.
+- Calibration: {markdown(calibration)}.
 - Licence of the parent, which holds for this checkpoint too: {licence}."""
     sections = [
         f"---\n{yaml.safe_dump(_metadata(model, saved), sort_keys=False)}---",
-        f"# {_plain(model.title)}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
+        f"# {markdown(model.title)}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
         saved.text,
-        f"```{saved.language}\n" + "\n".join(saved.run) + "\n```",
+        _fenced(saved.language, saved.run),
         "## What was done",
         done,
         "## Scores",
         _score_table(scores),
         "## Make it again",
-        f"With ffp {version}:\n\n```\n" + "\n".join(commands) + "\n```",
+        f"With ffp {version}:",
+        _fenced("", commands),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _plain(text: str) -> str:
-    """Free text as one line that Markdown and HTML show as it is."""
-    return escape(one_line(text), quote=False)
+def _fenced(language: str, lines: Sequence[str]) -> str:
+    """Lines of code as Markdown; the fence is longer than any row of backquotes in them, which would end it."""
+    body = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
+    return f"{fence}{language}\n{body}\n{fence}"
 
 
 def remake_commands(
@@ -83,8 +85,8 @@ def remake_commands(
     """Returns lines of shell that make a checkpoint again: the code's commit, the cell's last file, the export."""
     export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
     lines = [
-        shlex.join(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
-        shlex.join([*export, *format]),
+        shell_line(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
+        shell_line([*export, *format]),
     ]
     if commit:
         lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
@@ -113,13 +115,13 @@ def _metadata(model: ModelConfig, saved: Saved) -> dict[str, Any]:
 
 def _source(source: Any) -> str:
     if source.kind == "hub":
-        return f"{source.repo} at revision {source.revision}"
+        return f"{source.repo} at revision {markdown(source.revision)}"
     if source.kind == "wheel":
         return f"{source.package} {source.version} from the package index"
     if source.kind == "wheel-parts":
         names = ", ".join(f"{part.package} {part.version}" for part in source.parts)
         return f"{source.file} (sha256 {source.sha256}), in parts from the package index: {names}"
-    return f"local folder {_plain(Path(source.path).name)}"
+    return f"local folder {markdown(Path(source.path).name)}"
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
-from ffp.config import ModelConfig
+from ffp.config import LocalSource, ModelConfig
 from ffp.config.assets import JobKind
 from ffp.core.errors import ConfigError
+from ffp.core.plain import fault_of_path
 from ffp.pipeline.locks import try_lock
 
 # Keys of a model's resources, and what the plug-in of Snakemake calls them.
@@ -29,15 +30,42 @@ SLURM_RESOURCES = {
 _claimed: list[FileLock] = []  # released when this process ends
 
 
-def check(executor: str) -> None:
-    """Checks that this machine can reach what a profile hands its jobs to.
+def check_paths(grid_file: Path, sources: Iterable[object]) -> None:
+    """Checks that Snakemake takes the grid's file, and the files of this machine that assets come from, as they are.
+
+    Args:
+        grid_file: The grid's file.
+        sources: All sources of the grid.
+
+    Raises:
+        ConfigError: One of them has a character that Snakemake or a shell takes for something else.
+    """
+    watched = [file for source in sources if isinstance(source, LocalSource) for file in watched_files(source)]
+    for path in (grid_file, *watched):
+        if fault := fault_of_path(path):
+            raise ConfigError(f"path {str(path)!r} {fault}. Rename it, or move it into another folder.")
+
+
+def watched_files(source: LocalSource) -> list[Path]:
+    """Returns the files of a local source whose edits the workflow notices."""
+    path = Path(source.path).expanduser()
+    return sorted(path.glob("[!.]*.*")) if path.is_dir() else [path]
+
+
+def check(executor: str, snakefile: str) -> None:
+    """Checks that this machine can reach what a profile hands its jobs to, and that paths survive that.
 
     Args:
         executor: Name of Snakemake's executor, such as "local" or "slurm".
+        snakefile: Path of the workflow's Snakefile.
 
     Raises:
-        ConfigError: The executor is Slurm, and this machine has none.
+        ConfigError: The executor is Slurm, and this machine has none; or jobs are sent elsewhere from a folder whose
+            name a shell would take for something else.
     """
+    for path in (os.getcwd(), snakefile) if executor != "local" else ():
+        if fault := fault_of_path(path):
+            raise ConfigError(f"path {path!r} {fault}, and jobs of {executor} are sent with it. Rename the folder.")
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError(
             "profile slurm needs Slurm, but this machine has no sbatch. Run on a node from which jobs can be "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,6 +25,7 @@ from ffp.config.pruning import PruneSettings
 from ffp.config.reading import first_fault
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
+from ffp.core.plain import shell_line
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
 from ffp.measure.tasks import score_tasks
@@ -166,13 +166,13 @@ def ending(pruned: Pruned, out: Path) -> str:
     """Returns what the command prints at its end: the table, where the model lies, how to run it and make it again."""
     saved = pruned.saved
     assert saved is not None
-    path = repr(str(out)) if saved.language == "python" else shlex.quote(str(out))
+    path = repr(str(out)) if saved.language == "python" else shell_line([out])
     run = "\n".join(f"  {line}".replace("PATH", path) for line in saved.run if line)
     notes = "".join(f"\n{note}" for note in saved.notes)
     return f"""
 {pruned.summary()}
 
-Saved in {out}.{notes} To run it:
+Saved in {shell_line([out])}.{notes} To run it:
 
 {run}
 
@@ -221,7 +221,7 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         texts = [request.text] if isinstance(request.text, str) else request.text
     given = settings.method.model_dump(mode="json", exclude_defaults=True)
     params = [f"{name}={json.dumps(value)}" for name, value in given.items()]
-    words = ["ffp", "prune", opened.name]
+    words = ["ffp", "prune", f"./{opened.name}" if opened.name.startswith("-") else opened.name]
     for name, value in options.items():
         words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for text in texts:
@@ -230,7 +230,7 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         words += ["--param", param]
     for param in _recover_params(settings.recover):
         words += ["--recover-param", param]
-    return shlex.join([*words, *request.format.words(), "--out", str(request.out)])
+    return shell_line([*words, *request.format.words(), "--out", str(request.out)])
 
 
 def _recover_options(recover: RecoverSettings) -> dict[str, Any]:

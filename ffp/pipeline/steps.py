@@ -32,6 +32,7 @@ from ffp.pipeline.inputs import (
     recovered_digest,
     test_digests,
 )
+from ffp.pipeline.scratch import stage
 from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
@@ -51,7 +52,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     Tokenises the calibration, search and selection texts, collects statistics of the dense model on the first and
     its losses on the others, and writes CalibrationFiles.
     """
-    config, files = experiment.models[model_name], CalibrationFiles(out)
+    config, files, model_dir = experiment.models[model_name], CalibrationFiles(out), stage(model_dir)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir)}
     prunable, tokenizer = load_prunable(experiment, model_name, model_dir), load_tokenizer(model_dir)
     windows = api.Windows(**fitted_windows(experiment, model_name, prunable, tokenizer, text_dir))
@@ -81,12 +82,13 @@ def allocate(
     """
     config, search, files = experiment.models[cell.model], experiment.grid.search, CellFiles(out)
     method = experiment.create(cell.method)
+    weights = not (isinstance(method, Heuristic) and not method.reads_weights)
+    model_dir = stage(model_dir) if weights else model_dir
     inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
     policy: api.Policy = {}
     if init_dir is not None:
         policy, _ = schemas.POLICY.read(CellFiles(init_dir).policy)
         inputs["init"] = sha256(CellFiles(init_dir).policy)
-    weights = not (isinstance(method, Heuristic) and not method.reads_weights)
     prunable = load_prunable(experiment, cell, model_dir, weights=weights)
     settings = step_settings(experiment, "allocate", cell)
     journal = FileJournal(files.journal, [settings, cell.path, *inputs.values()])
@@ -138,6 +140,7 @@ def apply(
 ) -> None:
     """Turns an allocation into what stays of the model, and writes masks and updates into the cell's folder."""
     config, files, cut = experiment.models[cell.model], CellFiles(out), cut_of(experiment, cell)
+    model_dir = stage(model_dir)
     inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
     prunable = load_prunable(experiment, cell, model_dir)
     found = read_allocation(allocation_file, prunable)
@@ -169,7 +172,7 @@ def evaluate(
         cut_dir: Folder of masks, updates and recovered weights; None for the dense model.
         out: scores.json.
     """
-    config, settings = experiment.models[cell.model], experiment.grid.evaluation
+    config, settings, model_dir = experiment.models[cell.model], experiment.grid.evaluation, stage(model_dir)
     inputs = {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs), **cut_digests(cell, cut_dir)}
     inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)

@@ -18,6 +18,7 @@ from ffp.config import TextConfig, read_part
 from ffp.config.catalog import entries, find_entry
 from ffp.config.pruning import PruneSettings
 from ffp.core.errors import ConfigError
+from ffp.core.plain import one_line
 from ffp.core.suggest import did_you_mean
 from ffp.measure.windows import later_windows, token_windows
 from ffp.store.documents import read_documents
@@ -71,7 +72,7 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
         text = [text]
     given: list[Any] = list(text)
     files = [each for each in given if isinstance(each, Path)]
-    title = " + ".join(file.name for file in files) or "given text"
+    title = one_line(" + ".join(file.name for file in files)) or "given text"
     return SplitText(title, split_documents(read_text_files(files, column) if files else given))
 
 

@@ -1,12 +1,12 @@
 """Collects what stands behind one cell: figures, settings, digests, versions, logs, and the commands to repeat it."""
 
 import json
-import shlex
 from contextlib import suppress
 from typing import Any
 
 from ffp.config import Experiment
 from ffp.core.errors import ArtifactError
+from ffp.core.plain import shell_line
 from ffp.report.collect import Record
 from ffp.store.layout import Layout
 from ffp.store.schemas import CostFile
@@ -108,4 +108,6 @@ def shared(experiment: Experiment, model: str) -> dict[str, Any]:
 def command(step: str, **options: Any) -> str:
     """Returns an ffp command line, quoted for a shell; an option is given once for each value of a list."""
     given = [(name, value if isinstance(value, list) else [value]) for name, value in options.items()]
-    return " ".join(["ffp", step, *(f"--{name} {shlex.quote(str(each))}" for name, values in given for each in values)])
+    return shell_line(
+        ["ffp", *step.split(), *(word for name, values in given for each in values for word in (f"--{name}", each))]
+    )

@@ -18,8 +18,10 @@ function texts(table) {
     ...rows.map(row => columns.map(column => text(table.cell(row, column).node())))];
 }
 function csv(lines) {
+  // A spreadsheet takes a text that begins so for a formula, unless it is a number.
+  const inert = value => /^[=+@\t\r-]/.test(value) && !/^[+-][\d.,]+( ± [\d.,]+)?$/.test(value) ? `'${value}` : value;
   const quoted = value => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  return lines.map(line => line.map(quoted).join(",")).join("\n") + "\n";
+  return lines.map(line => line.map(inert).map(quoted).join(",")).join("\n") + "\n";
 }
 const LATEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
   "|": "\\textbar{}", "±": "$\\pm$", "Δ": "$\\Delta$", "\u2212": "$-$", "\u2013": "--", "†": "$^\\dagger$" };

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ffp.config import Experiment
+from ffp.core.plain import one_line, spreadsheet
 from ffp.report.collect import Block, Record, bits_column, by_task, columns, is_share, shown_metrics
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import references
@@ -244,7 +245,8 @@ def _difference(member: Group, base: Group) -> list[Entry]:
 
 def status(row: Mapping[str, Any]) -> str:
     """Returns a row's state, with the reason unless it is done."""
-    return "done" if row["status"] == "done" else f"{row['status']}: {row.get('reason') or 'no reason given'}"
+    reason = one_line(row.get("reason") or "no reason given")
+    return "done" if row["status"] == "done" else f"{row['status']}: {reason}"
 
 
 def _varying(groups: list[Group]) -> list[str]:
@@ -306,7 +308,7 @@ def _texts(line: Line, escapes: Mapping[int, str], styles: Mapping[str, str]) ->
 
 
 def _escaped(text: str, escapes: Mapping[int, str]) -> str:
-    return " ".join(text.split()).translate(escapes)
+    return one_line(text).translate(escapes)
 
 
 def write_figures(records: list[Record], groups: list[Group], files: ReportFiles) -> None:
@@ -318,7 +320,8 @@ def write_figures(records: list[Record], groups: list[Group], files: ReportFiles
     ):
         chosen: list[Mapping[str, Any]] = [{key: row.get(key) for key in names} for row in rows]
         with whole(files.file(name, "csv")) as partial:
-            pd.DataFrame(chosen, columns=names, dtype=object).to_csv(partial, index=False, lineterminator="\n")
+            shown = [{key: spreadsheet(value) for key, value in row.items()} for row in chosen]
+            pd.DataFrame(shown, columns=names, dtype=object).to_csv(partial, index=False, lineterminator="\n")
         write_table(files.file(name, "parquet"), chosen, names)
 
 
@@ -327,7 +330,7 @@ def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str
     for name, table in tables.items():
         lines = list(dict.fromkeys([*captions[name], *(line.note for line in table.lines if line.note)]))
         text = "\n".join(_escaped(line, _MARKDOWN) for line in lines)
-        comment = "".join(f"% {line}\n" for line in lines)
+        comment = "".join(f"% {one_line(line)}\n" for line in lines)
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
             with whole(files.file(name, kind)) as partial:
                 partial.write_text(body, encoding="utf-8")

@@ -310,12 +310,13 @@ def test_a_local_model_loses_only_its_machine_path(tmp_path: Path) -> None:
 
 
 def test_links_of_a_local_model_are_followed(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "blobs")
-    (tmp_path / "mine").mkdir()
+    """Those of a snapshot in the hub's cache lead to the blobs beside it."""
+    folder, mine = make_model(tmp_path / "blobs"), tmp_path / "snapshots" / "0123"
+    mine.mkdir(parents=True)
     for path in folder.iterdir():
-        (tmp_path / "mine" / path.name).symlink_to(path)
+        (mine / path.name).symlink_to(path)
     out = tmp_path / "data" / "models" / "m"
-    fetch_model(model_config({"kind": "local", "path": str(tmp_path / "mine")}), out)
+    fetch_model(model_config({"kind": "local", "path": str(mine)}), out)
     assert not (out / "model.safetensors").is_symlink() and load_file(out / "model.safetensors")
 
 

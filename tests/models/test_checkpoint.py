@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from html import escape
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from ffp.config import Experiment, ModelConfig, read_part
 from ffp.config.catalog import find_entry
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError, FfpError
+from ffp.core.plain import markdown
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models import card
 from ffp.models.card import model_card, remake_commands
@@ -222,5 +222,5 @@ def test_a_title_stays_one_line_of_text_in_the_card(text):
     assert list(yaml.safe_load(head)) == ["library_name", "pipeline_tag", "license", "tags"]
     assert "<script>" not in body and "\x1b" not in body.split("- Calibration")[0]
     assert [line for line in body.splitlines() if line.startswith("# ")] == [
-        f"# {escape(model.title, quote=False)}, pruned by 30% (owl)"
+        f"# {markdown(model.title)}, pruned by 30% (owl)"
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ffp.allocators import is_search
 from ffp.config import Cell, Experiment
+from ffp.core.plain import shell_line
 from ffp.pipeline import cluster, links, locks
 from ffp.store.identity import asset_settings, report_settings, step_settings
 from ffp.store.layout import WILDCARD_CELL, Layout
@@ -24,6 +25,7 @@ as_json = functools.partial(json.dumps, sort_keys=True)
 
 EXPERIMENT = Experiment(Path(config.get("grid", "config/grids/demo.yaml")))
 GRID = EXPERIMENT.grid
+cluster.check_paths(EXPERIMENT.file, EXPERIMENT.sources)
 ENV = "../../environment.yml"  # the packages of every rule; the same as Snakemake's own
 
 # Files and folders with wildcards in their names; ffp/store/layout.py says what they hold.
@@ -88,8 +90,7 @@ def settings(step):
 
 def local_files(sources):
     """The files of this machine that an asset is made of, so that an edit is noticed."""
-    paths = [Path(source.path).expanduser() for source in sources if source.kind == "local"]
-    return [file for path in paths for file in (sorted(path.glob("[!.]*.*")) if path.is_dir() else [path])]
+    return [file for source in sources if source.kind == "local" for file in cluster.watched_files(source)]
 
 
 def log_of(step, name=WILDCARD_CELL.path):

@@ -17,7 +17,7 @@ rule report:
     params:
         grid=str(EXPERIMENT.file),
         out=subpath(output[0], parent=True),
-        settings=as_json(report_settings(EXPERIMENT)),
+        settings=lambda wildcards: as_json(report_settings(EXPERIMENT)),  # a title may look like a wildcard
     message:
         "report of {params.grid}"
     shell:

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from ffp.config import Experiment
 from ffp.report.groups import Group
-from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty, loss_axis
+from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty, loss_axis, short
 
 
 def models(experiment: Experiment, groups: list[Group]) -> Figure:
@@ -32,9 +32,10 @@ def models(experiment: Experiment, groups: list[Group]) -> Figure:
         loss_axis(axis, [math.log(g.row["ppl"]) - dense[g.block[:2]] for g in done])
         axis.set(yticks=range(len(methods)), yticklabels=methods)
         axis.set_ylim(len(methods) - 0.5, -0.5)
+    names = [short(experiment.models[name].title) for name in experiment.grid.models]
     handles = [
-        Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle="none", label=model.title)
-        for place, model in enumerate(experiment.models[name] for name in experiment.grid.models)
+        Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle="none", label=name)
+        for place, name in enumerate(names)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ffp.config import Experiment
 from ffp.report.groups import Group
-from ffp.report.plots.style import INK, MARKERS, PAPER, empty, loss_axis, short_number
+from ffp.report.plots.style import INK, MARKERS, PAPER, empty, loss_axis, short, short_number
 
 ROOM = 0.6  # of a row, for the markers of its models
 SHADES = (0.2, 0.88)  # of the colour map: its ends are hard to see on black or white
@@ -36,7 +36,7 @@ def overview(experiment: Experiment, groups: list[Group]) -> Figure:
     handles = [_handle(f"{float(s):.0%}", "s", _shade(sparsities, s)) for s in sparsities]
     models = [name for name in experiment.grid.models if any(g.block[0] == name for g in done)]
     if len(models) > 1:
-        handles += [_handle(experiment.models[name].title, _marker(experiment, name), INK) for name in models]
+        handles += [_handle(short(experiment.models[name].title), _marker(experiment, name), INK) for name in models]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 

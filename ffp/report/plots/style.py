@@ -75,9 +75,14 @@ def panels(
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(blocks))]
     for axis, (model, granularity, sparsity) in zip(axes, blocks, strict=True):
         kind = f", {granularity}" if several else ""
-        name = textwrap.fill(f"{experiment.models[model].title}{kind}", TITLE_WIDTH)
+        name = textwrap.fill(f"{short(experiment.models[model].title)}{kind}", TITLE_WIDTH)
         axis.set_title(f"{name}\n{float(sparsity):.0%} sparsity", fontsize=10)
     return figure, axes
+
+
+def short(title: str) -> str:
+    """Returns a title that a figure has room for: its beginning, where it is longer than two lines."""
+    return title if len(title) <= 2 * TITLE_WIDTH else f"{title[: 2 * TITLE_WIDTH]}..."
 
 
 def legend(
