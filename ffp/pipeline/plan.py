@@ -28,7 +28,7 @@ from ffp.models.checkpoint import build_skeleton, dtype_of, is_spread, load_skel
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, contexts_of
-from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
+from ffp.pipeline.memory_plan import gram_bytes, holds_gradients, step_memory, takes_gradients
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
@@ -203,11 +203,11 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
 
 def _memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
     cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
-    gradients = any(takes_gradients(experiment.create(cell.method)) for cell in cells)
+    methods = [experiment.create(cell.method) for cell in cells]
     compensated = any(experiment.compensated_search(cell.method) for cell in cells)
     return step_memory(
-        prunable, experiment.grid, experiment.models[name], gradients=gradients, grams=experiment.keeps_grams,
-        compensated=compensated,
+        prunable, experiment.grid, experiment.models[name], gradients=any(map(takes_gradients, methods)),
+        held=any(map(holds_gradients, methods)), grams=experiment.keeps_grams, compensated=compensated,
     )  # fmt: skip
 
 
