@@ -168,6 +168,13 @@ class Method(BaseModel):
     granularities: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)
     file_parameters: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, problem: PruningProblem) -> None:
+        """Checks that the method can answer a problem; called before anything costly is done for it.
+
+        Raises:
+            ConfigError: It cannot; one line with the remedy.
+        """
+
 
 class Heuristic(Method, ABC):
     """A method that answers from sizes and calibration statistics. It evaluates nothing and draws nothing.

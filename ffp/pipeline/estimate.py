@@ -15,7 +15,7 @@ from ffp.core import projection
 from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_disk, check_memory, check_not_offloaded
+from ffp.pipeline.checks import check_disk, check_memory, check_not_offloaded, check_problem
 from ffp.pipeline.memory_plan import gram_bytes, holds_gradients, step_memory, takes_gradients
 from ffp.pipeline.plan import forward_flops
 from ffp.pipeline.training_plan import training_memory
@@ -49,7 +49,7 @@ class Estimate:
         Raises:
             FfpError: One of them does not; one line with the remedy.
         """
-        projection.kept_budget(self.prunable.problem(self.settings.sparsity, self.settings.granularity))
+        check_problem(self.settings.method, self.prunable.problem(self.settings.sparsity, self.settings.granularity))
         check_memory(self.memory, choose_device(self.config.device))
         check_disk(out, self.disk)
 

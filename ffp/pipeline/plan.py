@@ -86,7 +86,8 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     """Checks one model of a grid and counts what its cells take.
 
     Raises:
-        ConfigError: The model's sizes are unknown, or a context of the grid exceeds its positions.
+        ConfigError: The model's sizes are unknown, a context of the grid exceeds its positions, or a method does not
+            suit it.
         BudgetError: A sparsity of the grid cannot be met.
     """
     config, skeleton = experiment.models[name], _skeleton(experiment, name)
@@ -95,6 +96,7 @@ def plan_model(experiment: Experiment, name: str) -> ModelPlan:
     if _is_fetched(experiment, name) or "max_position_embeddings" in (config.architecture or {}):
         check_context(prunable.config, contexts_of(experiment.grid))
     limits = _limits(experiment, name, each)
+    _check_methods(experiment, name, skeleton)
     memory = _memory(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = sum(parameter.numel() for parameter in prunable.model.parameters())
     tasks = plan_tasks(experiment, name)
@@ -127,10 +129,12 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
         out: Folder of its calibration.
 
     Raises:
-        ConfigError: A context exceeds the model's positions, or memory or the disk does not suffice.
+        ConfigError: A context exceeds the model's positions, a method does not suit it, or memory or the disk does not
+            suffice.
     """
-    config, grid = experiment.models[name], experiment.grid
-    prunable = PrunableModel(load_skeleton(model_dir), **config.units)
+    config, grid, skeleton = experiment.models[name], experiment.grid, load_skeleton(model_dir)
+    prunable = PrunableModel(skeleton, **config.units)
+    _check_methods(experiment, name, skeleton)
     check_context(prunable.config, contexts_of(experiment.grid))
     device = choose_device(config.device)
     spread = range(torch.cuda.device_count()) if is_spread(config, device) else ()
@@ -139,6 +143,17 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, out: Path)
     tokens += (grid.search.windows + grid.search.selection_windows) * grid.search.context
     inputs = sum(prunable.linear(path).in_features for path in prunable.decision_names("structured"))
     check_disk(out, 4 * tokens + 16 * inputs + (gram_bytes(prunable) if experiment.keeps_grams else 0))
+
+
+def _check_methods(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> None:
+    """Checks that the methods of the grid can serve this model; ConfigError that names the grid."""
+    for cell in experiment.cells(dense=False):
+        if cell.model == name and not cell.is_dense:
+            prunable = PrunableModel(skeleton, **experiment.model(cell).units)
+            try:
+                experiment.create(cell.method).check(prunable.problem(float(cell.sparsity), cell.granularity))
+            except ConfigError as error:
+                raise ConfigError(f"{experiment.file}: {cell.method} on {name}: {error}") from error
 
 
 def _limits(experiment: Experiment, name: str, each: list[PrunableModel]) -> dict[str, float]:

@@ -305,6 +305,15 @@ def test_work_grows_with_the_grid(tmp_path):
     assert plan.plan_model(ridge, "tiny").flops["apply"] > 0
 
 
+def test_a_method_that_does_not_suit_a_model_is_refused_before_it_starts(tmp_path):
+    grid = experiment(tmp_path, methods=["owl", "2ssp"])
+    with pytest.raises(
+        ConfigError, match=r"grid\.yaml: 2ssp on tiny: .* block01\.attention .* Set min_keep: 0 for the"
+    ):
+        plan.plan_model(grid, "tiny")
+    plan.plan_model(experiment(tmp_path, {"min_keep": 0}, methods=["owl", "2ssp"]), "tiny")
+
+
 def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
     with pytest.raises(BudgetError, match=r"sparsity 0\.99 on tiny cannot be met: at most 0\.\d+ .*models/tiny\.yaml"):
         plan.plan_model(experiment(tmp_path, sparsities=[0.99]), "tiny")
