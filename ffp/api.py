@@ -213,6 +213,7 @@ def allocate(
         ConfigError: The method does not fit the model, its texts or the policy.
     """
     problem = prunable.problem(sparsity, granularity)
+    method.check(problem)
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
         rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)

@@ -112,6 +112,13 @@ class Reward(Protocol):
         """
         ...
 
+    def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
+        """Returns the sum over each unit's weights of |gradient * weight|, of the loss at the dense model.
+
+        Each array, (n_units,), is in the order in which the decision's units are kept; nats per token.
+        """
+        ...
+
     def select(self, allocation: Allocation) -> float:
         """Returns the reward on the whole selection text, disjoint from the search text: for finalists only."""
         ...
@@ -161,6 +168,13 @@ class Method(BaseModel):
     granularities: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)
     file_parameters: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, problem: PruningProblem) -> None:
+        """Checks that the method can answer a problem; called before anything costly is done for it.
+
+        Raises:
+            ConfigError: It cannot; one line with the remedy.
+        """
+
 
 class Heuristic(Method, ABC):
     """A method that answers from sizes and calibration statistics. It evaluates nothing and draws nothing.
@@ -186,13 +200,16 @@ class Search(Method, ABC):
 
     Attributes:
         learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
-        takes_gradients: Whether it asks for marginal utilities or costs of removals; False plans less memory.
+        takes_gradients: Whether it asks for marginal utilities, costs of removals or Taylor scores; False plans less
+            memory.
+        holds_gradients: Whether it asks for Taylor scores, which take the gradients of all weights of the decisions.
         reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices. A search with a
             parameter `start` that is "fisher-table" does too.
     """
 
     learns_policy: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = True
+    holds_gradients: ClassVar[bool] = False
     reads_grams: ClassVar[bool] = False
 
     @abstractmethod

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,13 +153,30 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A cost is not finite.
         """
+        return self._of_dense(self.reward.removal_costs, windows, "costs of removals")
+
+    def taylor_scores(self, windows: Windows) -> list[FloatArray]:
+        """Returns the scores of all units, see `Reward.taylor_scores`; a row for the dense model.
+
+        It costs GRADIENT_FORWARDS forwards of the windows.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: A score is not finite.
+        """
+        return self._of_dense(self.reward.taylor_scores, windows, "scores of units")
+
+    def _of_dense(
+        self, measure: Callable[[Windows], list[FloatArray]], windows: Windows, what: str
+    ) -> list[FloatArray]:
+        """Measures by a backward pass of the dense model, whose reward is 1."""
         if GRADIENT_FORWARDS * len(windows) > self.windows_left:
             raise Exhausted
-        costs = self.reward.removal_costs(windows)
-        if not all(np.isfinite(cost).all() for cost in costs):
-            raise FfpError("the costs of removals are not finite. Use dtype float32 for this model.")
-        self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())  # the dense model's reward is 1
-        return costs
+        found = measure(windows)
+        if not all(np.isfinite(values).all() for values in found):
+            raise FfpError(f"the {what} are not finite. Use dtype float32 for this model.")
+        self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())
+        return found
 
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:
         key = (candidate.keep, windows)

@@ -172,6 +172,40 @@ class ModelReward:
         parts = np.split(np.array(values), np.cumsum([len(level) for level in priced])[:-1])
         return [np.interp(np.arange(n + 1), level, part) for n, level, part in zip(counts, priced, parts, strict=True)]
 
+    def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
+        """Returns the sum of |gradient * weight| over each unit's weights, see SlicedModel.taylor_scores.
+
+        Costs one forward and one backward of the dense model, counted as three forwards of the windows and one
+        evaluation.
+
+        Args:
+            windows: Indices into the search text's windows.
+
+        Returns:
+            For each decision, nats per token, in the order in which units are kept: (n_units,).
+
+        Raises:
+            ConfigError: The candidates are not structured.
+        """
+        if not isinstance(self.candidates, SlicedModel):
+            raise ConfigError("scores of units are known of structured pruning only. Take another method.")
+        windows = list(dict.fromkeys(windows))
+        tokens = 3 * len(windows) * self.window_tokens
+        values = self._known(f"taylor:{digest(windows)}", tokens, lambda: self._measure_scores(windows))
+        self.evaluations += 1
+        self.spent_tokens += tokens
+        counts = [module.decision.n_units for module in self.candidates.prunable.modules]
+        return np.split(np.array(values), np.cumsum(counts)[:-1])
+
+    def _measure_scores(self, windows: Sequence[int]) -> list[float]:
+        """The scores of each decision's units, one after the other."""
+        candidates = self.candidates
+        assert isinstance(candidates, SlicedModel)
+        with candidates.weight_gradients() as gradients:
+            self._backward(windows)
+        scores = candidates.taylor_scores(gradients, len(windows) * (self.window_tokens - 1))
+        return [float(value) for by_unit in scores for value in by_unit]
+
     def _measure_costs(self, windows: Sequence[int], priced: Sequence[IntArray]) -> list[float]:
         """The costs of each decision at the priced numbers of units, one after the other."""
         candidates = self.candidates

@@ -1,4 +1,4 @@
-"""What a backward pass tells about a model's units: derivatives in gates on them, and the outputs' Fisher matrices.
+"""What a backward pass tells about a model's units: derivatives in gates on them, Fisher matrices, and gradients.
 
 All tokens are taken as independent, so that second moments of their gradients stand for the curvature of the loss (the
 empirical Fisher information).
@@ -111,6 +111,32 @@ class Fisher:
         g = gradient.flatten(0, -2).float()
         product = g.T @ g
         self.total = self.total + product if len(self.total) else product
+
+
+class WeightGradient:
+    """Gradient of the loss in the weight of one linear: the sum over tokens of g x^T, which needs no trained weight.
+
+    Attributes:
+        total: (out, in) float32; empty before the first backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.total = torch.empty(0)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Watches the linear; returns the handle of the hook."""
+        leaf = torch.zeros(()).requires_grad_()
+
+        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = _Watched.apply(output, arguments[0].detach(), leaf, self)  # type: ignore[no-untyped-call]
+            return found.clone()  # since some families clip what a linear gives in place
+
+        return linear.register_forward_hook(watch)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
+        g, inputs = gradient.flatten(0, -2).float(), x.flatten(0, -2).float()
+        self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
 
 
 def _add_slopes(sums: torch.Tensor, products: torch.Tensor) -> None:

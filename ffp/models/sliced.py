@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation
-from ffp.models.gates import Fisher, Gate, RefitGate
+from ffp.models.gates import Fisher, Gate, RefitGate, WeightGradient
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
-from ffp.models.placement import forward_as, is_borrowed
+from ffp.models.placement import float64, forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
 
@@ -77,7 +77,7 @@ class SlicedModel:
 
     def restore(self) -> None:
         """Makes the model dense again, its units in their first order; this object cannot be used afterwards."""
-        self.set_keep([module.decision.n_units for module in self.prunable.modules])
+        self._set_dense()
         for module, units in zip(self.prunable.modules, self._order, strict=True):
             _permute(self.prunable, module, units.argsort())
             _set_heads(self.prunable, module, units.sort().values)
@@ -100,7 +100,7 @@ class SlicedModel:
         gates = [self._gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
         self.set_keep([gate.reach for gate in gates])
         try:
-            with self._watched(gates):
+            with self._watched(zip(self._outputs, gates, strict=True)):
                 yield gates
         finally:
             if self.refits:  # the gates leave other weights behind
@@ -122,9 +122,9 @@ class SlicedModel:
         """
         if not self.refits and self._gram is None:
             raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
-        self.set_keep([module.decision.n_units for module in self.prunable.modules])
+        self._set_dense()
         fishers = [Fisher() for _ in self.prunable.modules]
-        with self._watched(fishers):
+        with self._watched(zip(self._outputs, fishers, strict=True)):
             yield fishers
 
     def removal_costs(self, fishers: Sequence[Fisher], n_tokens: int) -> list[npt.NDArray[np.float64]]:
@@ -154,11 +154,53 @@ class SlicedModel:
         return found
 
     @contextmanager
-    def _watched(self, watchers: Sequence[Gate | Fisher]) -> Iterator[None]:
-        """Attaches one to each output projection; blocks are checkpointed."""
+    def weight_gradients(self) -> Iterator[dict[str, WeightGradient]]:
+        """Makes the model dense; a backward pass fills the gradient of every weight that has units.
+
+        Yields:
+            The gradients by the linear's path. Together they are as large as these weights in float32.
+        """
+        self._set_dense()
+        gradients = {path: WeightGradient() for path in self._full}
+        with self._watched(gradients.items()):
+            yield gradients
+
+    def taylor_scores(self, gradients: Mapping[str, WeightGradient], n_tokens: int) -> list[npt.NDArray[np.float64]]:
+        """Returns the sum of |gradient * weight| over the weights of each unit, without biases.
+
+        Args:
+            gradients: From weight_gradients, after a backward pass of the summed token losses.
+            n_tokens: Tokens in that sum.
+
+        Returns:
+            For each decision, nats per token, in the order in which units are kept: (n_units,).
+        """
+        found = []
+        for module in self.prunable.modules:
+            scores = torch.zeros(module.decision.n_units, dtype=torch.float64)
+            for segment in (segment for segment in module.segments if not segment.fixed):
+                weight, gradient = self._full[segment.linear][0], gradients[segment.linear].total
+                span = segment.prefix(module.n_indices)
+                saliency = (gradient * weight.to(gradient)).abs()
+                by_index = saliency[span].sum(1) if segment.axis == 0 else saliency[:, span].sum(0)
+                scores += float64(by_index).view(len(scores), -1).sum(1).cpu()
+            found.append(scores.numpy() / n_tokens)
+        return found
+
+    def _set_dense(self) -> None:
+        self.set_keep([module.decision.n_units for module in self.prunable.modules])
+
+    @property
+    def _outputs(self) -> list[str]:
+        """Paths of the output projections, module by module."""
+        return [module.output for module in self.prunable.modules]
+
+    @contextmanager
+    def _watched(self, watchers: Iterable[tuple[str, Gate | Fisher | WeightGradient]]) -> Iterator[None]:
+        """Attaches watchers to linears, by path; blocks are checkpointed."""
         with ExitStack() as undo:
-            for module, watcher in zip(self.prunable.modules, watchers, strict=True):
-                undo.callback(watcher.attach(self.prunable.linear(module.output)).remove)
+            for path, watcher in watchers:
+                undo.callback(watcher.attach(self.prunable.linear(path)).remove)
             for block in self.prunable.blocks:
                 undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
                 if is_borrowed(block):  # a forward that stops early would not give the weights back

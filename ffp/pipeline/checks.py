@@ -17,11 +17,25 @@ from typing import Any
 
 import torch
 
+from ffp.allocators.base import Method
 from ffp.config import GridConfig, ModelConfig
 from ffp.core.errors import AssetError, ConfigError
+from ffp.core.problem import PruningProblem
+from ffp.core.projection import kept_budget
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
+
+
+def check_problem(method: Method, problem: PruningProblem) -> None:
+    """Checks that a sparsity can be met, and that a method can meet it.
+
+    Raises:
+        BudgetError: min_keep forbids the sparsity.
+        ConfigError: The method cannot serve the problem.
+    """
+    kept_budget(problem)
+    method.check(problem)
 
 
 def contexts_of(grid: GridConfig) -> dict[str, int]:

@@ -147,7 +147,8 @@ def _make_ready(request: PruneRequest) -> _Ready:
 
     planned = Planned(
         name=opened.name, config=opened.config, settings=settings, prunables=[found.prunable],
-        targets=[(settings.sparsity, settings.granularity)], searches=isinstance(settings.method, Search),
+        problems=[(settings.method, found.prunable.problem(settings.sparsity, settings.granularity))],
+        searches=isinstance(settings.method, Search),
         trains=settings.recover.wanted, chats=settings.evaluation.chat_template,
         tokenizer=tokenizer, windows=lambda: cut().windows(),
         tasks=tasks and tasks[0], tasks_dir=tasks and tasks[1],

@@ -15,7 +15,7 @@ from ffp.core import projection
 from ffp.models.checkpoint import dtype_of, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.memory_plan import gram_bytes, step_memory, takes_gradients
+from ffp.pipeline.memory_plan import gram_bytes, holds_gradients, step_memory, takes_gradients
 from ffp.pipeline.sizes import forward_flops
 from ffp.pipeline.training_plan import training_memory
 
@@ -80,7 +80,7 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
     prunable = PrunableModel(load_skeleton(folder), **config.units)
     memory = step_memory(
         prunable, settings, config, gradients=takes_gradients(settings.method),
-        grams=settings.needs_grams, compensated=settings.compensated_search,
+        held=holds_gradients(settings.method), grams=settings.needs_grams, compensated=settings.compensated_search,
     )  # fmt: skip
     if settings.recover.wanted:
         memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)

@@ -25,9 +25,14 @@ def takes_gradients(method: Method) -> bool:
     return isinstance(method, Search) and (method.takes_gradients or reads_grams(method))
 
 
+def holds_gradients(method: Method) -> bool:
+    """Returns whether a method keeps the gradients of all weights of the decisions."""
+    return isinstance(method, Search) and method.holds_gradients
+
+
 def step_memory(
     prunable: PrunableModel, grid: GridConfig | PruneSettings, config: ModelConfig, *, gradients: bool,
-    grams: bool = False, compensated: bool = False,
+    held: bool = False, grams: bool = False, compensated: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """Returns peak bytes on the device by step: the weights there, one batch's activations, the step's own tensors.
 
@@ -36,6 +41,7 @@ def step_memory(
         grid: What the contexts and numbers of windows are read from.
         config: How the model runs.
         gradients: Whether the search takes gradients.
+        held: Whether it keeps those of all weights.
         grams: Whether Gram matrices are kept; they stay in memory where a search or an order reads them.
         compensated: Whether candidates of the search are compensated.
     """
@@ -69,6 +75,7 @@ def step_memory(
         "apply": hidden + max(cut + solved, block + forward(calibration.context)),
         "evaluate": max(forward(grid.evaluation.context), _logits(prunable, config.batch_tokens)),
     }
+    needs["allocate"] += _weight_gradients(prunable, tokens(grid.search.context)) if held else 0
     if grams:
         pairs = gram_bytes(prunable)
         order = max(_inverse(prunable, module) for module in modules)
@@ -81,6 +88,13 @@ def step_memory(
 def gram_bytes(prunable: PrunableModel) -> int:
     """Returns the bytes of the Gram matrices of all output projections' inputs, in memory and on disk."""
     return sum(4 * prunable.linear(module.output).in_features ** 2 for module in prunable.modules)
+
+
+def _weight_gradients(prunable: PrunableModel, tokens: int) -> int:
+    """Bytes of the gradients of all weights of the decisions, and of what one product of them needs, in float32."""
+    linears = [prunable.linear(path) for path in prunable.decision_names("structured")]
+    widest = max(linear.in_features + linear.out_features for linear in linears)
+    return 4 * (sum(linear.weight.numel() for linear in linears) + tokens * widest)
 
 
 def _refits(prunable: PrunableModel) -> int:

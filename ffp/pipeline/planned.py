@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 import torch
 
 from ffp.allocators import is_search
+from ffp.allocators.base import Method
 from ffp.assets.stock import is_installed
 from ffp.config import Cell, Experiment
+from ffp.core.problem import PruningProblem
 from ffp.models.checkpoint import load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import contexts_of
 from ffp.pipeline.inputs import asset_digest, fitted_windows, recovery_windows, scored_windows
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.preflight import Planned, preflight
-from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of
+from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, units_of
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
 from ffp.store.identity import step_settings
@@ -124,13 +126,24 @@ def _planned(experiment: Experiment, name: str, each: list[PrunableModel], **kno
         config=experiment.models[name],
         settings=grid,
         prunables=each,
-        targets=[(sparsity, kind) for kind in grid.granularities for sparsity in grid.sparsities_of(kind)],
+        problems=_problems(experiment, name, each),
         searches=any(is_search(experiment.method(cell.method)) for cell in cells),
         trains=bool(recovered_cells(experiment, name)),
         chats=experiment.tasks is not None and grid.evaluation.chat_template,
         tasks=experiment.tasks if is_installed() else None,
         **known,
     )
+
+
+def _problems(experiment: Experiment, name: str, each: Sequence[PrunableModel]) -> list[tuple[Method, PruningProblem]]:
+    """Every method with every problem that it is asked, once; each: the model with each of units_of."""
+    cells = (cell for cell in experiment.cells(dense=False) if cell.model == name)
+    asked = {(cell.method, cell.sparsity, cell.granularity): cell for cell in cells}
+    units, found = units_of(experiment, name), []
+    for cell in asked.values():
+        prunable = each[units.index(experiment.model(cell).units)]
+        found.append((experiment.create(cell.method), prunable.problem(float(cell.sparsity), cell.granularity)))
+    return found
 
 
 def _with_assets(

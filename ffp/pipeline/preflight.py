@@ -15,16 +15,24 @@ from typing import Any, Protocol
 
 import torch
 
+from ffp.allocators.base import Method
 from ffp.assets.stock import check_tasks
 from ffp.config import ModelConfig, TasksConfig
 from ffp.config.grid import CalibrationConfig, EvaluationConfig, SearchConfig
-from ffp.core import projection
-from ffp.core.errors import BudgetError, FfpError
+from ffp.core.errors import FfpError
+from ffp.core.problem import PruningProblem
 from ffp.measure.bos import place_bos
 from ffp.measure.task_loading import check_room, load_tasks, seeded
 from ffp.measure.tasks import check_chat_template
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_disk, check_memory, check_not_offloaded, check_token_ids
+from ffp.pipeline.checks import (
+    check_context,
+    check_disk,
+    check_memory,
+    check_not_offloaded,
+    check_problem,
+    check_token_ids,
+)
 
 STEPS = ("calibrate", "allocate", "apply", "recover", "evaluate")
 
@@ -54,7 +62,7 @@ class Planned:
         config: How the model runs.
         settings: What is asked of it.
         prunables: Its modules, with or without weights: one for each kind of units that is asked for.
-        targets: Sparsities with their granularities.
+        problems: Every method with every problem that it will be asked.
         searches: Whether a search runs.
         trains: Whether it is trained after pruning.
         chats: Whether tasks are asked by the tokenizer's chat template.
@@ -71,7 +79,7 @@ class Planned:
     config: ModelConfig
     settings: Settings
     prunables: Sequence[PrunableModel]
-    targets: Sequence[tuple[float, str]] = ()
+    problems: Sequence[tuple[Method, PruningProblem]] = ()
     searches: bool = False
     trains: bool = False
     chats: bool = False
@@ -145,13 +153,12 @@ def _saved(tokens: int, step: str) -> str:
     return f" Nothing was spent: the step {step} would have failed, {tokens:,} tokens later." if tokens else ""
 
 
-def _check_sparsities(planned: Planned) -> None:
-    for prunable in planned.prunables:
-        for sparsity, granularity in planned.targets:
-            try:
-                projection.kept_budget(prunable.problem(sparsity, granularity))
-            except BudgetError as error:
-                raise BudgetError(f"{planned.name}: {error}") from error
+def _check_problems(planned: Planned) -> None:
+    for method, problem in planned.problems:
+        try:
+            check_problem(method, problem)
+        except FfpError as error:
+            raise type(error)(f"{method.name} on {planned.name}: {error}") from error
 
 
 def _check_positions(planned: Planned) -> None:
@@ -197,7 +204,7 @@ def _check_disk(planned: Planned) -> None:
 
 
 CHECKS = (
-    Check("every sparsity can be met", (), "allocate", _check_sparsities),
+    Check("every method can meet its sparsities", (), "allocate", _check_problems),
     Check("what is trained is not offloaded", (), "recover", _check_training),
     Check("windows fit the model's positions", ("contexts",), "calibrate", _check_positions),
     Check("lm-eval can ask every task", ("tasks",), "evaluate", _check_tasks),

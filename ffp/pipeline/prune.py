@@ -18,12 +18,11 @@ from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
-from ffp.core import projection
 from ffp.core.problem import AttentionUnits
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import check_context, check_token_ids
+from ffp.pipeline.checks import check_context, check_problem, check_token_ids
 from ffp.pipeline.phases import Phases, phase_tokens
 from ffp.pipeline.result import Measures, Pruned, weight_bytes
 from ffp.pipeline.texts import AnyText, SplitText, cut_recovery_windows, cut_test_windows, cut_windows, open_text
@@ -130,7 +129,7 @@ def allocate(
             model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
         )
         windows = cut_text(prunable, tokenizer, opened, asked, evaluate=False).fitted
-        projection.kept_budget(prunable.problem(sparsity, granularity))  # refuses what cannot be met
+        check_problem(asked.method, prunable.problem(sparsity, granularity))
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=asked.needs_grams)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
 
@@ -165,7 +164,7 @@ def run(
         score: Scores a model on tasks; None for no tasks.
     """
     work = work or Work(None)
-    projection.kept_budget(prunable.problem(settings.sparsity, settings.granularity))  # refuses what cannot be met
+    check_problem(settings.method, prunable.problem(settings.sparsity, settings.granularity))
     windows, test, training = text.fitted, text.test, text.training
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
@@ -11,7 +13,7 @@ from ffp.core.errors import ConfigError
 from ffp.models.checkpoint import build_skeleton, is_spread, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.memory_plan import step_memory, takes_gradients
+from ffp.pipeline.memory_plan import holds_gradients, step_memory, takes_gradients
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory
 from ffp.pruning.pruners import find_pruner
 from ffp.store.layout import Layout
@@ -37,12 +39,17 @@ def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
 
 
 def prunables_of(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> list[PrunableModel]:
-    """Returns the model as its YAML prunes it, and as variants of the grid do."""
+    """Returns the model with each of units_of."""
+    return [PrunableModel(skeleton, **units) for units in units_of(experiment, name)]
+
+
+def units_of(experiment: Experiment, name: str) -> list[dict[str, Any]]:
+    """Returns what counts the units of a model: as its YAML says, and as variants of the grid do."""
     asked = [experiment.models[name].units]
     for cell in experiment.cells(dense=False):
         if cell.model == name and (units := experiment.model(cell).units) not in asked:
             asked.append(units)
-    return [PrunableModel(skeleton, **units) for units in asked]
+    return asked
 
 
 def is_fetched(experiment: Experiment, name: str) -> bool:
@@ -63,11 +70,11 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
 def memory_of(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
     """Returns peak bytes on the device by step, without recovery."""
     cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
-    gradients = any(takes_gradients(experiment.create(cell.method)) for cell in cells)
+    methods = [experiment.create(cell.method) for cell in cells]
     compensated = any(experiment.compensated_search(cell.method) for cell in cells)
     return step_memory(
-        prunable, experiment.grid, experiment.models[name], gradients=gradients, grams=experiment.keeps_grams,
-        compensated=compensated,
+        prunable, experiment.grid, experiment.models[name], gradients=any(map(takes_gradients, methods)),
+        held=any(map(holds_gradients, methods)), grams=experiment.keeps_grams, compensated=compensated,
     )  # fmt: skip
 
 

@@ -1,24 +1,22 @@
 """Evolution: mutations keep the budget, stages cost what is planned, the search improves on uniform."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 
 from ffp.allocators.base import SearchBudget
+from ffp.allocators.generations import breed, generation_cost, n_switches, select
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.searches import evolutionary
 from ffp.allocators.searches.evolutionary import (
     Evolutionary,
-    breed,
     default_step,
-    generation_cost,
     mutate,
-    n_switches,
     offspring_for,
-    select,
-    stage_windows,
+    stages_for,
     switch,
 )
 from ffp.allocators.tracker import Tracker
@@ -29,9 +27,14 @@ from tests.helpers.synthetic import SyntheticReward, run_search, structured_prob
 PROBLEMS = [structured_problem(), structured_problem(0.5), structured_problem(0.05), unstructured_problem()]
 
 
+def brood_of(problem, parent, count, rng, step=0):
+    """So many offspring of two switches each."""
+    return breed(parent, count, partial(mutate, problem, parent, step or default_step(problem), 2, rng))
+
+
 def test_the_number_of_switches_is_the_smaller_of_two_dice():
     rng = np.random.default_rng(0)
-    counts = Counter(n_switches(rng) for _ in range(9000))
+    counts = Counter(n_switches(rng, 3) for _ in range(9000))
     assert set(counts) == {1, 2, 3}
     for value, ninths in ((1, 5), (2, 3), (3, 1)):
         assert counts[value] == pytest.approx(1000 * ninths, abs=150)  # over 3 standard deviations
@@ -85,7 +88,7 @@ def test_mutations_keep_the_budget(problem, switches):
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_brood_is_distinct_and_without_its_parent(problem):
     parent = uniform_allocation(problem)
-    brood = breed(problem, parent, 12, default_step(problem), np.random.default_rng(4))
+    brood = brood_of(problem, parent, 12, np.random.default_rng(4))
     assert len(set(brood)) == len(brood) == 12
     assert parent not in brood
 
@@ -108,7 +111,7 @@ def test_few_possible_allocations_do_not_spin_for_ever():
 
 @pytest.mark.parametrize(("windows", "stages"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [1, 2, 4]), (32, [8, 16, 32])])
 def test_stages_grow_to_the_full_windows(windows, stages):
-    assert stage_windows(windows) == stages
+    assert [stage.windows for stage in stages_for(windows)] == stages
 
 
 @pytest.mark.parametrize("windows", [1, 2, 4, 8])
@@ -119,9 +122,9 @@ def test_a_generation_costs_what_is_planned(windows, offspring):
     tracker = Tracker(problem, reward, SearchBudget(10_000, windows), method="test", seed=0)
     rng = np.random.default_rng(0)
     parent = uniform_allocation(problem)
-    select(tracker, parent, breed(problem, parent, offspring, 50, rng), rng)
+    select(tracker, parent, brood_of(problem, parent, offspring, rng, step=50), stages_for(windows), rng)
     memoised = len({row["stage"] for row in tracker.rows})  # windows of two stages may overlap
-    cost = generation_cost(offspring, windows) * reward.window_tokens
+    cost = generation_cost(offspring, stages_for(windows)) * reward.window_tokens
     assert cost - memoised * windows * reward.window_tokens <= tracker.spent <= cost
 
 
@@ -131,8 +134,8 @@ def test_the_best_quarter_of_each_stage_goes_on_and_the_parent_joins_the_last(pr
     tracker = Tracker(problem, reward, SearchBudget(10_000, 8), method="test", seed=0)
     rng = np.random.default_rng(4)
     parent = uniform_allocation(problem)
-    brood = breed(problem, parent, 20, default_step(problem), rng)
-    winner = select(tracker, parent, brood, rng)
+    brood = brood_of(problem, parent, 20, rng)
+    winner = select(tracker, parent, brood, stages_for(8), rng)
     stages = [[row for row in tracker.rows if row["stage"] == f"stage{n}"] for n in (1, 2, 3)]
     assert [len(rows) for rows in stages] == [20, 5, 1 + 2]
     assert [{row["windows"] for row in rows} for rows in stages] == [{2}, {4}, {8}]
@@ -150,7 +153,7 @@ def test_the_best_quarter_of_each_stage_goes_on_and_the_parent_joins_the_last(pr
 def test_ten_generations_fit(evaluations, windows):
     offspring = offspring_for(SearchBudget(evaluations, windows))
     assert 1 <= offspring <= evolutionary.MAX_OFFSPRING
-    assert 10 * generation_cost(offspring, windows) <= evaluations * windows
+    assert 10 * generation_cost(offspring, stages_for(windows)) <= evaluations * windows
 
 
 def test_the_parent_stays_unless_it_is_beaten_on_the_same_windows():
@@ -162,7 +165,7 @@ def test_the_parent_stays_unless_it_is_beaten_on_the_same_windows():
     everything = tuple(range(8))
     rewards = [reward(parent, windows=everything)]
     for _ in range(15):
-        parent = select(tracker, parent, breed(problem, parent, 6, default_step(problem), rng), rng)
+        parent = select(tracker, parent, brood_of(problem, parent, 6, rng), stages_for(8), rng)
         rewards.append(reward(parent, windows=everything))
     assert rewards == sorted(rewards)
     assert rewards[-1] > rewards[0]

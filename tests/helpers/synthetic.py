@@ -135,6 +135,13 @@ class SyntheticReward:
             c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2 for c, d in zip(damage, self.decisions, strict=True)
         ]
 
+    def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
+        """Returns what each unit adds to its decision's own damage, the last kept one least; a forward and a backward.
+
+        At the dense model the derivative of this reward is 0; a score of the real one is not.
+        """
+        return [cost[:-1] - cost[1:] for cost in self.removal_costs(windows)]
+
     def select(self, allocation: Allocation) -> float:
         self.selections += 1
         return float(np.exp(-self.loss(allocation.keep, self.held_out)))

@@ -260,3 +260,52 @@ def test_costs_of_removals_come_from_the_journal_the_second_time():
     again = make(MemoryJournal(journal.entries))
     again._backward = None
     assert all((a == b).all() for a, b in zip(first, again.removal_costs([0, 3]), strict=True))
+
+
+def slow_taylor_scores(name, order, ids):
+    """By autograd on the weights; which entries are a unit's, the masked model says."""
+    dense = tiny(name)
+    for parameter in dense.parameters():
+        parameter.requires_grad_()
+    (dense(ids, labels=ids).loss).backward()
+    saliency = {path: (p.grad * p).detach().abs() for path, p in dense.named_parameters() if path.endswith("weight")}
+    found = []
+    for decision, units in order.items():
+        found.append([])
+        for unit in units:
+            prunable = PrunableModel(tiny(name))
+            every = {m.decision.name: range(m.n_indices) for m in prunable.modules}
+            mask(prunable, every | {decision: [u for u in every[decision] if u != unit]})
+            masked = dict(prunable.model.named_parameters())
+            gone = (
+                float(s[(masked[path] == 0) & (dense.get_parameter(path) != 0)].sum()) for path, s in saliency.items()
+            )
+            found[-1].append(sum(gone))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gpt_neox", marks=pytest.mark.long)])
+def test_taylor_scores_are_gradient_times_weight_summed_over_what_a_mask_zeroes(name):
+    windows = tokens(4)
+    prunable = PrunableModel(tiny(name))
+    order = collect(prunable, windows, batch_tokens=40).unit_orders("wanda")
+    text = Text("search", windows, dense_losses(prunable.model, windows))
+    reward = ModelReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
+    scores = reward.taylor_scores([0, 1, 3])
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 3 * 20)
+    for found, expected in zip(scores, slow_taylor_scores(name, order, windows[[0, 1, 3]]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_taylor_scores_come_from_the_journal_the_second_time_and_do_not_depend_on_the_last_candidate():
+    journal = MemoryJournal()
+    first = make(journal)
+    first(candidates(first)[0], windows=[0])
+    scores = first.taylor_scores([0, 3])
+    again = make(MemoryJournal(journal.entries), compensated=True)
+    again._backward = None
+    assert all((a == b).all() for a, b in zip(scores, again.taylor_scores([0, 3]), strict=True))
+    refitted = make(compensated=True)
+    refitted.marginal_utility(candidates(refitted)[0], windows=[1])
+    for a, b in zip(scores, refitted.taylor_scores([0, 3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)

@@ -77,7 +77,7 @@ def test_every_step_gives_the_same_numbers(family, place):
 
 
 def rewarded(statistics, allocation):
-    """A candidate's reward, its marginal utilities and the costs of all removals, without refits and with them."""
+    """A candidate's reward, marginal utilities, costs of removals and Taylor scores, without refits and with them."""
     text, values = Text("search", tokens(3), np.zeros(3)), []
     order = {m.decision.name: np.arange(m.n_indices)[::-1].copy() for m in statistics.prunable.modules}
     for refits in (None, statistics.refits(order)):
@@ -85,7 +85,8 @@ def rewarded(statistics, allocation):
         reward = ModelReward(view, text, text, batch_tokens=40)
         utility = reward.marginal_utility(allocation, windows=[0, 1])
         costs = np.concatenate(reward.removal_costs([0, 1]))
-        values += [reward(allocation, windows=[0, 2]), *utility.ravel(), *costs]
+        scores = np.concatenate(reward.taylor_scores([0, 1]))
+        values += [reward(allocation, windows=[0, 2]), *utility.ravel(), *costs, *scores]
         view.restore()
     return values
 

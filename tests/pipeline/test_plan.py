@@ -257,11 +257,31 @@ def test_a_compensated_search_and_its_gram_matrices_are_planned(tmp_path):
     assert 0.5 < (allocate + planned.grams) / (planned.memory["allocate"] - planned.host) < 1.05
 
 
+def test_the_gradients_of_all_weights_are_planned(tmp_path):
+    sizes = {"model_type": "llama", **COMMON, **WIDE, **SHAPES["llama"], "dtype": "float32"}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes)).requires_grad_(False)
+    ids, batch = torch.randint(3, 97, (WINDOWS, CONTEXT)), WINDOWS * CONTEXT
+    calibration = api.calibrate(PrunableModel(model), api.Windows(ids, ids, ids), batch_tokens=batch)
+    cut = make_cut("structured", score="wanda", compensation="none", pruner="wanda")
+    text = Text("search", ids, calibration.dense_loss["search"])
+    reward = ModelReward(cut.candidates(calibration.statistics), text, text, batch_tokens=batch)
+    found = peak(lambda: reward.taylor_scores(range(WINDOWS)))
+    parts = {part: {"context": CONTEXT, "windows": WINDOWS} for part in ("calibration", "search")}
+    planned = plan.plan_model(
+        experiment(
+            tmp_path, {"architecture": sizes, "batch_tokens": batch}, methods=["taylor-global"], variants={},
+            evaluation={"context": CONTEXT}, **parts,
+        ),
+        "tiny",
+    )  # fmt: skip
+    assert 0.5 < found / (planned.memory["allocate"] - planned.host) < 1.05
+
+
 def test_searches_that_take_gradients_are_planned_with_a_backward():
     """A method takes them from its tracker, or the table that it starts from does."""
     for name, method in METHODS.items():
         module = inspect.getsource(inspect.getmodule(method))
-        asked = ".utility(" in module or "table_allocation(" in module
+        asked = any(call in module for call in (".utility(", "table_allocation(", ".taylor_scores("))
         made = create(name, {"values": [0.5]} if name == "import" else {})
         assert takes_gradients(made) == (is_search(method) and asked), name
         if "start" in method.model_fields:
@@ -288,9 +308,18 @@ def test_work_grows_with_the_grid(tmp_path):
     assert plan.plan_model(ridge, "tiny").flops["apply"] > 0
 
 
+def test_a_method_that_does_not_suit_a_model_is_refused_before_it_starts(tmp_path):
+    grid = experiment(tmp_path, methods=["owl", "2ssp"])
+    with pytest.raises(
+        ConfigError, match=r"2ssp on tiny: .* block01\.attention .* Set min_keep: 0 for the"
+    ):
+        plan.plan_model(grid, "tiny")
+    plan.plan_model(experiment(tmp_path, {"min_keep": 0}, methods=["owl", "2ssp"]), "tiny")
+
+
 def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
     with pytest.raises(
-        BudgetError, match=r"tiny: sparsity 0\.99 cannot be met: .*at most 0\.\d+ .*360,448 tokens later"
+        BudgetError, match=r"owl on tiny: sparsity 0\.99 cannot be met: .*at most 0\.\d+ .*360,448 tokens later"
     ):
         plan.plan_model(experiment(tmp_path, sparsities=[0.99]), "tiny")
     with pytest.raises(ConfigError, match=r"sizes of tiny are not known: .* no architecture\. Run `ffp asset model`"):

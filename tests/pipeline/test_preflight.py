@@ -110,7 +110,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, int | None]] = {
     ),
     "tokens beyond the embedding": (another_token, "token id 400, .* embedding ends at 399", SPENT),
     "a sparsity that cannot be met": (
-        edit("config/grid.yaml", sparsities=[0.3, 0.99]), r"tiny: sparsity 0\.99 cannot be met", 4 * 64 + 12 * 64,
+        edit("config/grid.yaml", sparsities=[0.3, 0.99]), r"owl on tiny: sparsity 0\.99 cannot be met",
+        4 * 64 + 12 * 64,
     ),
     "an offloaded model that is to be trained": (
         lambda folder: (

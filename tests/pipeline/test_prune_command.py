@@ -246,6 +246,7 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
         (("tiny", "--context", "128"), "max_position_embeddings"),
         (("tiny", "--align", "7"), "align"),
         (("tiny", "--keep-blocks", "9"), "9"),
+        (("tiny", "--method", "2ssp"), "has to keep 1 of 2 units. Set min_keep: 0 for the model, or take another"),
         (("tiny", "--out", "/proc/small"), "/proc"),
         (("tiny", "--compensated-search", "--compensate", "bias"), "a compensated search needs a method that searches"),
         (("tiny", "--granularity", "unstructured", "--score", "obs"), "serves structured pruning only"),

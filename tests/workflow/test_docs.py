@@ -59,7 +59,7 @@ def test_every_method_has_a_page_with_its_source_and_parameters():
     pytest.importorskip("mkdocs", reason="needs the documentation's tools: make docs")
     from docs import hooks
 
-    assert set(METHODS) <= set(re.findall(r"\[`([a-z-]+)`\]", hooks.methods_index()))
+    assert set(METHODS) <= set(re.findall(r"\[`([a-z0-9-]+)`\]", hooks.methods_index()))
     for method in METHODS.values():
         text = hooks.method_page(method)
         assert "## Parameters" in text and method.citation.split(",")[0] in text

@@ -20,15 +20,16 @@ KL divergence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search, SearchBudget
+from ffp.allocators.generations import Stage, affordable_offspring, breed, generation_cost, n_switches, select
 from ffp.allocators.start import Start, starting_allocation
-from ffp.allocators.tracker import Tracker, best_first
+from ffp.allocators.tracker import Tracker
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import round_keep
 
@@ -36,7 +37,6 @@ MAX_SWITCHES = 3
 SURVIVING = 0.25
 MIN_GENERATIONS = 10
 MAX_OFFSPRING = 64
-TRIES_PER_OFFSPRING = 20
 MAX_IDLE = 10  # generations in a row without anything new to measure
 UNSTRUCTURED_STEP = 0.06  # the published script: 1e6 weights of a 4096 x 4096 matrix
 
@@ -62,7 +62,7 @@ class Evolutionary(Search):
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Breeds and selects until the budget is spent or nothing new comes up."""
-        problem, windows = tracker.problem, tracker.budget.windows
+        problem, stages = tracker.problem, stages_for(tracker.budget.windows)
         step = self.step or default_step(problem)
         # the parents, latest first: each beat the one after it
         lineage = [starting_allocation(tracker, rng, self.start)]
@@ -70,40 +70,31 @@ class Evolutionary(Search):
         wanted = self.offspring or offspring_for(tracker.budget)
         idle = 0
         for _ in range(tracker.max_rounds):
-            affordable = [n for n in range(1, wanted + 1) if generation_cost(n, windows) <= tracker.windows_left]
-            brood = breed(problem, lineage[0], max(affordable, default=0), step, rng)
+            parent, count = lineage[0], affordable_offspring(wanted, stages, tracker.windows_left)
+            brood = breed(parent, count, partial(_child, problem, parent, step, rng))
             if not brood:
                 break
             spent = tracker.spent
-            winner = select(tracker, lineage[0], brood, rng)
+            winner = select(tracker, parent, brood, stages, rng)
             idle = 0 if tracker.spent > spent else idle + 1
             if idle == MAX_IDLE:
                 break
-            if winner != lineage[0]:
+            if winner != parent:
                 lineage.insert(0, winner)
                 tracker.answer(winner)
         return tracker.finish(lineage)
 
 
-def stage_windows(windows: int) -> list[int]:
-    """Returns the windows of each stage: a quarter, a half and all, at least 1, equal ones merged."""
-    return sorted({max(1, windows // 4), max(1, windows // 2), windows})
-
-
-def generation_cost(offspring: int, windows: int) -> int:
-    """Returns the windows that a generation forwards at most, i.e. without memo hits."""
-    cost, alive = 0, offspring
-    for count in stage_windows(windows):
-        cost += count * (alive + (count == windows))
-        alive = math.ceil(alive * SURVIVING)
-    return cost
+def stages_for(windows: int) -> list[Stage]:
+    """Returns the stages: on a quarter, a half and all windows, at least 1, equal ones merged."""
+    return [Stage(count, SURVIVING) for count in sorted({max(1, windows // 4), max(1, windows // 2), windows})]
 
 
 def offspring_for(budget: SearchBudget) -> int:
     """Returns sqrt(evaluations), so that generations and offspring grow alike; fewer to fit MIN_GENERATIONS."""
     offspring = min(MAX_OFFSPRING, max(1, round(math.sqrt(budget.evaluations))))
-    total = budget.evaluations * budget.windows
-    while offspring > 1 and generation_cost(offspring, budget.windows) * MIN_GENERATIONS > total:
+    total, stages = budget.evaluations * budget.windows, stages_for(budget.windows)
+    while offspring > 1 and generation_cost(offspring, stages) * MIN_GENERATIONS > total:
         offspring -= 1
     return offspring
 
@@ -115,23 +106,9 @@ def default_step(problem: PruningProblem) -> int:
     return int(problem.params_per_unit.max())
 
 
-def n_switches(rng: np.random.Generator) -> int:
-    """Draws min(U{1..3}, U{1..3})."""
-    return int(rng.integers(1, MAX_SWITCHES + 1, size=2).min())
-
-
-def breed(
-    problem: PruningProblem, parent: Allocation, count: int, step: int, rng: np.random.Generator
-) -> list[Allocation]:
-    """Draws up to `count` distinct offspring, none equal to the parent; fewer, even none, where mutations run out."""
-    brood: dict[Allocation, None] = {}
-    for _ in range(TRIES_PER_OFFSPRING * count):
-        if len(brood) == count:
-            break
-        child = mutate(problem, parent, step, n_switches(rng), rng)
-        if child != parent:
-            brood[child] = None
-    return list(brood)
+def _child(problem: PruningProblem, parent: Allocation, step: int, rng: np.random.Generator) -> Allocation:
+    """Returns the parent after 1 to MAX_SWITCHES level switches."""
+    return mutate(problem, parent, step, n_switches(rng, MAX_SWITCHES), rng)
 
 
 def mutate(
@@ -166,14 +143,3 @@ def switch(problem: PruningProblem, keep: FloatArray, step: int, rng: np.random.
         taker = rng.choice(np.flatnonzero(possible[giver]))
         keep[giver] -= amount[giver, taker] / cost[giver]
         keep[taker] += amount[giver, taker] / cost[taker]
-
-
-def select(tracker: Tracker, parent: Allocation, brood: Sequence[Allocation], rng: np.random.Generator) -> Allocation:
-    """Returns the next parent: the staged winner of the brood if it beats the parent, else the parent."""
-    alive, full = list(brood), tracker.budget.windows
-    for stage, count in enumerate(stage_windows(full), start=1):
-        if count == full:
-            alive = [parent, *alive]
-        scores = tracker.score(alive, tracker.draw(rng, count), stage=f"stage{stage}")
-        alive = [alive[i] for i in best_first(scores)[: math.ceil(len(alive) * SURVIVING)]]
-    return alive[0]
