@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def check_machine(experiment: Experiment, name: str, model_dir: Path, text_dir: 
     inputs = sum(prunable.linear(path).in_features for path in prunable.decision_names("structured"))
     size = 4 * tokens + 16 * inputs + (gram_bytes(prunable) if experiment.keeps_grams else 0)
     memory = peak_memory(prunable, experiment, name), devices_of(experiment, name)
-    preflight(found.with_(memory=memory, disk=(out, size)))
+    preflight(replace(found, memory=memory, disk=(out, size)))
 
 
 def _given(
@@ -152,7 +153,7 @@ def _with_assets(
 ) -> Planned:  # fmt: skip
     tokenizer = load_tokenizer(model_dir)
     windows: Windows = partial(_windows, experiment, name, found.prunables[0], tokenizer, text_dirs)
-    return found.with_(tokenizer=tokenizer, windows=windows if text_dirs else None, tasks_dir=tasks_dir)
+    return replace(found, tokenizer=tokenizer, windows=windows if text_dirs else None, tasks_dir=tasks_dir)
 
 
 def _windows(

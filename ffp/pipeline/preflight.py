@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,10 +91,6 @@ class Planned:
     memory: tuple[int, Sequence[torch.device]] | None = None
     disk: tuple[Path, int] | None = None
 
-    def with_(self, **known: Any) -> Planned:
-        """Returns it with more known."""
-        return replace(self, **known)
-
     def tokens_before(self, step: str) -> int:
         """Returns what a cell forwards before a step, in tokens; what compensation and recovery take is left out."""
         calibration, search = self.settings.calibration, self.settings.search
@@ -119,7 +115,7 @@ class Check:
     about: str
     needs: tuple[str, ...]
     step: str
-    run: Callable[[Any], None]
+    run: Callable[[Planned], None]
 
     def is_ready(self, planned: Planned) -> bool:
         """Returns whether all that the check needs is known."""

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, defaults, growth, race, reading, second_order, units
+from experiments import ablation, baselines, defaults, growth, models, race, reading, second_order, units
 from ffp.config import Experiment
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
@@ -61,6 +61,30 @@ def test_rows_of_the_second_order_are_compared_with_the_default(tiny, monkeypatc
     assert rows["fastforward-guided"] == [0, 0] and rows["owl"][1] > 0
     assert body["marks"]["tokens"]["tiny 30%"]["owl"] == 0 < body["marks"]["tokens"]["tiny 30%"]["fastforward"]
     assert (tmp_path / "second_order.svg").stat().st_size > 1000
+
+
+def test_models_are_compared_by_losses_ranks_and_their_agreement(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "REFERENCE", "fastforward-guided")
+    body = read(models, monkeypatch, tmp_path / "models.json")
+    ppl = body["marks"]["test_ppl"]["tiny 30%"]
+    assert ppl.keys() == {"owl", "fastforward", "fastforward-guided"}
+    assert body["marks"]["minus_reference"]["tiny 30%"]["fastforward-guided"] == [0, 0]
+    assert sorted(body["marks"]["ranks"].values()) == [1, 2, 3]
+    assert min(body["marks"]["ranks"], key=body["marks"]["ranks"].get) == min(ppl, key=ppl.get)
+    assert body["marks"]["agreement"] == {} and (tmp_path / "models.svg").stat().st_size > 1000
+
+
+def test_seeds_are_averaged_by_window_and_models_agree_as_far_as_their_orders_do():
+    def rows(*levels):
+        return {name: {0: np.array([level, level + 1])} for name, level in zip("abc", levels, strict=True)}
+
+    losses = {("x", "0.30"): rows(1, 2, 3), ("y", "0.30"): rows(1, 3, 2), ("y", "0.20"): rows(1, 2, 3)}
+    losses["x", "0.30"]["a"][1] = np.array([2.0, 2.0])
+    marks = models.summarize(losses)
+    assert marks["test_ppl"]["x 30%"]["a"] == pytest.approx(np.exp((1.5 + 2) / 2))
+    assert marks["seed_spread"] == {"x 30%": {"a": pytest.approx(0.5)}, "y 30%": {}, "y 20%": {}}
+    assert marks["agreement"] == {"30% x y": pytest.approx(0.5)}
+    assert marks["ranks"] == {"a": 1, "b": pytest.approx(7 / 3), "c": pytest.approx(8 / 3)}
 
 
 def test_units_are_compared_with_whole_kv_groups(tiny, monkeypatch, tmp_path):
