@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import typer
 
 from ffp.cli import front as front  # first, since the help lists the commands in this order
-
 from ffp.cli import grid as grid
 from ffp.cli.app import app
 from ffp.core.errors import FfpError
