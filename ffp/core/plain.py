@@ -63,3 +63,10 @@ def fault_of_path(path: object) -> str:
         return "begins with -, as an option does"
     odd = next((character for character in text if character in UNSAFE or not character.isprintable()), None)
     return f"has the character {odd!r}, which Snakemake or a shell takes for something else" if odd else ""
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in the unit that suits them: 42 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

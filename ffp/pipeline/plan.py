@@ -18,6 +18,7 @@ import torch
 
 from ffp.config import Experiment, HubSource
 from ffp.core import projection
+from ffp.core.plain import duration
 from ffp.measure.bos import place_bos
 from ffp.measure.task_cost import TaskCost
 from ffp.models.checkpoint import dtype_of, load_tokenizer
@@ -26,7 +27,6 @@ from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.planned import planned_model
 from ffp.pipeline.preflight import CHECKS, STEPS, preflight
 from ffp.pipeline.sizes import computing_cells, forward_flops, memory_of
-from ffp.pipeline.status import duration
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.took import Speed, Took, speed_of, took

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ffp.config import Experiment
+from ffp.core.plain import duration
 from ffp.pipeline.plan import ModelPlan, plan_model, table
-from ffp.pipeline.status import duration
 
 COLUMNS = ("step", "jobs", "time planned", "time taken", "tokens planned", "tokens taken", "GB planned", "GB taken")
 NO_TOKENS = ("apply", "recover")  # steps whose work is not counted in tokens of a forward, or not written down

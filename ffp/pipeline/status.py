@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ffp.config import Experiment
+from ffp.core.plain import duration
 from ffp.pipeline import locks
 from ffp.report.collect import Record, read_cell, read_logs
 from ffp.report.tables import text_headings
@@ -98,10 +99,3 @@ def _work_left(records: list[Record]) -> Iterator[str]:
         text = f"left: about {duration(sum(known))} of work for {len(known)} cells, without model loading"
         others = len(waiting) - len(known)
         yield f"{text}; {others} more use methods without a finished cell." if others else f"{text}."
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds in the unit that suits them: 42 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

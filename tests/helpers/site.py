@@ -29,11 +29,11 @@ from pathlib import Path
 
 FILES = {files}
 words = sys.argv[1:]
+if words[0] == "cost":
+    sys.exit()
 with open("commands.txt", "a") as log:
     log.write("\\t".join(words) + "\\n")
 options = dict(zip(words, words[1:]))
-if words[0] == "cost":
-    sys.exit()
 print("12:00:00 working on", options["--out"], flush=True)
 if os.environ["FAIL"] in " ".join(words):
     sys.exit(f"ffp {{words[0]}}: the replacement was asked to fail")

@@ -34,7 +34,14 @@ def test_a_folder_that_a_shell_or_snakemake_misreads_is_refused(key, tmp_path, m
         refused(case, REPORT, tmp_path, monkeypatch, capfd)
 
 
-@pytest.mark.parametrize("name", ["grid{x}.yaml", "it's.yaml", "$(touch owned).yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$(touch owned).yaml",
+        pytest.param("grid{x}.yaml", marks=pytest.mark.long),
+        pytest.param("it's.yaml", marks=pytest.mark.long),
+    ],
+)
 def test_a_grid_of_a_misread_name_is_refused_before_anything_runs(name, tiny_source, tmp_path):
     shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
     tiny.configure(tmp_path).rename(tmp_path / "config" / name)
@@ -89,7 +96,7 @@ def snakemake(folder: Path, *words: str, **environment: str) -> subprocess.Compl
     return subprocess.run([*command, "--config", grid], cwd=folder, env=own, text=True, capture_output=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_with_spaces_quotes_and_commands_in_its_names_runs_and_runs_nothing_else(odd):
     done = snakemake(odd, "--profile", str(tiny.ROOT / "profiles/local"))
     assert done.returncode == 0, done.stdout + done.stderr

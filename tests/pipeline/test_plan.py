@@ -310,9 +310,7 @@ def test_work_grows_with_the_grid(tmp_path):
 
 def test_a_method_that_does_not_suit_a_model_is_refused_before_it_starts(tmp_path):
     grid = experiment(tmp_path, methods=["owl", "2ssp"])
-    with pytest.raises(
-        ConfigError, match=r"2ssp on tiny: .* block01\.attention .* Set min_keep: 0 for the"
-    ):
+    with pytest.raises(ConfigError, match=r"2ssp on tiny: .* block01\.attention .* Set min_keep: 0 for the"):
         plan.plan_model(grid, "tiny")
     plan.plan_model(experiment(tmp_path, {"min_keep": 0}, methods=["owl", "2ssp"]), "tiny")
 

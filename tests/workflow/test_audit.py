@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers.tiny import ROOT
 
+pytestmark = pytest.mark.long  # installs pip-audit into an environment of its own
 FAULT = {"id": "PYSEC-2020-1", "summary": "s", "details": "d", "modified": "2020-01-01T00:00:00Z",
          "published": "2020-01-01T00:00:00Z", "affected": [{
              "package": {"name": "bad", "ecosystem": "PyPI"},

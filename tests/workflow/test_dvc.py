@@ -137,7 +137,7 @@ def test_one_model_more_runs_just_its_cells(repository: Path) -> None:
     before = commands(repository)
     run(repository, "dvc", "repro")
     new = site.commands()[before:]
-    assert len(new) == 2 + (8 + 8 + 9) + 1, "the model, its calibration, its cells; one report"
+    assert len(new) == 3 + (8 + 8 + 9) + 1, "the model, preflight, its calibration, its cells; one report"
     assert all("second" in " ".join(words) for words in new if words[0] != "report")
 
 
@@ -168,8 +168,8 @@ def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(r
     )
     assert site.read("grids/demo.yaml")["evaluation"] == {"seed": 7}
     new = site.commands()[before:]
-    assert {words[0] for words in new} == {"evaluate", "report"}, "no search is repeated for another evaluation"
-    assert len(new) == 2 * 9 + 1
+    assert {words[0] for words in new} == {"preflight", "evaluate", "report"}, "no search is repeated for another evaluation"
+    assert len(new) == 2 + 2 * 9 + 1
     assert json.loads((repository / "results/report/metrics.json").read_text()) == {"figure": 3}
     assert "seven" in run(repository, "dvc", "exp", "list")
     shown = json.loads(run(repository, "dvc", "exp", "diff", "HEAD", "seven", "--json"))

@@ -20,7 +20,7 @@ def test_a_dry_run_has_the_jobs_that_validate_counts(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     table = (done.stdout + done.stderr).split("Job stats:")[1].split("total")[0]
     counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-    counted = {step: 0 for step in ("asset", "calibrate", "allocate", "apply", "evaluate")}
+    counted = {step: 0 for step in ("asset", "preflight", "calibrate", "allocate", "apply", "evaluate")}
     experiment = Experiment(ROOT / "config/grids/paper.yaml")
     for name in experiment.grid.models:
         for step, count in plan.plan_model(experiment, name).jobs.items():
