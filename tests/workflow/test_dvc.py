@@ -168,7 +168,9 @@ def test_an_experiment_sets_a_key_of_the_grid_runs_what_it_touches_and_is_kept(r
     )
     assert site.read("grids/demo.yaml")["evaluation"] == {"seed": 7}
     new = site.commands()[before:]
-    assert {words[0] for words in new} == {"preflight", "evaluate", "report"}, "no search is repeated for another evaluation"
+    assert {words[0] for words in new} == {"preflight", "evaluate", "report"}, (
+        "no search is repeated for another evaluation"
+    )
     assert len(new) == 2 + 2 * 9 + 1
     assert json.loads((repository / "results/report/metrics.json").read_text()) == {"figure": 3}
     assert "seven" in run(repository, "dvc", "exp", "list")
