@@ -124,6 +124,7 @@ def _plot(table: dict[str, dict[str, float]], path: Path) -> None:
             bars = ax.barh(np.arange(len(methods)) + 0.4 * step, values, 0.38, label=label)
             ax.bar_label(bars, fmt="%.4g", padding=2, fontsize=7)
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter("")
         ax.set_yticks(np.arange(len(methods)) + 0.2, methods)
         ax.set_xlabel("perplexity of the test text")
         ax.set_title(f"{model}, {sparsity}")
