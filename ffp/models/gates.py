@@ -69,13 +69,7 @@ class RefitGate(Gate):
         weight = linear.weight.new_zeros(len(linear.weight), self.reach * self.width)
         weight[:, : self.keep * self.width] = self._refit.weight(self.keep * self.width)
         linear.weight.data = weight
-        leaf = torch.zeros(()).requires_grad_()
-
-        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = _Watched.apply(output, arguments[0].detach(), leaf, self)  # type: ignore[no-untyped-call]
-            return found
-
-        return linear.register_forward_hook(watch)
+        return _watch(linear, self, inputs=True)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass to the sums; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
@@ -98,13 +92,7 @@ class Fisher:
 
     def attach(self, linear: nn.Linear) -> Any:
         """Watches the linear; returns the handle of the hook."""
-        leaf = torch.zeros(()).requires_grad_()
-
-        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = _Watched.apply(output, None, leaf, self)  # type: ignore[no-untyped-call]
-            return found
-
-        return linear.register_forward_hook(watch)
+        return _watch(linear, self, inputs=False)
 
     def add(self, x: None, gradient: torch.Tensor) -> None:
         """Adds one backward pass; gradient: (batch, tokens, out)."""
@@ -125,18 +113,24 @@ class WeightGradient:
 
     def attach(self, linear: nn.Linear) -> Any:
         """Watches the linear; returns the handle of the hook."""
-        leaf = torch.zeros(()).requires_grad_()
-
-        def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = _Watched.apply(output, arguments[0].detach(), leaf, self)  # type: ignore[no-untyped-call]
-            return found.clone()  # since some families clip what a linear gives in place
-
-        return linear.register_forward_hook(watch)
+        return _watch(linear, self, inputs=True)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
         g, inputs = gradient.flatten(0, -2).float(), x.flatten(0, -2).float()
         self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
+
+
+def _watch(linear: nn.Linear, watcher: RefitGate | Fisher | WeightGradient, *, inputs: bool) -> Any:
+    """Lets a backward pass report to a watcher; returns the handle of the hook. inputs: keep the linear's for it."""
+    leaf = torch.zeros(()).requires_grad_()
+
+    def watch(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = arguments[0].detach() if inputs else None
+        found: torch.Tensor = _Watched.apply(output, x, leaf, watcher)  # type: ignore[no-untyped-call]
+        return found.clone()  # since some families clip what a linear gives in place
+
+    return linear.register_forward_hook(watch)
 
 
 def _add_slopes(sums: torch.Tensor, products: torch.Tensor) -> None:
