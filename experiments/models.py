@@ -24,12 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import make_parser, write_marks
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, add_redraw, by_seed, mean_and_stderr, read_grid, score_row
-from ffp.config import Experiment
+from experiments.reading import CellResult, by_seed, mean_and_stderr, read_marks
 from ffp.core.problem import FloatArray
-from ffp.store.files import read_json
 
 SCHEMA = "ffp/experiment/models/1"
 REFERENCE = "fastforward-guided-ridge"
@@ -40,17 +37,14 @@ Losses = dict[Panel, dict[str, dict[int, FloatArray]]]  # by row and seed: (wind
 
 def main() -> None:
     """Reads the grid, and writes the JSON and the plot."""
-    parser = make_parser("experiments.models", __doc__, grid="two-models")
-    add_redraw(parser)
-    options = parser.parse_args()
-    if options.redraw:
-        marks = read_json(options.out, (SCHEMA,))[1]["marks"]
-    else:
-        results = read_grid(Experiment(options.config))
-        marks = summarize(read_losses(results.done))
-        rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
-        write_marks(options.out, SCHEMA, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
-    _plot(marks["test_ppl"], options.out.with_suffix(".svg"))
+    marks, out = read_marks(
+        "experiments.models",
+        __doc__,
+        grid="two-models",
+        schema=SCHEMA,
+        summarize=lambda results: summarize(read_losses(results.done)),
+    )
+    _plot(marks["test_ppl"], out.with_suffix(".svg"))
 
 
 def read_losses(done: list[CellResult]) -> Losses:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import make_parser, write_marks
 from ffp.config import Cell, Experiment
 from ffp.core.problem import FloatArray
+from ffp.store.files import read_json
 from ffp.store.layout import Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
 
@@ -92,6 +95,33 @@ def score_row(result: CellResult) -> dict[str, Any]:
         "tokens": ppl.n_tokens,
         "search_tokens": result.cost.n_tokens if result.cost else None,
     }
+
+
+def read_marks(
+    module: str, doc: str | None, *, grid: str, schema: str, summarize: Callable[[GridResults], dict[str, Any]]
+) -> tuple[dict[str, Any], Path]:
+    """Reads a grid and writes its marks and cells as JSON, or reads the JSON again where --redraw is given.
+
+    Args:
+        module: See make_parser, as the next two.
+        doc: The module's docstring.
+        grid: Name of the default grid.
+        schema: Tag of the JSON.
+        summarize: Makes the marks of the finished cells.
+
+    Returns:
+        The marks, and the JSON's path.
+    """
+    parser = make_parser(module, doc, grid=grid)
+    add_redraw(parser)
+    options = parser.parse_args()
+    if options.redraw:
+        return read_json(options.out, (schema,))[1]["marks"], options.out
+    results = read_grid(Experiment(options.config))
+    marks = summarize(results)
+    rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
+    write_marks(options.out, schema, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
+    return marks, options.out
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:

@@ -17,11 +17,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import make_parser, write_marks
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, add_redraw, mean_and_stderr, read_grid, score_row
-from ffp.config import Experiment
-from ffp.store.files import read_json
+from experiments.reading import CellResult, mean_and_stderr, read_marks
 
 SCHEMA = "ffp/experiment/second-order/1"
 DEFAULT = "fastforward-guided"
@@ -30,17 +27,14 @@ Table = dict[str, dict[str, Any]]  # by "model sparsity" and row
 
 def main() -> None:
     """Reads the grid, and writes the JSON and the plot."""
-    parser = make_parser("experiments.second_order", __doc__, grid="second-order")
-    add_redraw(parser)
-    options = parser.parse_args()
-    if options.redraw:
-        marks = read_json(options.out, (SCHEMA,))[1]["marks"]
-    else:
-        results = read_grid(Experiment(options.config))
-        marks = summarize(results.done)
-        rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
-        write_marks(options.out, SCHEMA, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
-    _plot(marks["test_ppl"], options.out.with_suffix(".svg"))
+    marks, out = read_marks(
+        "experiments.second_order",
+        __doc__,
+        grid="second-order",
+        schema=SCHEMA,
+        summarize=lambda results: summarize(results.done),
+    )
+    _plot(marks["test_ppl"], out.with_suffix(".svg"))
 
 
 def summarize(done: list[CellResult]) -> dict[str, Table]:

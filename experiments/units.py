@@ -17,11 +17,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import make_parser, write_marks
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, add_redraw, mean_and_stderr, read_grid, score_row
+from experiments.reading import CellResult, GridResults, mean_and_stderr, read_marks
 from ffp.config import Experiment
-from ffp.store.files import read_json
 
 SCHEMA = "ffp/experiment/units/1"
 GROUPS = "kv-groups"
@@ -35,22 +33,16 @@ Table = dict[str, dict[str, dict[str, Any]]]  # by "model sparsity", allocation 
 
 def main() -> None:
     """Reads the grid, and writes the JSON and the plot."""
-    parser = make_parser("experiments.units", __doc__, grid="units")
-    add_redraw(parser)
-    options = parser.parse_args()
-    if options.redraw:
-        marks = read_json(options.out, (SCHEMA,))[1]["marks"]
-    else:
-        experiment = Experiment(options.config)
-        results = read_grid(experiment)
-        cells = tabulate(experiment, results.done)
-        marks = {
-            "test_ppl": _map(cells, lambda cell, _: cell.scores.ppl.value),
-            "minus_kv_groups": _map(cells, _difference),
-        }
-        rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
-        write_marks(options.out, SCHEMA, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
-    _plot(marks["test_ppl"], options.out.with_suffix(".svg"))
+    marks, out = read_marks("experiments.units", __doc__, grid="units", schema=SCHEMA, summarize=_marks)
+    _plot(marks["test_ppl"], out.with_suffix(".svg"))
+
+
+def _marks(results: GridResults) -> dict[str, Any]:
+    cells = tabulate(results.experiment, results.done)
+    return {
+        "test_ppl": _map(cells, lambda cell, _: cell.scores.ppl.value),
+        "minus_kv_groups": _map(cells, _difference),
+    }
 
 
 def tabulate(experiment: Experiment, done: list[CellResult]) -> Table:
