@@ -7,21 +7,19 @@ tag and a checksum. Other tags are refused; `ffp/allocation/1` is still read, fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any
 
-import numpy.typing as npt
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config.bos import PlacedBos
 from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, Decision, PruningProblem
-from ffp.store.files import read_json, read_table, read_tensors, write_json, write_table, write_tensors
-from ffp.store.task_scores import Part, TaskScores
+from ffp.store.files import read_table, write_table
+from ffp.store.kinds import JsonFile, Part, TensorFile
+from ffp.store.task_scores import TaskScores
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
@@ -60,44 +58,6 @@ class CellIdentity(Part):
 def _without(body: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """Returns the body without the keys that have these values."""
     return {key: value for key, value in body.items() if key not in defaults or value != defaults[key]}
-
-
-class JsonFile(Part):
-    """A JSON file with a schema tag."""
-
-    tag: ClassVar[str]
-    older_tags: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def read(cls, path: Path, *, sealed: bool = False) -> Self:
-        """Reads and checks a file.
-
-        Args:
-            path: The file.
-            sealed: Refuse a file without a checksum too.
-
-        Raises:
-            ArtifactError: It is missing, damaged, of another schema, or lacks what its schema promises.
-        """
-        tag, body = read_json(path, (cls.tag, *cls.older_tags), sealed=sealed)
-        try:
-            return cls.model_validate(body if tag == cls.tag else cls.upgrade(body))
-        except (ValidationError, LookupError, TypeError) as error:
-            raise ArtifactError(f"{path} {_broken_promise(error)}. Delete it and run the rule again.") from error
-
-    @classmethod
-    def read_if_there(cls, path: Path) -> Self | None:
-        """Reads a file, or returns None where there is none."""
-        return cls.read(path) if path.exists() else None
-
-    @classmethod
-    def upgrade(cls, body: dict[str, Any]) -> dict[str, Any]:
-        """Returns the content of a file of an older tag as today's tag has it."""
-        return body
-
-    def write(self, path: Path) -> None:
-        """Writes the file whole or not at all."""
-        write_json(path, self.tag, self.model_dump(mode="json"))
 
 
 class AssetFile(JsonFile):
@@ -327,9 +287,6 @@ class Origin(Part):
     provenance: Provenance
 
 
-M = TypeVar("M", bound=Part)
-
-
 class StatsOrigin(Origin):
     """Metadata of stats.safetensors."""
 
@@ -346,31 +303,6 @@ class TrainingOrigin(Part):
     """Metadata of recover.state.safetensors: a digest of what the training belongs to."""
 
     identity: str
-
-
-@dataclass(frozen=True)
-class TensorFile(Generic[M]):
-    """The description of a safetensors file: numpy arrays, and a model of its metadata.
-
-    Attributes:
-        tag: The schema's tag.
-        origin: Class of the metadata.
-    """
-
-    tag: str
-    origin: type[M]
-
-    def read(self, path: Path, *, sealed: bool = False) -> tuple[dict[str, npt.NDArray[Any]], M]:
-        """Reads (arrays, metadata); ArtifactError as JsonFile.read raises it."""
-        arrays, meta = read_tensors(path, self.tag, sealed=sealed)
-        try:
-            return arrays, self.origin.model_validate(meta)
-        except ValidationError as error:
-            raise ArtifactError(f"{path} {_broken_promise(error)}. Delete it and run the rule again.") from error
-
-    def write(self, path: Path, arrays: Arrays, origin: M) -> None:
-        """Writes the file whole or not at all."""
-        write_tensors(path, self.tag, arrays, origin.model_dump(mode="json"))
 
 
 TOKENS = TensorFile("ffp/tokens/2", Origin)  # windows by text name, int32; dense losses of search and selection
@@ -407,11 +339,3 @@ def _with_columns(path: Path, columns: Sequence[str]) -> Any:
     if lost := [name for name in columns if name not in table.columns]:
         raise ArtifactError(f"{path} lacks its column {lost[0]}. Delete it and run the rule again.")
     return table
-
-
-def _broken_promise(error: Exception) -> str:
-    """One line for the first fault of a file that its schema does not accept."""
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        return f"lacks what its schema promises: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return f"lacks what its schema promises: {error!r}"

@@ -6,13 +6,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Part(BaseModel):
-    """Base of everything that stands in a file: no unknown keys, unchanged after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from ffp.store.kinds import Part
 
 
 def _is_zero(value: object) -> bool:
