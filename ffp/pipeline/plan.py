@@ -29,7 +29,7 @@ from ffp.pipeline.preflight import CHECKS, STEPS, preflight
 from ffp.pipeline.sizes import computing_cells, forward_flops, memory_of
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
-from ffp.pipeline.took import Speed, Took, speed_of, took
+from ffp.pipeline.took import Speed, speed_of
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.store.layout import Layout
 
@@ -58,11 +58,8 @@ class ModelPlan:
         grams: Bytes of the Gram matrices that calibration keeps; 0 for none.
         tasks: What scoring each task takes; empty where that is not known.
         flops: Multiplications and additions of all its jobs, by step.
-        forward: The same of one token through the dense model.
         speed: How fast its jobs run.
-        took: What its finished jobs took, by step.
-        computing: Number of jobs that run the model, by step.
-        jobs: Number of all jobs, by step.
+        jobs: Number of jobs, by step.
         checks: What was checked of it.
         warnings: Sentences about what may go wrong.
     """
@@ -80,10 +77,7 @@ class ModelPlan:
     grams: int
     tasks: dict[str, TaskCost]
     flops: dict[str, float]
-    forward: float
     speed: Speed
-    took: dict[str, Took]
-    computing: dict[str, int]
     jobs: dict[str, int]
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -119,11 +113,8 @@ def plan_model(experiment: Experiment, name: str, *, tflops: float | None = None
         host=params * dtype_of(prunable.model, config).itemsize,
         grams=gram_bytes(prunable) if experiment.keeps_grams else 0,
         tasks=tasks,
-        flops=_flops(prunable, experiment, name, task_tokens(experiment, tasks)),
-        forward=forward_flops(prunable),
+        flops=planned_flops(prunable, experiment, name, task_tokens(experiment, tasks)),
         speed=Speed(tflops * 1e12, "given") if tflops else speed_of(experiment, name, prunable),
-        took=took(experiment, name),
-        computing={"calibrate": 1, **{step: len(cells) for step, cells in computing_cells(experiment, name).items()}},
         jobs=_jobs(experiment, name),
         checks=tuple(checks),
         warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
@@ -144,10 +135,14 @@ def _bos(experiment: Experiment, name: str) -> str:
     return place_bos(load_tokenizer(files.folder), asked) if files.manifest.is_file() else asked
 
 
-def _flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: int) -> dict[str, float]:
-    """Multiplications and additions of all cells, by step; pruned models are counted as dense.
+def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, scored: int) -> dict[str, float]:
+    """Returns multiplications and additions of all cells, by step; pruned models are counted as dense.
 
-    scored: tokens of tasks.
+    Args:
+        prunable: The model's modules, without weights.
+        experiment: The grid.
+        name: Of the model.
+        scored: Tokens of tasks.
     """
     grid = experiment.grid
     units = prunable.problem(0.0).total_params

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ffp.assets.stock import check_tasks, is_installed
+from ffp.assets.stock import is_installed
 from ffp.config import Experiment
 from ffp.measure.task_cost import TaskCost, task_costs
-from ffp.measure.tasks import check_chat_template
 from ffp.models.checkpoint import load_tokenizer
 from ffp.store.layout import Layout
 
@@ -21,7 +20,7 @@ OTHER_TASK = (300, 3000)
 
 
 def plan_tasks(experiment: Experiment, name: str) -> dict[str, TaskCost]:
-    """Checks a grid's tasks for a model, and counts what they take where all that it needs is fetched.
+    """Counts what a grid's tasks take for a model, where all that it needs is fetched; preflight has checked them.
 
     Args:
         experiment: The grid.
@@ -29,20 +28,14 @@ def plan_tasks(experiment: Experiment, name: str) -> dict[str, TaskCost]:
 
     Returns:
         The cost of every single task; nothing where data or model are not there.
-
-    Raises:
-        ConfigError: lm-eval ships no such task, it cannot be asked as it is, or the model has no chat template.
     """
     layout, tasks = Layout.from_grid(experiment.grid), experiment.tasks
     if tasks is None or experiment.tasks_name is None or not is_installed():
         return {}
-    check_tasks(tasks)
-    files = layout.tasks(experiment.tasks_name)
-    if not layout.model(name).manifest.is_file():
+    files, model = layout.tasks(experiment.tasks_name), layout.model(name)
+    if not (model.manifest.is_file() and files.manifest.is_file()):
         return {}
-    tokenizer, asked = load_tokenizer(layout.model(name).folder), experiment.grid.evaluation.of_tasks()
-    check_chat_template(tokenizer, asked=asked["chat_template"])
-    return task_costs(tasks, files.folder, tokenizer, **asked) if files.manifest.is_file() else {}
+    return task_costs(tasks, files.folder, load_tokenizer(model.folder), **experiment.grid.evaluation.of_tasks())
 
 
 def task_tokens(experiment: Experiment, costs: Mapping[str, TaskCost]) -> int:

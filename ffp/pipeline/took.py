@@ -20,6 +20,7 @@ from ffp.store import schemas
 from ffp.store.layout import Layout
 
 ASSUMED = 100e12  # of a GPU that is not here, operations a second
+UNSEEN = ("NA", "-")  # what Snakemake writes where it measured nothing
 TIMED = ("calibrate", "allocate")  # steps whose tokens are all that they forward
 
 
@@ -46,7 +47,7 @@ def took(experiment: Experiment, name: str) -> dict[str, Took]:
     for step, cells in computing_cells(experiment, name).items():
         layouts = [Layout.from_grid(experiment.grid).cell(cell) for cell in cells]
         if step == "apply":
-            found[step] = _sum(_benchmarks([Layout.log(step, cell.path) for cell in cells]))
+            found[step] = _sum(_benchmarks([Layout.benchmark(step, cell.path) for cell in cells]))
         elif step == "evaluate":
             scores = [schemas.ScoresFile.read(cell.scores) for cell in layouts if cell.scores.is_file()]
             found[step] = _sum([_of_cost(file.cost) for file in scores])
@@ -65,21 +66,14 @@ def _of_cost(cost: schemas.Cost) -> Took:
     return Took(1, cost.wall_s, cost.n_tokens, cost.peak_mem_bytes)
 
 
-def _benchmarks(logs: Sequence[Path]) -> list[Took]:
-    """What Snakemake itself measured of jobs that write no cost."""
+def _benchmarks(paths: Sequence[Path]) -> list[Took]:
+    """What Snakemake itself measured of jobs that write no cost; a job can be too short for it to see its memory."""
     found = []
-    for path in (log.with_name(log.name.removesuffix(".log") + ".benchmark.tsv") for log in logs):
-        for row in csv.DictReader(path.read_text().splitlines(), delimiter="\t") if path.is_file() else ():
-            found.append(Took(1, float(row["s"]), 0, _megabytes(row["max_rss"])))
+    for path in (path for path in paths if path.is_file()):
+        for row in csv.DictReader(path.read_text().splitlines(), delimiter="\t"):
+            memory = 0.0 if row["max_rss"] in UNSEEN else float(row["max_rss"]) * 2**20
+            found.append(Took(1, float(row["s"]), 0, int(memory)))
     return found
-
-
-def _megabytes(text: str) -> int:
-    """Bytes of a figure of psutil's, which is "NA" or "-" for a job that was too short to be looked at."""
-    try:
-        return int(float(text) * 2**20)
-    except ValueError:
-        return 0
 
 
 def _sum(parts: Sequence[Took]) -> Took:

@@ -190,6 +190,11 @@ class Layout:
         """Returns the log of a step, of a cell's path or an asset's name where it has one."""
         return LOGS / step / f"{name}.log" if name else LOGS / f"{step}.log"
 
+    @staticmethod
+    def benchmark(step: str, name: str) -> Path:
+        """Returns Snakemake's own measurements of a job, beside its log."""
+        return LOGS / step / f"{name}.benchmark.tsv"
+
 
 def default_data() -> Path:
     """Returns where `ffp prune` keeps fetched models and texts: data/ in a checkout, else a cache of the user's."""

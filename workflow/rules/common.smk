@@ -99,8 +99,8 @@ def log_of(step, name=WILDCARD_CELL.path):
 
 
 def benchmark_of(step, name=WILDCARD_CELL.path):
-    """Snakemake's own measurements of a job, beside its log."""
-    return log_of(step, name).removesuffix(".log") + ".benchmark.tsv"
+    """Snakemake's own measurements of a job."""
+    return str(LAYOUT.benchmark(step, name))
 
 
 def asked(kind, key):
