@@ -28,23 +28,20 @@ def prune(
     recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
     recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
     calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
-    compensated_search: options.CompensatedSearch = None,
-    text_column: options.TextColumn = "text", context: options.Context = CONTEXT, seed: options.Seed = 0,
-    granularity: options.Granularity = "structured", pruner: options.Pruner = None,
-    score: options.Score = None, align: options.Align = None,
+    compensated_search: options.CompensatedSearch = None, text_column: options.TextColumn = "text",
+    context: options.Context = CONTEXT, seed: options.Seed = 0, granularity: options.Granularity = "structured",
+    pruner: options.Pruner = None, score: options.Score = None, align: options.Align = None,
     min_keep: options.MinKeep = None, keep_blocks: options.KeepBlocks = None,
     attention_units: options.AttentionUnits = None, dtype: options.Dtype = None, bos: options.Bos = None,
     device: options.Device = None, threads: options.Threads = None, batch_tokens: options.BatchTokens = None,
     offload: options.Offload = False, evaluate: options.Evaluate = True, tasks: options.Tasks = None,
     num_fewshot: options.NumFewshot = None, chat_template: options.ChatTemplate = False,
     system_prompt: options.SystemPrompt = "", documents: options.Documents = EVALUATION.documents,
-    format: options.Format = "transformers",
-    quantize: options.Quantize = None, pad: options.Pad = None, yes: options.Yes = False, data: options.Data = None,
-    dry_run: options.DryRun = False, as_json: options.AsJson = False,
+    format: options.Format = "transformers", quantize: options.Quantize = None, pad: options.Pad = None,
+    yes: options.Yes = False, data: options.Data = None, dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
-    """Prune a model and save it as a checkpoint.
-
-    Interrupted, the same command goes on where it was.
+    """Prune a model and save it as a checkpoint; interrupted, the same command goes on where it was.
 
     Example:
       ffp prune smollm2-135m --sparsity 0.3 --out small
@@ -59,12 +56,12 @@ def prune(
         evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
-    resources = Resources(threads=threads or cpu_count(), gpu=1)
+    threads = threads or cpu_count()
     changes = _given(
-        align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype,
-        device=device, batch_tokens=batch_tokens, offload=offload or None, bos=bos, resources=resources,
+        align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
+        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=Resources(threads=threads, gpu=1),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=resources.gpu, threads=resources.threads, offline=False)  # read by the imports
+    start_torch(device or "auto", gpus=1, threads=threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 
@@ -73,11 +70,7 @@ def prune(
         num_fewshot=num_fewshot, evaluate=evaluate, format=formats.create(format, quantize=quantize, pad=pad),
         overwrite=yes, data=data or default_data(),
     )  # fmt: skip
-    if dry_run:
-        print(command.dry_run(request))
-        return
-    pruned = command.prune(request)
-    print(json.dumps(pruned.as_dict(), indent=1) if as_json else command.ending(pruned, out))
+    print(command.dry_run(request) if dry_run else command.ending(command.prune(request), out, as_json=as_json))
 
 
 @app.command("list", rich_help_panel=FRONT)

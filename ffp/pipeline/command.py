@@ -163,8 +163,16 @@ def _on(request: PruneRequest, opened: OpenedModel) -> PruneRequest:
     return replace(request, settings=request.settings.model_copy(update={"bos": opened.config.bos}))
 
 
-def ending(pruned: Pruned, out: Path) -> str:
-    """Returns what the command prints at its end: the table, where the model lies, how to run it and make it again."""
+def ending(pruned: Pruned, out: Path, *, as_json: bool) -> str:
+    """Returns what the command prints at its end: the table, where the model lies, how to run it and make it again.
+
+    Args:
+        pruned: The saved model.
+        out: Where it was saved.
+        as_json: Return all figures as JSON instead.
+    """
+    if as_json:
+        return json.dumps(pruned.as_dict(), indent=1)
     saved = pruned.saved
     assert saved is not None
     path = repr(str(out)) if saved.language == "python" else shell_line([out])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+
 from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
 from ffp.config.grid import reads_grams
@@ -46,10 +48,8 @@ def step_memory(
         compensated: Whether candidates of the search are compensated.
     """
     width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
-    block = max(sum(p.numel() for p in one.parameters()) for one in prunable.blocks) * b
-    weights = sum(p.numel() for p in prunable.model.parameters()) * b
-    if config.offload:
-        weights += block - b * sum(p.numel() for p in prunable.blocks.parameters())
+    block, blocks = (b * size for size in (max(map(_parameters, prunable.blocks)), _parameters(prunable.blocks)))
+    weights = b * _parameters(prunable.model) + (block - blocks if config.offload else 0)
     modules, calibration, chunk = prunable.modules[:2], grid.calibration, _logits(prunable, CHUNK_TOKENS)
 
     def tokens(context: int) -> int:
@@ -65,24 +65,27 @@ def step_memory(
         kept = 7 * width + sum(_inside(prunable, module, backward=True) for module in modules)
         return tokens(context) * b * len(prunable.blocks) * width + max(tokens(context) * b * kept, 2 * chunk)
 
-    hidden = calibration.windows * calibration.context * width * b
     cut = b * sum(prunable.linear(path).weight.numel() for path in _entries(modules[0]) | {modules[0].output: 1})
     solved = max(_ridge(prunable, module, tokens(calibration.context), b) for module in modules)
     needs = {
         "calibrate": forward(max(calibration.context, grid.search.context))
         + 8 * tokens(calibration.context) * prunable.linear(modules[1].output).in_features,
         "allocate": (backward if gradients else forward)(grid.search.context),
-        "apply": hidden + max(cut + solved, block + forward(calibration.context)),
+        "apply": b * width * calibration.windows * calibration.context
+        + max(cut + solved, block + forward(calibration.context)),
         "evaluate": max(forward(grid.evaluation.context), _logits(prunable, config.batch_tokens)),
     }
     needs["allocate"] += _weight_gradients(prunable, tokens(grid.search.context)) if held else 0
     if grams:
-        pairs = gram_bytes(prunable)
-        order = max(_inverse(prunable, module) for module in modules)
+        pairs, order = gram_bytes(prunable), max(_inverse(prunable, module) for module in modules)
         needs["calibrate"] += pairs
         needs["allocate"] += pairs + (_refits(prunable) if compensated else 0)
         needs["allocate"], needs["apply"] = (max(needs[step], pairs + order) for step in ("allocate", "apply"))
     return {step: int(weights + need) for step, need in needs.items()}
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def gram_bytes(prunable: PrunableModel) -> int:

@@ -49,13 +49,12 @@ def prune(
         tokenizer: Its tokenizer.
         sparsity: Share of the parameters of all attention and FFN modules to remove, in (0, 1).
         method: What chooses the share of each module: a name of `ffp.list_methods()`, or a method of your own. Default:
-            "fastforward-guided", a search that starts from "fisher-table" and compensates its candidates, on units in
-            the order of `score: obs`; "ffn-only" with `tokens=0`; "uniform" on single weights.
+            "fastforward-guided" from "fisher-table"; "ffn-only" with `tokens=0`; "uniform" on single weights.
         compensate: What makes up for removed units: "none", "bias", "ridge" (the default) or "ridge-dense".
         text: Documents as strings, files (pathlib.Path), a name of config/texts, or lists of documents by part.
         tokens: Tokens that a search may forward. Default: 24,576.
         seed: Of the search.
-        granularity: "structured" (heads and channels leave), or zeros: "unstructured", "n-of-4", "n-of-8".
+        granularity: "structured" (heads and channels leave), or zeros: "unstructured", "n-of-4" or "n-of-8".
         params: Hyper-parameters of a method that is given by name.
         align: Keep FFN channels in multiples of this.
         min_keep: Units that every module keeps at least.
@@ -64,7 +63,7 @@ def prune(
         dense_shape: Write zeros in the dense shapes instead of smaller weights.
         in_place: Cut `model` itself; False cuts a copy.
         evaluate: Measure perplexity on the test text before and after.
-        speed: Time a prompt and generation of both models, which takes the memory of both.
+        speed: Time a prompt and generation, which takes the memory of both models.
         batch_tokens: Tokens in one forward; lower it to save memory.
         **settings: Further fields of ffp.config.pruning.PruneSettings, e.g. `bos="never"` or `recover="lora"`.
 
@@ -76,12 +75,11 @@ def prune(
     """
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
     asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
-    opened, target = open_text(text, data=default_data()), model if in_place else copy.deepcopy(model)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
-    with _for_inference(target):
+    with _for_inference(model if in_place else copy.deepcopy(model)) as target:
         prunable = PrunableModel(target, align=align, **units)
-        cut = cut_text(prunable, tokenizer, opened, asked, evaluate=evaluate)
+        cut = cut_text(prunable, tokenizer, open_text(text, data=default_data()), asked, evaluate=evaluate)
         pruned = run(prunable, tokenizer, cut, asked, batch_tokens, dense_shape=dense_shape)
         if speed:
             pruned.time_against(dense)
@@ -135,12 +133,12 @@ def allocate(
 
 
 @contextmanager
-def _for_inference(model: PreTrainedModel) -> Iterator[None]:
+def _for_inference(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
     training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
     model.eval().requires_grad_(False)
     try:
-        yield
+        yield model
     finally:
         model.train(training)
         for name, parameter in model.named_parameters():

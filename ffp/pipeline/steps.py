@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -177,15 +178,9 @@ def evaluate(
     inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
-
-    def measure(text: ScoredText) -> dict[str, Any]:
-        ids = text.windows
-        found = api.evaluate(prunable.model, ids, batch_tokens=config.batch_tokens, n_bytes=text.n_bytes)
-        log.info("evaluate %s on %s: perplexity %.3f, stderr %s", cell.path, text.name, found["value"], found["stderr"])
-        return {**found, "bos": bos, "text": text.name}
-
     with CostMeter() as cost:
         bos = place_bos(tokenizer, config.bos)
+        measure = functools.partial(_perplexity, experiment, cell, prunable.model, bos)
         texts = read_test_texts(experiment, prunable, tokenizer, text_dirs, bos=bos)
         check_context(prunable.config, {"evaluation.context": settings.context})
         if experiment.recover(cell).wanted:
@@ -210,6 +205,14 @@ def evaluate(
         settings=step_settings(experiment, "evaluate", cell),
         provenance=provenance(inputs, device=str(prunable.model.device)),
     ).write(out)
+
+
+def _perplexity(experiment: Experiment, cell: Cell, model: Any, bos: str, text: ScoredText) -> dict[str, Any]:
+    """Returns the entry of scores.json for one test text."""
+    batch_tokens = experiment.models[cell.model].batch_tokens
+    found = api.evaluate(model, text.windows, batch_tokens=batch_tokens, n_bytes=text.n_bytes)
+    log.info("evaluate %s on %s: perplexity %.3f, stderr %s", cell.path, text.name, found["value"], found["stderr"])
+    return {**found, "bos": bos, "text": text.name}
 
 
 def cut_of(experiment: Experiment, cell: Cell) -> Cut:
