@@ -1,6 +1,7 @@
 """Times a compensated candidate of a search against an uncompensated one at the same widths, in one run.
 
-    make calibrated GRID=config/grids/second-order.yaml && python -m benchmarks.compensated
+    snakemake --cores all --profile profiles/local --config grid=config/grids/second-order.yaml -- calibrated
+    python -m benchmarks.compensated
 
 Both score the same tokens in turn. A time is that of switching to a candidate and of its forward.
 

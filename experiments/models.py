@@ -2,7 +2,9 @@
 
     make demo GRID=config/grids/two-models.yaml && python -m experiments.models
 
-Reads the grid's cells. `cells` lists every score, `missing` the cells without one.
+Reads the grid's cells. `cells` lists every score, `missing` the cells without one. With `--keep`, a model's sparsities
+of which this folder has no cell stay as they are in the JSON, such as those that another machine has run; `kept` says
+from which commit they come.
 
 - `marks.test_ppl`, by model and sparsity: perplexity of the test text by row, at the mean loss over seeds.
 - `marks.minus_reference`, by the same: the difference of the loss, its mean over seeds, from that of
@@ -43,6 +45,7 @@ def main() -> None:
         grid="two-models",
         schema=SCHEMA,
         summarize=lambda results: summarize(read_losses(results.done)),
+        merge=merge,
     )
     _plot(marks["test_ppl"], out.with_suffix(".svg"))
 
@@ -61,16 +64,28 @@ def read_losses(done: list[CellResult]) -> Losses:
 def summarize(losses: Losses) -> dict[str, Any]:
     """Returns the figures that the experiment is about; see the module's text."""
     means = {panel: {row: _mean(seeds) for row, seeds in rows.items()} for panel, rows in losses.items()}
-    table = pd.DataFrame({panel: {row: loss.mean() for row, loss in rows.items()} for panel, rows in means.items()})
-    common = table.dropna()
-    ranks = common.rank().mean(axis=1).sort_values(kind="stable")
-    return {
-        "test_ppl": {_name(panel): np.exp(table[panel].dropna()).to_dict() for panel in means},
+    panels = {
+        "test_ppl": {
+            _name(panel): {row: float(np.exp(loss.mean())) for row, loss in rows.items()}
+            for panel, rows in means.items()
+        },
         "minus_reference": {_name(panel): _differences(rows) for panel, rows in means.items()},
         "seed_spread": {_name(panel): _spreads(rows) for panel, rows in losses.items()},
-        "ranks": ranks.to_dict(),
-        "agreement": _agreement(table),
     }
+    return panels | _compare(panels["test_ppl"])
+
+
+def merge(earlier: dict[str, Any], marks: dict[str, Any]) -> dict[str, Any]:
+    """Returns the marks with the panels that only the earlier ones have."""
+    panels = {name: earlier[name] | marks[name] for name in ("test_ppl", "minus_reference", "seed_spread")}
+    return panels | _compare(panels["test_ppl"])
+
+
+def _compare(test_ppl: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Returns what all panels say together."""
+    table = pd.DataFrame(test_ppl)
+    ranks = table.dropna().rank().mean(axis=1).sort_values(kind="stable")
+    return {"ranks": ranks.to_dict(), "agreement": _agreement(table)}
 
 
 def _name(panel: Panel) -> str:
@@ -96,10 +111,11 @@ def _spreads(rows: dict[str, dict[int, FloatArray]]) -> dict[str, float]:
 def _agreement(table: pd.DataFrame) -> dict[str, float]:
     """Spearman's correlation of the rows that both models have."""
     found = {}
-    for (first, sparsity), (second, other) in itertools.combinations(table.columns, 2):
-        both = table[[(first, sparsity), (second, other)]].dropna()
+    for one, two in itertools.combinations(table.columns, 2):
+        (first, _, sparsity), (second, _, other) = one.rpartition(" "), two.rpartition(" ")
+        both = table[[one, two]].dropna()
         if sparsity == other and len(both) > 2:
-            found[f"{float(sparsity):.0%} {first} {second}"] = float(both.corr(method="spearman").iloc[0, 1])
+            found[f"{sparsity} {first} {second}"] = float(both.corr(method="spearman").iloc[0, 1])
     return found
 
 

@@ -17,6 +17,8 @@ from ffp.store.files import read_json
 from ffp.store.layout import Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
 
+Marks = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class CellResult:
@@ -98,8 +100,9 @@ def score_row(result: CellResult) -> dict[str, Any]:
 
 
 def read_marks(
-    module: str, doc: str | None, *, grid: str, schema: str, summarize: Callable[[GridResults], dict[str, Any]]
-) -> tuple[dict[str, Any], Path]:
+    module: str, doc: str | None, *, grid: str, schema: str, summarize: Callable[[GridResults], Marks],
+    merge: Callable[[Marks, Marks], Marks] | None = None,
+) -> tuple[Marks, Path]:  # fmt: skip
     """Reads a grid and writes its marks and cells as JSON, or reads the JSON again where --redraw is given.
 
     Args:
@@ -108,20 +111,53 @@ def read_marks(
         grid: Name of the default grid.
         schema: Tag of the JSON.
         summarize: Makes the marks of the finished cells.
+        merge: Joins the marks of an earlier JSON and of the finished cells; the command has --keep then.
 
     Returns:
         The marks, and the JSON's path.
     """
     parser = make_parser(module, doc, grid=grid)
     add_redraw(parser)
+    if merge:
+        parser.add_argument("--keep", action="store_true", help="keep what only the JSON at --out has")
     options = parser.parse_args()
     if options.redraw:
         return read_json(options.out, (schema,))[1]["marks"], options.out
     results = read_grid(Experiment(options.config))
-    marks = summarize(results)
     rows = [{"model": cell.cell.model, **score_row(cell)} for cell in results.done]
-    write_marks(options.out, schema, {"marks": marks, "cells": rows, "missing": results.missing}, results.settings)
-    return marks, options.out
+    body = {"marks": summarize(results), "cells": rows, "missing": results.missing}
+    if merge and options.keep:
+        body = _keep(read_json(options.out, (schema,))[1], body, merge, results)
+    write_marks(options.out, schema, body, results.settings)
+    return body["marks"], options.out
+
+
+def _keep(
+    earlier: dict[str, Any], body: dict[str, Any], merge: Callable[[Marks, Marks], Marks], results: GridResults
+) -> dict[str, Any]:
+    """Returns the JSON's body with what an earlier one has of the same grid beyond it.
+
+    Raises:
+        SystemExit: The earlier grid had other settings.
+    """
+    origin = earlier["provenance"]
+    if origin["settings"] != results.settings:
+        raise SystemExit("the JSON at --out is of a grid with other settings. Leave --keep out, or give another --out.")
+    here = {(row["model"], row["sparsity"]) for row in body["cells"]}
+    kept = [row for row in earlier["cells"] if (row["model"], row["sparsity"]) not in here]
+    had = {
+        cell.path
+        for cell in results.experiment.cells()
+        for row in kept
+        if (cell.model, float(cell.sparsity), cell.method, cell.seed)
+        == (row["model"], row["sparsity"], row["method"], row["seed"])
+    }
+    return {
+        "marks": merge(earlier["marks"], body["marks"]),
+        "cells": kept + body["cells"],
+        "missing": [path for path in body["missing"] if path not in had],
+        "kept": {**earlier.get("kept", {}), origin["commit"]: sorted(had)},
+    }
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import ablation, baselines, defaults, growth, models, race, reading, second_order, units
 from ffp.config import Experiment
+from ffp.store.files import write_json
 from ffp.store.layout import Layout
 from ffp.store.schemas import ScoresFile
 from tests.helpers.cells import make_experiment, write_cell
@@ -85,6 +86,26 @@ def test_seeds_are_averaged_by_window_and_models_agree_as_far_as_their_orders_do
     assert marks["seed_spread"] == {"x 30%": {"a": pytest.approx(0.5)}, "y 30%": {}, "y 20%": {}}
     assert marks["agreement"] == {"30% x y": pytest.approx(0.5)}
     assert marks["ranks"] == {"a": 1, "b": pytest.approx(7 / 3), "c": pytest.approx(8 / 3)}
+
+
+def test_what_another_machine_has_run_stays_where_it_is_asked_for(tiny, monkeypatch, tmp_path):
+    out = tmp_path / "models.json"
+    body = read(models, monkeypatch, out)
+    owl = body["marks"]["test_ppl"].pop("tiny 30%")["owl"]
+    elsewhere = next(row for row in body["cells"] if row["method"] == "owl") | {"sparsity": 0.4}
+    body["marks"] = {name: {"tiny 40%": {"owl": owl}} for name in ("test_ppl", "minus_reference", "seed_spread")}
+    body.pop("checksum")
+    write_json(out, models.SCHEMA, body | {"cells": [elsewhere]})
+    words = ["reader", "--config", "config/grid.yaml", "--out", str(out), "--keep"]
+    monkeypatch.setattr(sys, "argv", words)
+    models.main()
+    both = json.loads(out.read_text())
+    assert list(both["marks"]["test_ppl"]) == ["tiny 40%", "tiny 30%"] and both["marks"]["ranks"] == {"owl": 1}
+    assert len(both["cells"]) == 5 and both["cells"][0] == elsewhere
+    assert list(both["kept"]) == [body["provenance"]["commit"]]
+    write_json(out, models.SCHEMA, body | {"provenance": {**body["provenance"], "settings": {}}})
+    with pytest.raises(SystemExit, match="other settings"):
+        models.main()
 
 
 def test_units_are_compared_with_whole_kv_groups(tiny, monkeypatch, tmp_path):
