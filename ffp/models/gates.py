@@ -16,6 +16,28 @@ from ffp.models.prunable import PrunableModule
 from ffp.models.refit import Refit
 
 
+class UnitGate:
+    """A gate on every unit of one decision: a factor on its columns, at the entry of the output linear.
+
+    Attributes:
+        slopes: Derivative of the loss in each factor, (n_units,) float64; a backward pass adds to it.
+    """
+
+    def __init__(self, module: PrunableModule, factors: torch.Tensor):
+        """Takes the factors, (n_units,), in the order in which the module's units lie."""
+        self.slopes = torch.zeros(len(factors), dtype=torch.float64)
+        self._on = factors.float().repeat_interleave(module.output_width * module.decision.bundle)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Puts the gates before the output linear; returns the handle of the hook."""
+        return _gate(linear, self._on, self)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; x, gradient: (batch, tokens, in) at the gates."""
+        by_column = (x.float() * gradient.float()).flatten(0, -2).sum(0)
+        self.slopes += float64(by_column).view(len(self.slopes), -1).sum(1).cpu()
+
+
 class Gate:
     """The gates of one decision: lets through the units that are on, at the entry of its output linear.
 
@@ -39,13 +61,7 @@ class Gate:
 
     def attach(self, linear: nn.Linear) -> Any:
         """Puts the gates before the output linear; returns the handle of the hook."""
-        on = (torch.arange(self.reach * self.width) < self.keep * self.width).float().requires_grad_()
-
-        def gate(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x = arguments[0]
-            return (_Gated.apply(x, on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
-
-        return linear.register_forward_pre_hook(gate)
+        return _gate(linear, (torch.arange(self.reach * self.width) < self.keep * self.width).float(), self)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass to the sums; x, gradient: (batch, tokens, in) at the gates."""
@@ -121,6 +137,17 @@ class WeightGradient:
         self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
 
 
+def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate) -> Any:
+    """Multiplies a linear's inputs by `on`, (in,), and reports the backward pass; returns the handle of the hook."""
+    on = on.clone().requires_grad_()
+
+    def multiply(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = arguments[0]
+        return (_Gated.apply(x, on.to(x), gate), *arguments[1:])  # type: ignore[no-untyped-call]
+
+    return linear.register_forward_pre_hook(multiply)
+
+
 def _watch(linear: nn.Linear, watcher: RefitGate | Fisher | WeightGradient, *, inputs: bool) -> Any:
     """Lets a backward pass report to a watcher; returns the handle of the hook. inputs: keep the linear's for it."""
     leaf = torch.zeros(()).requires_grad_()
@@ -146,7 +173,7 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate | UnitGate) -> torch.Tensor:
         ctx.save_for_backward(x, on)
         ctx.gate = gate
         return x * on

@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ffp.core.errors import ConfigError
-from ffp.core.problem import Allocation
-from ffp.models.gates import Fisher, Gate, RefitGate, WeightGradient
+from ffp.core.problem import Allocation, Gates
+from ffp.models.gates import Fisher, Gate, RefitGate, UnitGate, WeightGradient
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
 from ffp.models.placement import float64, forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
@@ -109,6 +109,32 @@ class SlicedModel:
     def _gate(self, module: PrunableModule, keep: int, band: float) -> Gate:
         refit = self.refits.get(module.decision.name)
         return RefitGate(module, keep, band, refit) if refit else Gate(module, keep, band)
+
+    @contextmanager
+    def unit_gates(self, factors: Gates) -> Iterator[list[UnitGate]]:
+        """Makes the model dense and multiplies every unit by a factor; a backward pass fills the gates' slopes.
+
+        Factors of 1 and 0 give the function of the model cut to the units at 1. No unit makes up for another.
+
+        Args:
+            factors: By decision, of its units in the order in which they are kept, (n_units,).
+
+        Yields:
+            The gates, in the order of `prunable.modules`.
+        """
+        self._set_dense()
+        gates = [UnitGate(m, torch.as_tensor(f)) for m, f in zip(self.prunable.modules, factors, strict=True)]
+        with self._watched(zip(self._outputs, gates, strict=True)):
+            yield gates
+
+    def by_index(self, factors: Gates) -> dict[str, npt.NDArray[np.float32]]:
+        """Returns factors on units, as unit_gates takes them, in the model's own order of heads and channels."""
+        found = {}
+        for module, order, factor in zip(self.prunable.modules, self._order, factors, strict=True):
+            name = module.decision.name
+            found[name] = np.empty(module.n_indices, dtype=np.float32)
+            found[name][order.numpy()] = np.repeat(factor, module.decision.bundle)
+        return found
 
     @contextmanager
     def output_fishers(self) -> Iterator[list[Fisher]]:
@@ -196,7 +222,7 @@ class SlicedModel:
         return [module.output for module in self.prunable.modules]
 
     @contextmanager
-    def _watched(self, watchers: Iterable[tuple[str, Gate | Fisher | WeightGradient]]) -> Iterator[None]:
+    def _watched(self, watchers: Iterable[tuple[str, Gate | UnitGate | Fisher | WeightGradient]]) -> Iterator[None]:
         """Attaches watchers to linears, by path; blocks are checkpointed."""
         with ExitStack() as undo:
             for path, watcher in watchers:

@@ -12,7 +12,7 @@ import numpy as np
 from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
 from ffp.core import projection
-from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, Decision, FloatArray, Gates, PruningProblem
 
 
 def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
@@ -92,6 +92,7 @@ class SyntheticReward:
         sensitivity *= 12 / sensitivity.sum()
         self.damage = sensitivity * np.exp(0.3 * rng.standard_normal((n_windows, n_decisions)))
         self.held_out = sensitivity * np.exp(0.3 * rng.standard_normal((4, n_decisions)))
+        self.noise = [0.5 / n * rng.standard_normal((n_windows, n)) for n in problem.n_units]
         self.decisions = problem.decisions
         self.n_windows, self.window_tokens = n_windows, window_tokens
         self.spent_tokens = self.evaluations = self.selections = 0
@@ -141,6 +142,25 @@ class SyntheticReward:
         At the dense model the derivative of this reward is 0; a score of the real one is not.
         """
         return [cost[:-1] - cost[1:] for cost in self.removal_costs(windows)]
+
+    def gated(self, gates: Gates, windows: Sequence[int]) -> float:
+        """Returns exp(-damage) of a model whose units have factors: units of a decision differ by noise alone."""
+        self.spent_tokens += len(windows) * self.window_tokens
+        self.evaluations += 1
+        removed = np.array([1 - gate.mean() for gate in gates])
+        loss = float((self.damage[list(windows)] @ removed**2).mean())
+        for noise, gate in zip(self.noise, gates, strict=True):
+            loss += float((noise[list(windows)] @ (1 - gate)).mean())
+        return float(np.exp(-loss))
+
+    def gate_slopes(self, gates: Gates, windows: Sequence[int]) -> tuple[float, list[FloatArray]]:
+        """Returns the same, and the derivative of the damage in every factor; charges a forward and a backward."""
+        value, damage = self.gated(gates, windows), self.damage[list(windows)].mean(axis=0)
+        self.spent_tokens += 2 * len(windows) * self.window_tokens
+        return value, [
+            -2 * c * (1 - gate.mean()) / len(gate) - noise[list(windows)].mean(axis=0)
+            for c, gate, noise in zip(damage, gates, self.noise, strict=True)
+        ]
 
     def select(self, allocation: Allocation) -> float:
         self.selections += 1
