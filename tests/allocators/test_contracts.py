@@ -38,9 +38,10 @@ each_heuristic = by_case([case for case in CASES if not is_search(METHODS[case[0
 
 
 def method_for(name, problem):
-    """The method with what it cannot do without."""
+    """The method with what it cannot do without: values to import, or a rate for dozens of steps, not thousands."""
     blocks = len({decision.block for decision in problem.decisions})
-    return create(name, {"import": {"values": list(np.linspace(0.2, 0.8, blocks))}}.get(name, {}))
+    needed = {"import": {"values": list(np.linspace(0.2, 0.8, blocks))}, "policy-gradient": {"learning_rate": 0.02}}
+    return create(name, needed.get(name, {}))
 
 
 def problem_of(name, kind, *target):

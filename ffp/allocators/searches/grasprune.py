@@ -28,11 +28,10 @@ from pydantic import Field
 from ffp.allocators.base import Search
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
-from ffp.allocators.unit_masks import best_gates, by_decision
+from ffp.allocators.unit_masks import best_gates, by_decision, is_noted
 from ffp.core.problem import Allocation, FloatArray
 
 BETAS = (0.9, 0.99)  # of AdamW, whose weight decay is 0
-NOTED = 32  # answers that a search notes on its way, at most
 
 Function = Callable[[FloatArray], FloatArray]
 
@@ -100,7 +99,7 @@ class GraspPrune(Search):
         descent = Descent(np.zeros(tracker.problem.n_units.sum()), BETAS)
         for step in range(steps):
             now = by_decision(tracker.problem, gates(descent.x))
-            if step % -(-steps // NOTED) == 0:
+            if is_noted(step, steps):
                 tracker.answer_gated(now)
             slopes = tracker.gate_slopes(now, tracker.draw(rng, self.step_windows), stage=stage)
             descent.step(np.concatenate(slopes) * slope(descent.x), self.learning_rate)
