@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, Gates, PruningProblem
+from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, Gates, IntArray, PruningProblem
 
 if TYPE_CHECKING:
     from ffp.allocators.tracker import Tracker
@@ -105,10 +105,11 @@ class Reward(Protocol):
         """
         ...
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals cost each decision alone, by an expansion of the loss at the dense model.
 
-        Each array, (n_units + 1,), has the rise of the mean loss in nats per token if 0, 1, ... units stay.
+        Of each decision: numbers of kept units, ascending from 0 to n_units, and the rise of the mean loss in nats per
+        token if so many stay.
         """
         ...
 

@@ -11,19 +11,20 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ffp.allocators.base import Reward, SearchBudget
 from ffp.core.errors import ConfigError, FfpError
-from ffp.core.problem import Allocation, FloatArray, Gates, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, Gates, IntArray, PruningProblem
 from ffp.core.projection import kept_budget
 
 log = logging.getLogger("ffp")
 Windows = tuple[int, ...]
 Arrays = Mapping[str, npt.NDArray[Any]]
+T = TypeVar("T")
 
 TRACE_COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
 GRADIENT_FORWARDS = 3  # one forward, and a backward counted as two
@@ -152,7 +153,7 @@ class Tracker:
         self._measure(candidate, windows, stage, self.problem.target, before)
         return utility
 
-    def removal_costs(self, windows: Windows) -> list[FloatArray]:
+    def removal_costs(self, windows: Windows) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals would cost each decision alone, see `Reward.removal_costs`; a row for the dense model.
 
         It costs GRADIENT_FORWARDS forwards of the windows.
@@ -161,7 +162,9 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A cost is not finite.
         """
-        return self._of_dense(self.reward.removal_costs, windows, "costs of removals")
+        costs = self._of_dense(self.reward.removal_costs, windows)
+        self._check_finite([cost for _, cost in costs], "costs of removals")
+        return costs
 
     def taylor_scores(self, windows: Windows) -> list[FloatArray]:
         """Returns the scores of all units, see `Reward.taylor_scores`; a row for the dense model.
@@ -172,7 +175,9 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A score is not finite.
         """
-        return self._of_dense(self.reward.taylor_scores, windows, "scores of units")
+        scores = self._of_dense(self.reward.taylor_scores, windows)
+        self._check_finite(scores, "scores of units")
+        return scores
 
     def gated(self, gates: Gates, windows: Windows, *, stage: str) -> float:
         """Returns the reward of the dense model with a factor on every unit, see `Reward.gated`.
@@ -201,8 +206,7 @@ class Tracker:
         if GRADIENT_FORWARDS * len(windows) > self.windows_left:
             raise Exhausted
         value, slopes = self.reward.gate_slopes(gates, windows)
-        if not all(np.isfinite(each).all() for each in slopes):
-            raise FfpError("the slopes of the units' gates are not finite. Use dtype float32 for this model.")
+        self._check_finite(slopes, "slopes of the units' gates")
         self._add_gated(gates, windows, stage, value)
         return slopes
 
@@ -212,17 +216,17 @@ class Tracker:
         target = min(self.problem.target, self.problem.sparsity_of(keep))
         self._record(keep, windows, stage, target, value)
 
-    def _of_dense(
-        self, measure: Callable[[Windows], list[FloatArray]], windows: Windows, what: str
-    ) -> list[FloatArray]:
+    def _of_dense(self, measure: Callable[[Windows], T], windows: Windows) -> T:
         """Measures by a backward pass of the dense model, whose reward is 1."""
         if GRADIENT_FORWARDS * len(windows) > self.windows_left:
             raise Exhausted
         found = measure(windows)
-        if not all(np.isfinite(values).all() for values in found):
-            raise FfpError(f"the {what} are not finite. Use dtype float32 for this model.")
         self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())
         return found
+
+    def _check_finite(self, found: Sequence[FloatArray], what: str) -> None:
+        if not all(np.isfinite(values).all() for values in found):
+            raise FfpError(f"the {what} are not finite. Use dtype float32 for this model.")
 
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:
         key = (candidate.keep, windows)

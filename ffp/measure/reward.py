@@ -146,32 +146,31 @@ class ModelReward:
         self.spent_tokens += tokens
         return np.array(values[len(windows) :]).reshape(-1, 2, 3)
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
-        """Returns what removals would cost each decision alone, see SlicedModel.removal_costs.
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
+        """Returns what removals would cost each decision alone, see removal_costs of SlicedModel and MaskedModel.
 
         Costs one forward and one backward of the dense model, counted as three forwards of the windows and one
-        evaluation. Measured at the levels of each decision, with straight lines between them.
+        evaluation. Measured at the levels of each decision.
 
         Args:
             windows: Indices into the search text's windows.
 
         Returns:
-            For each decision, the rise of the mean loss in nats per token if 0, 1, ... of its units stay.
+            For each decision, numbers of kept units, ascending, and the rise of the mean loss in nats per token if so
+            many stay.
 
         Raises:
-            ConfigError: The candidates are not structured, or the calibration has no Gram matrices.
+            ConfigError: The candidates are n-of-M, or the calibration has no Gram matrices.
         """
-        if not isinstance(self.candidates, SlicedModel):
-            raise ConfigError("costs of removals are known of structured pruning only. Take another start or method.")
         windows = list(dict.fromkeys(windows))
-        counts = [module.decision.n_units for module in self.candidates.prunable.modules]
-        priced = [levels(n) for n in counts]
+        granularity = getattr(self.candidates, "granularity", "structured")
+        priced = [levels(d.n_units) for d in self.candidates.prunable.problem(0.0, granularity).decisions]
         tokens = 3 * len(windows) * self.window_tokens
         values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, priced))
         self.evaluations += 1
         self.spent_tokens += tokens
         parts = np.split(np.array(values), np.cumsum([len(level) for level in priced])[:-1])
-        return [np.interp(np.arange(n + 1), level, part) for n, level, part in zip(counts, priced, parts, strict=True)]
+        return list(zip(priced, parts, strict=True))
 
     def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
         """Returns the sum of |gradient * weight| over each unit's weights, see SlicedModel.taylor_scores.
@@ -285,12 +284,17 @@ class ModelReward:
 
     def _measure_costs(self, windows: Sequence[int], priced: Sequence[IntArray]) -> list[float]:
         """The costs of each decision at the priced numbers of units, one after the other."""
-        candidates = self.candidates
-        assert isinstance(candidates, SlicedModel)
-        with candidates.output_fishers() as fishers:
-            self._backward(windows)
-        costs = candidates.removal_costs(fishers, len(windows) * (self.window_tokens - 1))
-        return [float(value) for cost, level in zip(costs, priced, strict=True) for value in cost[level]]
+        candidates, n_tokens = self.candidates, len(windows) * (self.window_tokens - 1)
+        if isinstance(candidates, SlicedModel):
+            with candidates.output_fishers() as fishers:
+                self._backward(windows)
+            every = candidates.removal_costs(fishers, n_tokens)
+            costs = [cost[level] for cost, level in zip(every, priced, strict=True)]
+        else:
+            with candidates.output_squares() as squares:
+                self._backward(windows)
+            costs = candidates.removal_costs(squares, n_tokens, priced)
+        return [float(value) for cost in costs for value in cost]
 
     def _backward(self, windows: Sequence[int]) -> list[float]:
         """A backward pass of the summed token losses; returns the mean loss of each window."""

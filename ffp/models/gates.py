@@ -6,13 +6,17 @@ empirical Fisher information).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ffp.models.placement import float64
-from ffp.models.prunable import PrunableModule
+from ffp.models.placement import float64, forward_as, is_borrowed
+from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.models.refit import Refit
 
 
@@ -117,6 +121,26 @@ class Fisher:
         self.total = self.total + product if len(self.total) else product
 
 
+class OutputSquares:
+    """Diagonal of Fisher: the sum over tokens of g_i^2 for each output of one linear.
+
+    Attributes:
+        total: (out,) float64; empty before the first backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.total = torch.empty(0, dtype=torch.float64)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Watches the linear; returns the handle of the hook."""
+        return _watch(linear, self, inputs=False)
+
+    def add(self, x: None, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; gradient: (batch, tokens, out)."""
+        squares = float64(gradient.flatten(0, -2).float().square().sum(0))
+        self.total = self.total + squares if len(self.total) else squares
+
+
 class WeightGradient:
     """Gradient of the loss in the weight of one linear: the sum over tokens of g x^T, which needs no trained weight.
 
@@ -148,7 +172,26 @@ def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate) -> Any:
     return linear.register_forward_pre_hook(multiply)
 
 
-def _watch(linear: nn.Linear, watcher: RefitGate | Fisher | WeightGradient, *, inputs: bool) -> Any:
+Watcher = Gate | UnitGate | Fisher | OutputSquares | WeightGradient
+
+
+@contextmanager
+def watched(prunable: PrunableModel, watchers: Iterable[tuple[str, Watcher]]) -> Iterator[None]:
+    """Attaches watchers to linears, by path, while the context is open.
+
+    Blocks are checkpointed, so that one block's activations are in memory at a time.
+    """
+    with ExitStack() as undo:
+        for path, watcher in watchers:
+            undo.callback(watcher.attach(prunable.linear(path)).remove)
+        for block in prunable.blocks:
+            undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
+            if is_borrowed(block):  # a forward that stops early would not give the weights back
+                undo.enter_context(set_checkpoint_early_stop(False))
+        yield
+
+
+def _watch(linear: nn.Linear, watcher: Watcher, *, inputs: bool) -> Any:
     """Lets a backward pass report to a watcher; returns the handle of the hook. inputs: keep the linear's for it."""
     leaf = torch.zeros(()).requires_grad_()
 

@@ -12,7 +12,7 @@ import numpy as np
 from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
 from ffp.core import projection
-from ffp.core.problem import Allocation, Decision, FloatArray, Gates, PruningProblem
+from ffp.core.problem import Allocation, Decision, FloatArray, Gates, IntArray, PruningProblem
 
 
 def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
@@ -127,13 +127,14 @@ class SyntheticReward:
                     utility[i, side] = 2 * (decision.n_units - keep) * scale, (1 - 2 * side) * scale, 0.0
         return utility
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns each decision's own damage, which is exact for this reward; charges a forward and a backward."""
         self.spent_tokens += 3 * len(windows) * self.window_tokens
         self.evaluations += 1
         damage = self.damage[list(windows)].mean(axis=0)
         return [
-            c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2 for c, d in zip(damage, self.decisions, strict=True)
+            (np.arange(d.n_units + 1), c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2)
+            for c, d in zip(damage, self.decisions, strict=True)
         ]
 
     def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
@@ -141,7 +142,7 @@ class SyntheticReward:
 
         At the dense model the derivative of this reward is 0; a score of the real one is not.
         """
-        return [cost[:-1] - cost[1:] for cost in self.removal_costs(windows)]
+        return [cost[:-1] - cost[1:] for _, cost in self.removal_costs(windows)]
 
     def gated(self, gates: Gates, windows: Sequence[int]) -> float:
         """Returns exp(-damage) of a model whose units have factors: units of a decision differ by noise alone."""

@@ -84,7 +84,7 @@ def rewarded(statistics, allocation):
         view = SlicedModel(statistics.prunable, order, refits, gram=statistics.gram)
         reward = ModelReward(view, text, text, batch_tokens=40)
         utility = reward.marginal_utility(allocation, windows=[0, 1])
-        costs = np.concatenate(reward.removal_costs([0, 1]))
+        costs = np.concatenate([cost for _, cost in reward.removal_costs([0, 1])])
         scores = np.concatenate(reward.taylor_scores([0, 1]))
         gates = [np.arange(m.decision.n_units) % 2.0 for m in statistics.prunable.modules]
         value, slopes = reward.gate_slopes(gates, [0, 1])

@@ -21,14 +21,13 @@ and decays no weights. Candidates are never compensated.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from ffp.allocators.base import Search
-from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
-from ffp.allocators.heuristics.uniform import uniform_allocation
+from ffp.allocators.start import Start, starting_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.allocators.unit_masks import best_gates, by_decision, is_noted
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
@@ -57,14 +56,14 @@ class PolicyGradient(Search):
     learning_rate: float = Field(2e-3, ge=1e-12, le=1, description="At first; it falls to 0 as a cosine.")
     adam: bool = Field(True, description="Whether Adam follows the gradient; otherwise plain descent.")
     memory: float = Field(0.8, ge=0, le=0.999, description="Weight of earlier steps in the baseline b.")
-    start: Literal["uniform", "ffn-only"] = Field("uniform", description="The allocation to start from.")
+    start: Start = Field("uniform", description="The allocation to start from.")
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent; answers with the start where it pays for none."""
         from ffp.allocators.descent import Descent
 
         problem = tracker.problem
-        first = (uniform_allocation if self.start == "uniform" else ffn_only_allocation)(problem)
+        first = starting_allocation(tracker, rng, self.start)
         windows = min(self.step_windows, tracker.reward.n_windows)
         steps, baseline = tracker.windows_left // (self.samples * windows), math.nan
         if not steps:
