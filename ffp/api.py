@@ -15,6 +15,7 @@ Models, tensors and settings go in, results come out; no path, no provenance, no
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -262,6 +263,9 @@ def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Se
             cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
             cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
         allocation.check(tracker.problem)
+        if tracker.answers and (gates := tracker.answers[-1].gates) is not None:
+            allocation = dataclasses.replace(allocation, units=reward.by_index(gates))
+            allocation.check(tracker.problem)
         # answers are compared by loss, whatever the search was rewarded for
         scorer = reward if reward.fitness == "ppl" else rewards.build("ppl", "selection:ppl")
         answers = _score_answers(tracker, scorer, checkpoints)
@@ -275,9 +279,11 @@ def _score_answers(tracker: Tracker, reward: ModelReward, checkpoints: Sequence[
     total = tracker.budget.tokens(reward.window_tokens)
     found = []
     for share in checkpoints:
-        if known := [keep for tokens, keep in tracker.answers if tokens <= share * total]:
-            allocation = Allocation(tracker.problem.problem_id, known[-1])
-            found.append(Answer(round(share * total), share, allocation, -math.log(reward.select(allocation))))
+        if known := [answer for answer in tracker.answers if answer.tokens <= share * total]:
+            _, keep, gates = known[-1]
+            allocation = Allocation(tracker.problem.problem_id, keep)
+            value = reward.select(allocation) if gates is None else reward.select_gated(gates)
+            found.append(Answer(round(share * total), share, allocation, -math.log(value)))
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, PruningProblem
+from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, Gates, IntArray, PruningProblem
 
 if TYPE_CHECKING:
     from ffp.allocators.tracker import Tracker
@@ -105,10 +105,11 @@ class Reward(Protocol):
         """
         ...
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals cost each decision alone, by an expansion of the loss at the dense model.
 
-        Each array, (n_units + 1,), has the rise of the mean loss in nats per token if 0, 1, ... units stay.
+        Of each decision: numbers of kept units, ascending from 0 to n_units, and the rise of the mean loss in nats per
+        token if so many stay.
         """
         ...
 
@@ -116,6 +117,17 @@ class Reward(Protocol):
         """Returns the sum over each unit's weights of |gradient * weight|, of the loss at the dense model.
 
         Each array, (n_units,), is in the order in which the decision's units are kept; nats per token.
+        """
+        ...
+
+    def gated(self, gates: Gates, windows: Sequence[int]) -> float:
+        """Returns the reward of the dense model with a factor on every unit; it is forwarded every time."""
+        ...
+
+    def gate_slopes(self, gates: Gates, windows: Sequence[int]) -> tuple[float, list[FloatArray]]:
+        """Returns the same, and the derivative of the mean loss in every factor, nats per token.
+
+        It charges a forward and a backward.
         """
         ...
 
@@ -200,8 +212,8 @@ class Search(Method, ABC):
 
     Attributes:
         learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
-        takes_gradients: Whether it asks for marginal utilities, costs of removals or Taylor scores; False plans less
-            memory.
+        takes_gradients: Whether it asks for marginal utilities, costs of removals, Taylor scores or slopes of gates;
+            False plans less memory.
         holds_gradients: Whether it asks for Taylor scores, which take the gradients of all weights of the decisions.
         reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices. A search with a
             parameter `start` that is "fisher-table" does too.
@@ -214,7 +226,7 @@ class Search(Method, ABC):
 
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
-        """Returns the answer to `tracker.problem`, chosen by `tracker.finish`. Same seed, same answer.
+        """Returns the answer to `tracker.problem`, by `tracker.finish` or `finish_gated`. Same seed, same answer.
 
         Args:
             tracker: Scores candidates within the budget. Its `seed` is for libraries that take a number.

@@ -1,6 +1,6 @@
 """The policy of FastForward and its PPO update (Schulman et al., arXiv:1707.06347).
 
-The only module of the methods that uses torch, for a small MLP; FastForward imports it when it runs.
+Uses torch for a small MLP; FastForward imports it when it runs.
 
 Everything is float64. Adam divides a gradient by its own magnitude, but by no less than 1e-8. In float32 the rounding
 errors of a gradient are as large as that: they became steps of their own, other ones on every kind of processor.

@@ -11,7 +11,7 @@ from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
 from ffp.core.knapsack import knapsack, levels
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
 from ffp.core.projection import kept_budget, round_keep
 
 Start = Literal["uniform", "ffn-only", "fisher-table"]
@@ -47,16 +47,19 @@ def table_allocation(tracker: Tracker, rng: np.random.Generator, windows: int) -
     return cheapest(tracker.problem, costs)
 
 
-def cheapest(problem: PruningProblem, costs: Sequence[FloatArray]) -> Allocation:
+def cheapest(problem: PruningProblem, costs: Sequence[tuple[IntArray, FloatArray]]) -> Allocation:
     """Returns the allocation with the least sum of costs, by an exact knapsack over the levels of each decision.
 
     Args:
         problem: The decisions and the budget.
-        costs: For each decision, the cost if 0, 1, ... of its units stay, (n_units + 1,).
+        costs: For each decision, numbers of kept units, ascending from 0 to n_units, and their costs; between them a
+            straight line.
     """
     options = [levels(d.n_units - d.min_keep) for d in problem.decisions]
     removed = [gone * d.params_per_unit for gone, d in zip(options, problem.decisions, strict=True)]
-    prices = [cost[d.n_units - gone] for cost, gone, d in zip(costs, options, problem.decisions, strict=True)]
+    prices = [
+        np.interp(d.n_units - gone, *cost) for cost, gone, d in zip(costs, options, problem.decisions, strict=True)
+    ]
     wanted = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)
     chosen = knapsack(removed, prices, wanted)
     keep = [d.n_units - gone[i] for d, gone, i in zip(problem.decisions, options, chosen, strict=True)]

@@ -11,19 +11,20 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ffp.allocators.base import Reward, SearchBudget
 from ffp.core.errors import ConfigError, FfpError
-from ffp.core.problem import Allocation, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, FloatArray, Gates, IntArray, PruningProblem
 from ffp.core.projection import kept_budget
 
 log = logging.getLogger("ffp")
 Windows = tuple[int, ...]
 Arrays = Mapping[str, npt.NDArray[Any]]
+T = TypeVar("T")
 
 TRACE_COLUMNS = ("evaluation", "tokens", "stage", "sparsity", "windows", "reward", "best", "keep")
 GRADIENT_FORWARDS = 3  # one forward, and a backward counted as two
@@ -32,6 +33,14 @@ LOG_LINES = 20
 
 class Exhausted(Exception):
     """A candidate costs more than is left of the budget, so it was not scored. Every search catches it."""
+
+
+class Answered(NamedTuple):
+    """What a search would have answered after so many tokens; gates: which units stay, if it chose them itself."""
+
+    tokens: int
+    keep: tuple[int, ...]
+    gates: Gates | None = None
 
 
 class Tracker:
@@ -50,7 +59,7 @@ class Tracker:
         rows: The trace, one row per evaluation with the keys TRACE_COLUMNS, plain values only. `best` is the highest
             reward so far among candidates at the problem's sparsity that were scored on at least `budget.windows`
             windows.
-        answers: (tokens spent, kept units) whenever the allocation that the search would have given changed.
+        answers: An entry whenever the allocation that the search would have given changed.
         max_rounds: Upper limit for a search's main loop.
     """
 
@@ -83,7 +92,7 @@ class Tracker:
         self.initial_policy: Arrays = initial_policy or {}
         self.policy: Arrays = {}
         self.rows: list[dict[str, Any]] = []
-        self.answers: list[tuple[int, tuple[int, ...]]] = []
+        self.answers: list[Answered] = []
         self.max_rounds = 4 * budget.evaluations
         self._memory: dict[tuple[tuple[int, ...], Windows], float] = {}
         self._spent_before = reward.spent_tokens
@@ -144,7 +153,7 @@ class Tracker:
         self._measure(candidate, windows, stage, self.problem.target, before)
         return utility
 
-    def removal_costs(self, windows: Windows) -> list[FloatArray]:
+    def removal_costs(self, windows: Windows) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals would cost each decision alone, see `Reward.removal_costs`; a row for the dense model.
 
         It costs GRADIENT_FORWARDS forwards of the windows.
@@ -153,7 +162,9 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A cost is not finite.
         """
-        return self._of_dense(self.reward.removal_costs, windows, "costs of removals")
+        costs = self._of_dense(self.reward.removal_costs, windows)
+        self._check_finite([cost for _, cost in costs], "costs of removals")
+        return costs
 
     def taylor_scores(self, windows: Windows) -> list[FloatArray]:
         """Returns the scores of all units, see `Reward.taylor_scores`; a row for the dense model.
@@ -164,19 +175,58 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A score is not finite.
         """
-        return self._of_dense(self.reward.taylor_scores, windows, "scores of units")
+        scores = self._of_dense(self.reward.taylor_scores, windows)
+        self._check_finite(scores, "scores of units")
+        return scores
 
-    def _of_dense(
-        self, measure: Callable[[Windows], list[FloatArray]], windows: Windows, what: str
-    ) -> list[FloatArray]:
+    def gated(self, gates: Gates, windows: Windows, *, stage: str) -> float:
+        """Returns the reward of the dense model with a factor on every unit, see `Reward.gated`.
+
+        It costs a forward of the windows, whatever was scored before. The trace has the units whose factor is not 0.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: The reward is not finite.
+        """
+        if len(windows) > self.windows_left:
+            raise Exhausted
+        value = self.reward.gated(gates, windows)
+        self._add_gated(gates, windows, stage, value)
+        return value
+
+    def gate_slopes(self, gates: Gates, windows: Windows, *, stage: str) -> list[FloatArray]:
+        """Returns the derivative of the mean loss in a factor on every unit, see `Reward.gate_slopes`.
+
+        It costs GRADIENT_FORWARDS forwards of the windows.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: A slope is not finite.
+        """
+        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
+            raise Exhausted
+        value, slopes = self.reward.gate_slopes(gates, windows)
+        self._check_finite(slopes, "slopes of the units' gates")
+        self._add_gated(gates, windows, stage, value)
+        return slopes
+
+    def _add_gated(self, gates: Gates, windows: Windows, stage: str, value: float) -> None:
+        """Records the reward of a gated model; its target is its own sparsity, where that is below the problem's."""
+        keep = _kept(gates)
+        target = min(self.problem.target, self.problem.sparsity_of(keep))
+        self._record(keep, windows, stage, target, value)
+
+    def _of_dense(self, measure: Callable[[Windows], T], windows: Windows) -> T:
         """Measures by a backward pass of the dense model, whose reward is 1."""
         if GRADIENT_FORWARDS * len(windows) > self.windows_left:
             raise Exhausted
         found = measure(windows)
-        if not all(np.isfinite(values).all() for values in found):
-            raise FfpError(f"the {what} are not finite. Use dtype float32 for this model.")
         self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())
         return found
+
+    def _check_finite(self, found: Sequence[FloatArray], what: str) -> None:
+        if not all(np.isfinite(values).all() for values in found):
+            raise FfpError(f"the {what} are not finite. Use dtype float32 for this model.")
 
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:
         key = (candidate.keep, windows)
@@ -189,13 +239,19 @@ class Tracker:
     def _measure(self, candidate: Allocation, windows: Windows, stage: str, target: float, before: int) -> float:
         """Returns the reward, and records it if it cost tokens since `before`."""
         value = float(self.reward(candidate, windows=windows))
+        self._record(candidate.keep, windows, stage, target, value, is_new=self.spent > before)
+        return value
+
+    def _record(
+        self, keep: tuple[int, ...], windows: Windows, stage: str, target: float, value: float, *, is_new: bool = True
+    ) -> None:
+        """Checks a reward, updates the best one, and adds a row if it cost tokens."""
         if not math.isfinite(value):
-            raise FfpError(f"the reward of {candidate.keep} is {value}. Check the model's dtype (float32 is safe).")
+            raise FfpError(f"the reward of {keep} is {value}. Check the model's dtype (float32 is safe).")
         if target == self.problem.target and len(windows) >= self.budget.windows:
             self._best = value if math.isnan(self._best) else max(self._best, value)
-        if self.spent > before:
-            self._add_row(stage, target, windows, value, list(candidate.keep))
-        return value
+        if is_new:
+            self._add_row(stage, target, windows, value, list(keep))
 
     def _add_row(self, stage: str, target: float, windows: Windows, value: float, keep: list[int]) -> None:
         row = (len(self.rows) + 1, self.spent, stage, target, len(windows), value, self._best, keep)
@@ -204,8 +260,23 @@ class Tracker:
 
     def answer(self, allocation: Allocation) -> None:
         """Notes what the search would answer if its budget ended now."""
-        if not self.answers or self.answers[-1][1] != allocation.keep:
-            self.answers.append((self.spent, allocation.keep))
+        if not self.answers or self.answers[-1].keep != allocation.keep:
+            self.answers.append(Answered(self.spent, allocation.keep))
+
+    def answer_gated(self, gates: Gates) -> Allocation:
+        """Notes the same of a search that chooses single units; returns the allocation that keeps as many.
+
+        Args:
+            gates: Factors on all units, in the order in which they are given; not 0 for those that stay.
+        """
+        allocation = Allocation.of(self.problem, _kept(gates))
+        self.answers.append(Answered(self.spent, allocation.keep, tuple(gates)))
+        return allocation
+
+    def finish_gated(self, gates: Gates) -> Allocation:
+        """Notes the answer of a search that chooses single units, see answer_gated, and returns its allocation."""
+        self._progress.close()
+        return self.answer_gated(gates)
 
     def finish(self, contenders: Sequence[Allocation], finalists: int | None = None) -> Allocation:
         """Chooses the answer among contenders and notes it.
@@ -229,6 +300,11 @@ class Tracker:
             best = [best[i] for i in best_first(scores)]
         self.answer(best[0])
         return best[0]
+
+
+def _kept(gates: Gates) -> tuple[int, ...]:
+    """How many units of each decision have a factor that is not 0."""
+    return tuple(int(np.count_nonzero(each)) for each in gates)
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -231,7 +231,7 @@ class Experiment:
         if variant.compensate != "none" or variant.score or trained or variant.attention_units:
             served &= {"structured"}
         if self.parameters(name).get("start") == "fisher-table":
-            served &= {"structured"}
+            served &= {"structured", "unstructured"}
         if variant.pruner:
             served -= {"structured"}
         return None if granularity in served else f"{name} serves {', '.join(sorted(served)) or 'no'} pruning only"

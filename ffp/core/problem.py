@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from ffp.core.errors import BudgetError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+# by decision, a factor on each of its units, in the order in which they are kept: 0 for one that is gone
+Gates = Sequence[FloatArray]
 Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 AttentionUnits = Literal["kv-groups", "query-heads", "single-query-heads"]
 GRANULARITIES: tuple[Granularity, ...] = ("structured", "unstructured", "n-of-4", "n-of-8")
@@ -124,10 +126,19 @@ class PruningProblem:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Whole units kept by each decision of a problem, in the problem's order."""
+    """Whole units kept by each decision of a problem, in the problem's order.
+
+    Attributes:
+        problem_id: Of the problem.
+        keep: Kept units of each decision.
+        units: Which units these are, if the method chose them itself: by the decision's name, a factor on each KV
+            group, head or channel in the model's own order, float32; 0 for one that goes, 1 or a learned scale of its
+            output for one that stays. None: the score of the cut decides. Not compared.
+    """
 
     problem_id: str
     keep: tuple[int, ...]
+    units: Mapping[str, npt.NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
 
     def check(self, problem: PruningProblem) -> None:
         """Checks that this allocation answers `problem`.
@@ -146,11 +157,23 @@ class Allocation:
                     f"allocation keeps {keep} units of {decision.name}, outside {decision.min_keep}.."
                     f"{decision.n_units}. Every allocation has to come from ffp.core.projection."
                 )
+            if self.units is not None and self._n_chosen(decision) != keep:
+                raise BudgetError(
+                    f"allocation keeps {keep} units of {decision.name}, but the factors on its units say otherwise. "
+                    "Allocate again."
+                )
         if problem.removed_by(self.keep) < problem.params_to_remove:
             raise BudgetError(
                 f"allocation removes {problem.sparsity_of(self.keep):.6f} of the parameters, less than the target "
                 f"{problem.target:.6f}. Every allocation has to come from ffp.core.projection."
             )
+
+    def _n_chosen(self, decision: Decision) -> float:
+        """Units of a decision whose factor is not 0; NaN where factors are missing or not finite."""
+        factors = (self.units or {}).get(decision.name, np.empty(0))
+        if factors.shape != (decision.n_units * decision.bundle,) or not np.isfinite(factors).all():
+            return math.nan
+        return np.count_nonzero(factors) / decision.bundle
 
     def items(self, problem: PruningProblem) -> Iterator[tuple[Decision, int]]:
         """Yields each decision of `problem` with its kept units."""

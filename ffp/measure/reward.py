@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ffp.core.errors import ConfigError
 from ffp.core.knapsack import levels
-from ffp.core.problem import Allocation, FloatArray, IntArray
+from ffp.core.problem import Allocation, FloatArray, Gates, IntArray
 from ffp.measure.journal import Journal, MemoryJournal
 from ffp.measure.loss import last_hidden, token_losses, window_losses
 from ffp.models.gates import Gate
@@ -28,6 +29,7 @@ from ffp.store.files import digest
 
 REWARD_FLOOR = 1e-6
 GATE_BAND = 0.1
+SLOPE_DIGITS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +137,7 @@ class ModelReward:
         Raises:
             ConfigError: The fitness is kl.
         """
-        if self._teacher:
-            raise ConfigError("gate gradients are of the perplexity: this method knows no fitness kl. Use ppl.")
+        self._check_gradients()
         windows = list(dict.fromkeys(windows))
         key, tokens = f"gates:{digest([allocation.keep, windows])}", 3 * len(windows) * self.window_tokens
         values = self._known(key, tokens, lambda: self._gate_gradients(allocation, windows))
@@ -145,32 +146,31 @@ class ModelReward:
         self.spent_tokens += tokens
         return np.array(values[len(windows) :]).reshape(-1, 2, 3)
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
-        """Returns what removals would cost each decision alone, see SlicedModel.removal_costs.
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
+        """Returns what removals would cost each decision alone, see removal_costs of SlicedModel and MaskedModel.
 
         Costs one forward and one backward of the dense model, counted as three forwards of the windows and one
-        evaluation. Measured at the levels of each decision, with straight lines between them.
+        evaluation. Measured at the levels of each decision.
 
         Args:
             windows: Indices into the search text's windows.
 
         Returns:
-            For each decision, the rise of the mean loss in nats per token if 0, 1, ... of its units stay.
+            For each decision, numbers of kept units, ascending, and the rise of the mean loss in nats per token if so
+            many stay.
 
         Raises:
-            ConfigError: The candidates are not structured, or the calibration has no Gram matrices.
+            ConfigError: The candidates are n-of-M, or the calibration has no Gram matrices.
         """
-        if not isinstance(self.candidates, SlicedModel):
-            raise ConfigError("costs of removals are known of structured pruning only. Take another start or method.")
         windows = list(dict.fromkeys(windows))
-        counts = [module.decision.n_units for module in self.candidates.prunable.modules]
-        priced = [levels(n) for n in counts]
+        granularity = getattr(self.candidates, "granularity", "structured")
+        priced = [levels(d.n_units) for d in self.candidates.prunable.problem(0.0, granularity).decisions]
         tokens = 3 * len(windows) * self.window_tokens
         values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, priced))
         self.evaluations += 1
         self.spent_tokens += tokens
         parts = np.split(np.array(values), np.cumsum([len(level) for level in priced])[:-1])
-        return [np.interp(np.arange(n + 1), level, part) for n, level, part in zip(counts, priced, parts, strict=True)]
+        return list(zip(priced, parts, strict=True))
 
     def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
         """Returns the sum of |gradient * weight| over each unit's weights, see SlicedModel.taylor_scores.
@@ -187,8 +187,7 @@ class ModelReward:
         Raises:
             ConfigError: The candidates are not structured.
         """
-        if not isinstance(self.candidates, SlicedModel):
-            raise ConfigError("scores of units are known of structured pruning only. Take another method.")
+        self._structured()
         windows = list(dict.fromkeys(windows))
         tokens = 3 * len(windows) * self.window_tokens
         values = self._known(f"taylor:{digest(windows)}", tokens, lambda: self._measure_scores(windows))
@@ -196,6 +195,83 @@ class ModelReward:
         self.spent_tokens += tokens
         counts = [module.decision.n_units for module in self.candidates.prunable.modules]
         return np.split(np.array(values), np.cumsum(counts)[:-1])
+
+    def gated(self, gates: Gates, windows: Sequence[int]) -> float:
+        """Returns the reward of the dense model with a factor on every unit, see SlicedModel.unit_gates.
+
+        Costs one forward of the windows and one evaluation.
+
+        Args:
+            gates: By decision, factors on its units in the order in which they are kept.
+            windows: Indices into the search text's windows.
+
+        Raises:
+            ConfigError: The candidates are not structured.
+        """
+        windows = list(dict.fromkeys(windows))
+        losses = self._gated_losses(self.search, gates, windows)
+        self.evaluations += 1
+        self.spent_tokens += len(windows) * self.window_tokens
+        return _reward(self.search, windows, losses)
+
+    def gate_slopes(self, gates: Gates, windows: Sequence[int]) -> tuple[float, list[FloatArray]]:
+        """Returns the same, and the derivative of the mean loss in every factor.
+
+        Costs one forward and one backward, counted as three forwards of the windows and one evaluation. Derivatives
+        have SLOPE_DIGITS digits, much fewer than their noise leaves, so that a journal stays small.
+
+        Returns:
+            The reward, and for each decision nats per token, (n_units,).
+
+        Raises:
+            ConfigError: The candidates are not structured, or the fitness is kl.
+        """
+        self._check_gradients()
+        windows = list(dict.fromkeys(windows))
+        tokens = 3 * len(windows) * self.window_tokens
+        values = self._known(f"slopes:{_key(gates, windows)}", tokens, lambda: self._measure_slopes(gates, windows))
+        self.evaluations += 1
+        self.spent_tokens += tokens
+        losses, slopes = values[: len(windows)], np.array(values[len(windows) :])
+        ends = np.cumsum([len(each) for each in gates])
+        return _reward(self.search, windows, losses), np.split(slopes, ends[:-1])
+
+    def select_gated(self, gates: Gates) -> float:
+        """Returns the reward of `gated` over the whole selection text; its tokens are counted apart."""
+        everything = range(len(self.selection.windows))
+        losses = self._gated_losses(self.selection, gates, everything)
+        self.selection_tokens += len(everything) * self.selection.context
+        return _reward(self.selection, everything, losses)
+
+    def by_index(self, gates: Gates) -> dict[str, npt.NDArray[np.float32]]:
+        """Returns the same factors in the model's own order, see SlicedModel.by_index."""
+        return self._structured().by_index(gates)
+
+    def _gated_losses(self, text: Text, gates: Gates, windows: Sequence[int]) -> list[float]:
+        """Mean loss of each window of a gated model."""
+        candidates = self._structured()
+
+        def measure() -> list[float]:
+            with candidates.unit_gates(gates):
+                return self._forward(text, windows)
+
+        return self._known(f"{text.name}:{_key(gates, windows)}", len(windows) * text.context, measure)
+
+    def _measure_slopes(self, gates: Gates, windows: Sequence[int]) -> list[float]:
+        """The mean loss of each window, then the derivatives of each decision's units, one after the other."""
+        with self._structured().unit_gates(gates) as found:
+            losses = self._backward(windows)
+        slopes = torch.cat([gate.slopes for gate in found]) / (len(windows) * (self.window_tokens - 1))
+        return losses + [float(f"{slope:.{SLOPE_DIGITS - 1}e}") for slope in slopes.tolist()]
+
+    def _check_gradients(self) -> None:
+        if self._teacher:
+            raise ConfigError("gate gradients are of the perplexity: this method knows no fitness kl. Use ppl.")
+
+    def _structured(self) -> SlicedModel:
+        if not isinstance(self.candidates, SlicedModel):
+            raise ConfigError("scores of units are known of structured pruning only. Take another method.")
+        return self.candidates
 
     def _measure_scores(self, windows: Sequence[int]) -> list[float]:
         """The scores of each decision's units, one after the other."""
@@ -208,12 +284,17 @@ class ModelReward:
 
     def _measure_costs(self, windows: Sequence[int], priced: Sequence[IntArray]) -> list[float]:
         """The costs of each decision at the priced numbers of units, one after the other."""
-        candidates = self.candidates
-        assert isinstance(candidates, SlicedModel)
-        with candidates.output_fishers() as fishers:
-            self._backward(windows)
-        costs = candidates.removal_costs(fishers, len(windows) * (self.window_tokens - 1))
-        return [float(value) for cost, level in zip(costs, priced, strict=True) for value in cost[level]]
+        candidates, n_tokens = self.candidates, len(windows) * (self.window_tokens - 1)
+        if isinstance(candidates, SlicedModel):
+            with candidates.output_fishers() as fishers:
+                self._backward(windows)
+            every = candidates.removal_costs(fishers, n_tokens)
+            costs = [cost[level] for cost, level in zip(every, priced, strict=True)]
+        else:
+            with candidates.output_squares() as squares:
+                self._backward(windows)
+            costs = candidates.removal_costs(squares, n_tokens, priced)
+        return [float(value) for cost in costs for value in cost]
 
     def _backward(self, windows: Sequence[int]) -> list[float]:
         """A backward pass of the summed token losses; returns the mean loss of each window."""
@@ -253,6 +334,10 @@ class ModelReward:
     def _measure(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> list[float]:
         """Mean loss of each window by a forward of the candidate."""
         self.candidates.set_allocation(allocation)
+        return self._forward(text, windows)
+
+    def _forward(self, text: Text, windows: Sequence[int]) -> list[float]:
+        """Mean loss of each window by a forward of the candidates' model as it is."""
         chosen = list(windows)
         teacher = self._teacher[text.name][chosen] if self._teacher else None
         losses = window_losses(
@@ -283,6 +368,11 @@ class ModelReward:
         """The dense model's last hidden states, (n, context - 1, hidden); called before anything is switched off."""
         model, batch = self.candidates.model, max(1, self.batch_tokens // text.context)
         return torch.cat([last_hidden(model, ids.to(model.device)) for ids in torch.split(text.windows, batch)])
+
+
+def _key(gates: Gates, windows: Sequence[int]) -> str:
+    """A digest of factors and windows, for the journal."""
+    return digest([np.concatenate(gates).astype(np.float64).tobytes().hex(), list(windows)])
 
 
 def _reward(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:

@@ -6,14 +6,40 @@ empirical Fisher information).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ffp.models.placement import float64
-from ffp.models.prunable import PrunableModule
+from ffp.models.placement import float64, forward_as, is_borrowed
+from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.models.refit import Refit
+
+
+class UnitGate:
+    """A gate on every unit of one decision: a factor on its columns, at the entry of the output linear.
+
+    Attributes:
+        slopes: Derivative of the loss in each factor, (n_units,) float64; a backward pass adds to it.
+    """
+
+    def __init__(self, module: PrunableModule, factors: torch.Tensor):
+        """Takes the factors, (n_units,), in the order in which the module's units lie."""
+        self.slopes = torch.zeros(len(factors), dtype=torch.float64)
+        self._on = factors.float().repeat_interleave(module.output_width * module.decision.bundle)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Puts the gates before the output linear; returns the handle of the hook."""
+        return _gate(linear, self._on, self)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; x, gradient: (batch, tokens, in) at the gates."""
+        by_column = (x.float() * gradient.float()).flatten(0, -2).sum(0)
+        self.slopes += float64(by_column).view(len(self.slopes), -1).sum(1).cpu()
 
 
 class Gate:
@@ -39,13 +65,7 @@ class Gate:
 
     def attach(self, linear: nn.Linear) -> Any:
         """Puts the gates before the output linear; returns the handle of the hook."""
-        on = (torch.arange(self.reach * self.width) < self.keep * self.width).float().requires_grad_()
-
-        def gate(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x = arguments[0]
-            return (_Gated.apply(x, on.to(x), self), *arguments[1:])  # type: ignore[no-untyped-call]
-
-        return linear.register_forward_pre_hook(gate)
+        return _gate(linear, (torch.arange(self.reach * self.width) < self.keep * self.width).float(), self)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass to the sums; x, gradient: (batch, tokens, in) at the gates."""
@@ -101,6 +121,26 @@ class Fisher:
         self.total = self.total + product if len(self.total) else product
 
 
+class OutputSquares:
+    """Diagonal of Fisher: the sum over tokens of g_i^2 for each output of one linear.
+
+    Attributes:
+        total: (out,) float64; empty before the first backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.total = torch.empty(0, dtype=torch.float64)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Watches the linear; returns the handle of the hook."""
+        return _watch(linear, self, inputs=False)
+
+    def add(self, x: None, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; gradient: (batch, tokens, out)."""
+        squares = float64(gradient.flatten(0, -2).float().square().sum(0))
+        self.total = self.total + squares if len(self.total) else squares
+
+
 class WeightGradient:
     """Gradient of the loss in the weight of one linear: the sum over tokens of g x^T, which needs no trained weight.
 
@@ -121,7 +161,37 @@ class WeightGradient:
         self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
 
 
-def _watch(linear: nn.Linear, watcher: RefitGate | Fisher | WeightGradient, *, inputs: bool) -> Any:
+def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate) -> Any:
+    """Multiplies a linear's inputs by `on`, (in,), and reports the backward pass; returns the handle of the hook."""
+    on = on.clone().requires_grad_()
+
+    def multiply(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = arguments[0]
+        return (_Gated.apply(x, on.to(x), gate), *arguments[1:])  # type: ignore[no-untyped-call]
+
+    return linear.register_forward_pre_hook(multiply)
+
+
+Watcher = Gate | UnitGate | Fisher | OutputSquares | WeightGradient
+
+
+@contextmanager
+def watched(prunable: PrunableModel, watchers: Iterable[tuple[str, Watcher]]) -> Iterator[None]:
+    """Attaches watchers to linears, by path, while the context is open.
+
+    Blocks are checkpointed, so that one block's activations are in memory at a time.
+    """
+    with ExitStack() as undo:
+        for path, watcher in watchers:
+            undo.callback(watcher.attach(prunable.linear(path)).remove)
+        for block in prunable.blocks:
+            undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
+            if is_borrowed(block):  # a forward that stops early would not give the weights back
+                undo.enter_context(set_checkpoint_early_stop(False))
+        yield
+
+
+def _watch(linear: nn.Linear, watcher: Watcher, *, inputs: bool) -> Any:
     """Lets a backward pass report to a watcher; returns the handle of the hook. inputs: keep the linear's for it."""
     leaf = torch.zeros(()).requires_grad_()
 
@@ -146,7 +216,7 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate | UnitGate) -> torch.Tensor:
         ctx.save_for_backward(x, on)
         ctx.gate = gate
         return x * on

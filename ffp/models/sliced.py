@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ffp.core.errors import ConfigError
-from ffp.core.problem import Allocation
-from ffp.models.gates import Fisher, Gate, RefitGate, WeightGradient
+from ffp.core.problem import Allocation, Gates
+from ffp.models.gates import Fisher, Gate, RefitGate, UnitGate, WeightGradient, watched
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
-from ffp.models.placement import float64, forward_as, is_borrowed
+from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
 
@@ -100,7 +98,7 @@ class SlicedModel:
         gates = [self._gate(module, k, band) for module, k in zip(self.prunable.modules, keep, strict=True)]
         self.set_keep([gate.reach for gate in gates])
         try:
-            with self._watched(zip(self._outputs, gates, strict=True)):
+            with watched(self.prunable, zip(self._outputs, gates, strict=True)):
                 yield gates
         finally:
             if self.refits:  # the gates leave other weights behind
@@ -109,6 +107,32 @@ class SlicedModel:
     def _gate(self, module: PrunableModule, keep: int, band: float) -> Gate:
         refit = self.refits.get(module.decision.name)
         return RefitGate(module, keep, band, refit) if refit else Gate(module, keep, band)
+
+    @contextmanager
+    def unit_gates(self, factors: Gates) -> Iterator[list[UnitGate]]:
+        """Makes the model dense and multiplies every unit by a factor; a backward pass fills the gates' slopes.
+
+        Factors of 1 and 0 give the function of the model cut to the units at 1. No unit makes up for another.
+
+        Args:
+            factors: By decision, of its units in the order in which they are kept, (n_units,).
+
+        Yields:
+            The gates, in the order of `prunable.modules`.
+        """
+        self._set_dense()
+        gates = [UnitGate(m, torch.as_tensor(f)) for m, f in zip(self.prunable.modules, factors, strict=True)]
+        with watched(self.prunable, zip(self._outputs, gates, strict=True)):
+            yield gates
+
+    def by_index(self, factors: Gates) -> dict[str, npt.NDArray[np.float32]]:
+        """Returns factors on units, as unit_gates takes them, in the model's own order of heads and channels."""
+        found = {}
+        for module, order, factor in zip(self.prunable.modules, self._order, factors, strict=True):
+            name = module.decision.name
+            found[name] = np.empty(module.n_indices, dtype=np.float32)
+            found[name][order.numpy()] = np.repeat(factor, module.decision.bundle)
+        return found
 
     @contextmanager
     def output_fishers(self) -> Iterator[list[Fisher]]:
@@ -124,7 +148,7 @@ class SlicedModel:
             raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
         self._set_dense()
         fishers = [Fisher() for _ in self.prunable.modules]
-        with self._watched(zip(self._outputs, fishers, strict=True)):
+        with watched(self.prunable, zip(self._outputs, fishers, strict=True)):
             yield fishers
 
     def removal_costs(self, fishers: Sequence[Fisher], n_tokens: int) -> list[npt.NDArray[np.float64]]:
@@ -162,7 +186,7 @@ class SlicedModel:
         """
         self._set_dense()
         gradients = {path: WeightGradient() for path in self._full}
-        with self._watched(gradients.items()):
+        with watched(self.prunable, gradients.items()):
             yield gradients
 
     def taylor_scores(self, gradients: Mapping[str, WeightGradient], n_tokens: int) -> list[npt.NDArray[np.float64]]:
@@ -194,18 +218,6 @@ class SlicedModel:
     def _outputs(self) -> list[str]:
         """Paths of the output projections, module by module."""
         return [module.output for module in self.prunable.modules]
-
-    @contextmanager
-    def _watched(self, watchers: Iterable[tuple[str, Gate | Fisher | WeightGradient]]) -> Iterator[None]:
-        """Attaches watchers to linears, by path; blocks are checkpointed."""
-        with ExitStack() as undo:
-            for path, watcher in watchers:
-                undo.callback(watcher.attach(self.prunable.linear(path)).remove)
-            for block in self.prunable.blocks:
-                undo.enter_context(forward_as(block, partial(checkpoint, block.forward, use_reentrant=False)))
-                if is_borrowed(block):  # a forward that stops early would not give the weights back
-                    undo.enter_context(set_checkpoint_early_stop(False))
-            yield
 
     def _slice(self, module: PrunableModule, kept: torch.Tensor) -> None:
         for path, segments in segments_by_linear(module).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import shutil
@@ -16,7 +17,7 @@ from ffp import api
 from ffp.allocators.base import Heuristic, Search
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
-from ffp.core.problem import PruningProblem
+from ffp.core.problem import Allocation, PruningProblem
 from ffp.measure.bos import place_bos
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
@@ -144,12 +145,12 @@ def apply(
     model_dir = stage(model_dir)
     inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
     prunable = load_prunable(experiment, cell, model_dir)
-    found = read_allocation(allocation_file, prunable)
+    found, allocation = read_allocation(allocation_file, prunable)
     settings = step_settings(experiment, "apply", cell)
     origin = provenance({**inputs, "allocation": sha256(allocation_file)}, settings=settings)
     calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
     masks = api.make_masks(
-        prunable, calibration, found.pruning_problem, found.allocation, cut, batch_tokens=config.batch_tokens
+        prunable, calibration, found.pruning_problem, allocation, cut, batch_tokens=config.batch_tokens
     )
     schemas.UPDATES.write(files.updates, masks.updates, schemas.Origin(provenance=origin))
     meta = schemas.MasksOrigin(provenance=origin, problem_id=found.pruning_problem.problem_id)
@@ -274,8 +275,13 @@ def read_calibration(prunable: PrunableModel, folder: Path, *, grams: bool = Fal
     return api.Calibration(api.Windows(**windows), losses, statistics)
 
 
-def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFile:
-    """Reads an allocation; ArtifactError or BudgetError unless it is whole and of this model."""
+def read_allocation(path: Path, prunable: PrunableModel) -> tuple[schemas.AllocationFile, Allocation]:
+    """Reads an allocation, with the units beside it if the method chose them.
+
+    Raises:
+        ArtifactError: It, or the units, are damaged or of another model or search.
+        BudgetError: It does not answer its problem.
+    """
     found = schemas.AllocationFile.read(path)
     problem = found.pruning_problem
     if problem.decisions != prunable.problem(problem.target, problem.granularity).decisions:
@@ -283,8 +289,13 @@ def read_allocation(path: Path, prunable: PrunableModel) -> schemas.AllocationFi
             f"{path} was made for another model, or with another min_keep, keep_blocks, align or attention_units. "
             "Allocate for this model."
         )
-    found.allocation.check(problem)
-    return found
+    allocation, units = found.allocation, CellFiles(path.parent).units
+    if units.name in found.files:
+        if not units.exists() or sha256(units) != found.files[units.name]:
+            raise ArtifactError(f"{units} is not what the search beside it wrote. Allocate again.")
+        allocation = dataclasses.replace(allocation, units=schemas.UNITS.read(units)[0])
+    allocation.check(problem)
+    return found, allocation
 
 
 def prune_by_files(
@@ -340,6 +351,8 @@ def _write_allocation(
     """Writes the files of an allocation; allocation.json last, since its existence says that the cell is allocated."""
     if result.policy:
         schemas.POLICY.write(files.policy, result.policy, schemas.Origin(provenance=origin))
+    if result.allocation.units is not None:
+        schemas.UNITS.write(files.units, result.allocation.units, schemas.Origin(provenance=origin))
     schemas.write_trace(files.trace, result.trace)
     points = [
         schemas.Answer(tokens=answer.tokens, share=answer.share, keep=answer.allocation.keep, loss=answer.loss)
@@ -347,7 +360,9 @@ def _write_allocation(
     ]
     schemas.AnswersFile(points=points, provenance=origin).write(files.answers)
     schemas.CostFile(**result.cost.as_dict(), provenance=origin).write(files.search_cost)
-    problem, written = result.problem, [files.trace, files.answers, *([files.policy] if result.policy else [])]
+    written = [files.trace, files.answers, *([files.policy] if result.policy else [])]
+    written += [] if result.allocation.units is None else [files.units]
+    problem = result.problem
     schemas.AllocationFile(
         cell=cell.as_dict(),
         problem={"granularity": problem.granularity, "target": problem.target, "decisions": problem.decisions},

@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ffp.core.projection import kept_budget
 from ffp.pipeline.leaks import documents, leaks
 from ffp.pipeline.verify_tasks import Faults, equal, task_faults
 from ffp.pruning.pruners import find_pruner
-from ffp.pruning.structured import count_kept
+from ffp.pruning.structured import count_kept, kept_units, learned_scales
 from ffp.store import schemas
 from ffp.store.files import digest, sha256
 from ffp.store.identity import step_settings
@@ -160,7 +161,8 @@ class Verifier:
                 files.masks: schemas.MASKS.read,
                 files.updates: schemas.UPDATES.read,
             }
-            readers |= {files.policy: schemas.POLICY.read} if files.policy.exists() else {}
+            optional = {files.policy: schemas.POLICY.read, files.units: schemas.UNITS.read}
+            readers |= {path: read for path, read in optional.items() if path.exists()}
         found = self._read(readers)
         scores, allocation = found[files.scores], found.get(files.allocation)
         yield from self._scores(cell, files, scores)
@@ -218,6 +220,12 @@ class Verifier:
             yield from self._settings(where, origin.get("settings"), "apply", cell)
             yield from self._calibrated(where, origin, cell)
         compensated = self.experiment.compensation(cell.method) != "none"
+        if files.units.name in body.files and files.units in found:
+            chosen = replace(body.allocation, units=found[files.units][0])
+            by_decision = kept_units(problem, chosen, {})
+            wrong = [name for name, units in by_decision.items() if not np.array_equal(units, kept[name])]
+            yield from equal(f"{files.masks}: decisions without the units of {files.units.name}", wrong, [])
+            compensated = compensated or bool(learned_scales(chosen))
         changed = find_pruner(self.experiment.pruner(cell.method)).changes_kept
         expected = compensated if cell.granularity == "structured" else changed
         yield from equal(f"{files.updates}: holds updates", bool(updates), expected)

@@ -187,6 +187,26 @@ def _keep_product(products: list[torch.Tensor], linear: nn.Linear, x: torch.Tens
     products.append(nn.functional.linear(x.float(), linear.weight.float()))
 
 
+@torch.no_grad()
+def scaled_outputs(
+    prunable: PrunableModel, kept: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, torch.Tensor]:
+    """Returns new weights of the output projections of the model cut to `kept`, each unit's columns times its scale.
+
+    Args:
+        prunable: The dense model.
+        kept: By decision, the KV groups or channels that stay, ascending.
+        scales: By decision, their scales in the same order; decisions without any stay as they are.
+    """
+    updates = {}
+    for module in (module for module in prunable.modules if module.decision.name in scales):
+        name, weight = module.decision.name, prunable.linear(module.output).weight
+        columns = module.output_columns(torch.as_tensor(kept[name], dtype=torch.int64)).to(weight.device)
+        scale = torch.from_numpy(scales[name]).repeat_interleave(module.output_width).to(weight.device)
+        updates[f"{module.output}.weight"] = (weight[:, columns].float() * scale).to(weight).cpu()
+    return updates
+
+
 def load_updates(
     prunable: PrunableModel, updates: Mapping[str, npt.NDArray[np.float32]], *, source: object = "updates.safetensors"
 ) -> None:

@@ -14,11 +14,11 @@ from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.sliced import SlicedModel, cut, mask
-from ffp.pruning.compensation import compensate, load_updates, spread_updates
+from ffp.pruning.compensation import compensate, load_updates, scaled_outputs, spread_updates
 from ffp.pruning.masked import MaskedModel
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.statistics import ModelStatistics
-from ffp.pruning.structured import count_kept, kept_units
+from ffp.pruning.structured import count_kept, kept_units, learned_scales
 from ffp.pruning.unstructured import pack_masks, prune_weights, removals, unpack_masks
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -40,7 +40,7 @@ class Cut(Protocol):
 
         Args:
             problem: What the allocation answers.
-            allocation: How many units each decision keeps.
+            allocation: How many units each decision keeps, or which ones.
             stats: Statistics of the dense model.
             windows: Calibration tokens, (n, context) int64.
             batch_tokens: Tokens that pass a block at once.
@@ -109,10 +109,15 @@ class StructuredCut:
         self, problem: PruningProblem, allocation: Allocation, stats: ModelStatistics, windows: torch.Tensor, *,
         batch_tokens: int,
     ) -> tuple[Arrays, Arrays]:  # fmt: skip
-        """Returns the indices of kept units by decision, and compensated parameters of the output projections."""
-        kept = kept_units(problem, allocation, stats.unit_orders(self.score))
-        updates: dict[str, torch.Tensor] = {}
-        if self.compensation != "none":
+        """Returns the indices of kept units by decision, and new parameters of the output projections.
+
+        Scales that a search learned are folded into these, unless they are compensated.
+        """
+        order = stats.unit_orders(self.score) if allocation.units is None else {}
+        kept = kept_units(problem, allocation, order)
+        if self.compensation == "none":
+            updates = scaled_outputs(stats.prunable, kept, learned_scales(allocation))
+        else:
             updates = compensate(stats.prunable, kept, windows, kind=self.compensation, batch_tokens=batch_tokens)
         return kept, {name: tensor.float().cpu().numpy() for name, tensor in updates.items()}
 

@@ -7,13 +7,17 @@ ffp.pruning.weights.smallest, on the dense model's statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffp.core.problem import Allocation
+from ffp.core.errors import ConfigError
+from ffp.core.problem import Allocation, FloatArray, IntArray
+from ffp.models.gates import OutputSquares, watched
+from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel, group_size
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.unstructured import removals
@@ -40,7 +44,7 @@ class MaskedModel:
             sq_means: Mean square of each input feature, (in,), by the linear's path.
         """
         self.prunable, self.model, self.granularity = prunable, prunable.model, granularity
-        self._pruner = find_pruner(pruner)
+        self._pruner, self._sq_means = find_pruner(pruner), sq_means
         self._full: dict[str, torch.Tensor] = {}
         self._rank: dict[str, torch.Tensor] = {}
         self._norms: dict[str, torch.Tensor | None] = {}
@@ -67,6 +71,51 @@ class MaskedModel:
                 gone = self._below(path, remove).view(self._full[path].shape)
                 self.prunable.linear(path).weight.data.copy_(self._full[path]).masked_fill_(gone, 0)
                 self._removed[path] = remove
+
+    @contextmanager
+    def output_squares(self) -> Iterator[dict[str, OutputSquares]]:
+        """Makes the model dense; a backward pass fills the mean squares of the gradients at every linear's outputs.
+
+        Yields:
+            The sums by the linear's path, in the problem's order.
+
+        Raises:
+            ConfigError: A decision spans several linears.
+        """
+        if self.granularity != "unstructured":
+            raise ConfigError("costs of removals are known of units and of single weights only. Take another start.")
+        for path in (path for path, removed in self._removed.items() if removed):
+            self.prunable.linear(path).weight.data.copy_(self._full[path])
+            self._removed[path] = 0
+        squares = {path: OutputSquares() for path in self._removed}
+        with watched(self.prunable, squares.items()):
+            yield squares
+
+    def removal_costs(
+        self, squares: Mapping[str, OutputSquares], n_tokens: int, kept: Sequence[IntArray]
+    ) -> list[FloatArray]:
+        """Returns what removals of single weights cost, by the diagonal of the Kronecker-factored Fisher information.
+
+        A weight that leaves costs w_ij^2 S_ii G_jj / 2, with G_jj the mean square of its input and S_ii that of the
+        gradient at its output. What weights have in common is neglected, and so are new values of kept weights.
+
+        Args:
+            squares: From output_squares, after a backward pass of the summed token losses.
+            n_tokens: Tokens in that sum.
+            kept: Of each linear, the numbers of kept weights that are asked for.
+
+        Returns:
+            Of each linear, nats per token for these numbers; between whole quotas of its groups on a straight line.
+        """
+        found = []
+        for (path, seen), counts in zip(squares.items(), kept, strict=True):
+            weight, rank = self._full[path], self._rank[path]
+            inputs = torch.from_numpy(self._sq_means[path]).to(weight.device)
+            errors = float64(weight).square() * seen.total.to(weight.device)[:, None] * inputs / (2 * n_tokens)
+            by_rank = torch.bincount(rank.flatten().long(), weights=errors.flatten(), minlength=rank.shape[1])
+            costs = np.append(0.0, by_rank.cumsum(0).cpu().numpy())
+            found.append(np.interp((weight.numel() - counts) / len(rank), np.arange(len(costs)), costs))
+        return found
 
     def restore(self) -> None:
         """Makes the model dense again, in its own weights; this object cannot be used afterwards."""

@@ -20,14 +20,22 @@ def kept_units(
 
     Args:
         problem: What the allocation answers.
-        allocation: How many units each decision keeps.
-        order: By decision, its KV groups or channels from best to worst.
+        allocation: How many units each decision keeps, or which ones.
+        order: By decision, its KV groups or channels from best to worst; not read where the allocation says which ones.
     """
     allocation.check(problem)
+    if (units := allocation.units) is not None:
+        return {d.name: np.flatnonzero(units[d.name]).astype(np.int32) for d in problem.decisions}
     return {
         decision.name: np.sort(order[decision.name][: keep * decision.bundle]).astype(np.int32)
         for decision, keep in zip(problem.decisions, allocation.keep, strict=True)
     }
+
+
+def learned_scales(allocation: Allocation) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns the scales of the kept KV groups or channels by decision, ascending; only where some are not 1."""
+    kept = {name: factors[factors != 0] for name, factors in (allocation.units or {}).items()}
+    return {name: scales for name, scales in kept.items() if (scales != 1).any()}
 
 
 def count_kept(problem: PruningProblem, masks: Mapping[str, npt.NDArray[Any]], source: object) -> list[int]:

@@ -77,6 +77,7 @@ class CellFiles(Folder):
     answers = File("answers.json")  # what the search would have answered after so many tokens
     search_cost = File("search.cost.json")
     policy = File("policy.safetensors")  # of methods that learn one
+    units = File("units.safetensors")  # which units stay, of methods that choose them, and their scales
     journal = File("journal.txt")  # measurements of a search that is under way; removed at its end
     masks = File("masks.safetensors")  # which units or weights stay
     updates = File("updates.safetensors")  # new values of kept weights, and added biases

@@ -309,6 +309,7 @@ TOKENS = TensorFile("ffp/tokens/2", Origin)  # windows by text name, int32; dens
 STATS = TensorFile("ffp/stats/2", StatsOrigin)  # "<linear>.mean", "<linear>.sq_mean", "block_influence"
 GRAMS = TensorFile("ffp/grams/1", Origin)  # E[x x^T] of an output projection's inputs by its path, float32
 POLICY = TensorFile("ffp/policy/2", Origin)
+UNITS = TensorFile("ffp/units/1", Origin)  # factors on KV groups, heads or channels by decision, 0 for those that go
 MASKS = TensorFile("ffp/masks/1", MasksOrigin)  # kept indices by decision, or packed keep bits by parameter name
 UPDATES = TensorFile("ffp/updates/1", Origin)  # new values by parameter name
 TRAINING = TensorFile("ffp/training/1", TrainingOrigin)  # adapters, their moments in AdamW, and the curve so far

@@ -144,7 +144,7 @@ def test_the_winner_is_the_last_answer():
     t.answer(one)
     t.answer(one)
     winner = t.finish([two])
-    assert winner == two and t.answers == [(0, one.keep), (0, two.keep)]
+    assert winner == two and t.answers == [(0, one.keep, None), (0, two.keep, None)]
 
 
 def test_a_search_can_ask_for_fewer_finalists():

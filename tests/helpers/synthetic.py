@@ -12,7 +12,7 @@ import numpy as np
 from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
 from ffp.core import projection
-from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
+from ffp.core.problem import Allocation, Decision, FloatArray, Gates, IntArray, PruningProblem
 
 
 def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
@@ -92,6 +92,7 @@ class SyntheticReward:
         sensitivity *= 12 / sensitivity.sum()
         self.damage = sensitivity * np.exp(0.3 * rng.standard_normal((n_windows, n_decisions)))
         self.held_out = sensitivity * np.exp(0.3 * rng.standard_normal((4, n_decisions)))
+        self.noise = [0.5 / n * rng.standard_normal((n_windows, n)) for n in problem.n_units]
         self.decisions = problem.decisions
         self.n_windows, self.window_tokens = n_windows, window_tokens
         self.spent_tokens = self.evaluations = self.selections = 0
@@ -126,13 +127,14 @@ class SyntheticReward:
                     utility[i, side] = 2 * (decision.n_units - keep) * scale, (1 - 2 * side) * scale, 0.0
         return utility
 
-    def removal_costs(self, windows: Sequence[int]) -> list[FloatArray]:
+    def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns each decision's own damage, which is exact for this reward; charges a forward and a backward."""
         self.spent_tokens += 3 * len(windows) * self.window_tokens
         self.evaluations += 1
         damage = self.damage[list(windows)].mean(axis=0)
         return [
-            c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2 for c, d in zip(damage, self.decisions, strict=True)
+            (np.arange(d.n_units + 1), c * (np.arange(d.n_units, -1, -1) / d.n_units) ** 2)
+            for c, d in zip(damage, self.decisions, strict=True)
         ]
 
     def taylor_scores(self, windows: Sequence[int]) -> list[FloatArray]:
@@ -140,7 +142,26 @@ class SyntheticReward:
 
         At the dense model the derivative of this reward is 0; a score of the real one is not.
         """
-        return [cost[:-1] - cost[1:] for cost in self.removal_costs(windows)]
+        return [cost[:-1] - cost[1:] for _, cost in self.removal_costs(windows)]
+
+    def gated(self, gates: Gates, windows: Sequence[int]) -> float:
+        """Returns exp(-damage) of a model whose units have factors: units of a decision differ by noise alone."""
+        self.spent_tokens += len(windows) * self.window_tokens
+        self.evaluations += 1
+        removed = np.array([1 - gate.mean() for gate in gates])
+        loss = float((self.damage[list(windows)] @ removed**2).mean())
+        for noise, gate in zip(self.noise, gates, strict=True):
+            loss += float((noise[list(windows)] @ (1 - gate)).mean())
+        return float(np.exp(-loss))
+
+    def gate_slopes(self, gates: Gates, windows: Sequence[int]) -> tuple[float, list[FloatArray]]:
+        """Returns the same, and the derivative of the damage in every factor; charges a forward and a backward."""
+        value, damage = self.gated(gates, windows), self.damage[list(windows)].mean(axis=0)
+        self.spent_tokens += 2 * len(windows) * self.window_tokens
+        return value, [
+            -2 * c * (1 - gate.mean()) / len(gate) - noise[list(windows)].mean(axis=0)
+            for c, gate, noise in zip(damage, gates, self.noise, strict=True)
+        ]
 
     def select(self, allocation: Allocation) -> float:
         self.selections += 1

@@ -241,7 +241,8 @@ def test_costs_of_removals_are_the_trace_of_the_fisher_information_and_the_chang
         if compensated:
             gram = damped(statistics.gram(module, columns))
         expected = torch.trace(g.T @ g @ change @ gram @ change.T).item() / (2 * ids[:, 1:].numel())
-        assert costs[position][keep] == pytest.approx(expected, rel=1e-3, abs=1e-8)
+        assert costs[position][0][keep] == keep
+        assert costs[position][1][keep] == pytest.approx(expected, rel=1e-3, abs=1e-8)
 
 
 def test_costs_of_removals_without_gram_matrices_are_refused_before_a_token_is_spent():
@@ -259,7 +260,7 @@ def test_costs_of_removals_come_from_the_journal_the_second_time():
     first = make(journal).removal_costs([0, 3])
     again = make(MemoryJournal(journal.entries))
     again._backward = None
-    assert all((a == b).all() for a, b in zip(first, again.removal_costs([0, 3]), strict=True))
+    assert all((a[1] == b[1]).all() for a, b in zip(first, again.removal_costs([0, 3]), strict=True))
 
 
 def slow_taylor_scores(name, order, ids):
@@ -309,3 +310,66 @@ def test_taylor_scores_come_from_the_journal_the_second_time_and_do_not_depend_o
     refitted.marginal_utility(candidates(refitted)[0], windows=[1])
     for a, b in zip(scores, refitted.taylor_scores([0, 3]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def gates_of(prunable, seed=0):
+    """Random gates: some units off, some on, some scaled."""
+    rng = np.random.default_rng(seed)
+    return [rng.choice([0, 0, 1, 1, 1.5], size=m.decision.n_units) for m in prunable.modules]
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gpt_neox", marks=pytest.mark.long)])
+def test_gates_on_units_are_the_masked_model_and_their_slopes_are_finite_differences(name):
+    windows, chosen = tokens(4), [0, 1, 3]
+    prunable = PrunableModel(tiny(name))
+    text = Text("search", windows, dense_losses(prunable.model, windows))
+    order = collect(prunable, windows, batch_tokens=40).unit_orders("wanda")
+    reward = ModelReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
+
+    def loss(gates):
+        """Of the dense model, with other units masked and the output columns of those that stay scaled."""
+        other = PrunableModel(tiny(name))
+        by_index = reward.by_index(gates)
+        for module in other.modules:
+            factors = torch.from_numpy(by_index[module.decision.name]).double().repeat_interleave(module.output_width)
+            other.linear(module.output).weight.data *= factors
+        mask(other, {decision: np.flatnonzero(each) for decision, each in by_index.items()})
+        return dense_losses(other.model, windows[chosen]).mean()
+
+    gates = gates_of(prunable)
+    value, slopes = reward.gate_slopes(gates, chosen)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 3 * 20)
+    assert value == pytest.approx(math.exp(text.dense_loss[chosen].mean() - loss(gates)), rel=1e-6)
+    assert reward.gated(gates, chosen) == pytest.approx(value, rel=1e-6)
+    assert (reward.evaluations, reward.spent_tokens) == (2, 4 * 3 * 20)
+    for module, unit in ((0, 0), (0, 1), (1, 3), (3, 20), (4, 1), (5, 39)):
+        if gates[module][unit]:  # one that is masked has no bias either
+            moved = [
+                loss([g + step * (np.arange(len(g)) == unit) * (i == module) for i, g in enumerate(gates)])
+                for step in (-0.01, 0.01)
+            ]
+            assert slopes[module][unit] == pytest.approx((moved[1] - moved[0]) / 0.02, rel=2e-2, abs=1e-6)
+
+
+def test_gates_of_the_first_units_have_the_reward_of_the_allocation():
+    reward = make()
+    for allocation in candidates(reward):
+        counts = [m.decision.n_units for m in reward.candidates.prunable.modules]
+        gates = [(np.arange(n) < k).astype(float) for n, k in zip(counts, allocation.keep, strict=True)]
+        assert reward.gated(gates, [0, 2]) == pytest.approx(reward(allocation, windows=[0, 2]), rel=1e-5)
+        assert reward.select_gated(gates) == pytest.approx(reward.select(allocation), rel=1e-5)
+
+
+def test_losses_of_gates_come_from_the_journal_the_second_time():
+    journal = MemoryJournal()
+    first = make(journal)
+    gates = gates_of(first.candidates.prunable)
+    found = first.gated(gates, [0, 3]), first.gate_slopes(gates, [1]), first.select_gated(gates)
+    again = make(MemoryJournal(journal.entries), compensated=True)
+    again._backward = again._forward = None
+    assert again.gated(gates, [0, 3]) == found[0] and again.select_gated(gates) == found[2]
+    value, slopes = again.gate_slopes(gates, [1])
+    assert value == found[1][0] and all((a == b).all() for a, b in zip(slopes, found[1][1], strict=True))
+    again._forward = make()._forward
+    other = [1 - each for each in gates]
+    assert len(journal.entries) == 3 and again.gated(other, [0, 3]) != found[0]

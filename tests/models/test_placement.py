@@ -77,16 +77,20 @@ def test_every_step_gives_the_same_numbers(family, place):
 
 
 def rewarded(statistics, allocation):
-    """A candidate's reward, marginal utilities, costs of removals and Taylor scores, without refits and with them."""
+    """A candidate's reward, marginal utilities and all that a search asks for, without refits and with them."""
     text, values = Text("search", tokens(3), np.zeros(3)), []
     order = {m.decision.name: np.arange(m.n_indices)[::-1].copy() for m in statistics.prunable.modules}
     for refits in (None, statistics.refits(order)):
         view = SlicedModel(statistics.prunable, order, refits, gram=statistics.gram)
         reward = ModelReward(view, text, text, batch_tokens=40)
         utility = reward.marginal_utility(allocation, windows=[0, 1])
-        costs = np.concatenate(reward.removal_costs([0, 1]))
+        costs = np.concatenate([cost for _, cost in reward.removal_costs([0, 1])])
         scores = np.concatenate(reward.taylor_scores([0, 1]))
-        values += [reward(allocation, windows=[0, 2]), *utility.ravel(), *costs, *scores]
+        gates = [np.arange(m.decision.n_units) % 2.0 for m in statistics.prunable.modules]
+        value, slopes = reward.gate_slopes(gates, [0, 1])
+        assert reward.gated(gates, [0, 1]) == pytest.approx(value, rel=1e-6)
+        values += [reward(allocation, windows=[0, 2]), *utility.ravel(), *costs, *scores, value]
+        values += [*np.concatenate(slopes)]
         view.restore()
     return values
 

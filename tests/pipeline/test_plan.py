@@ -281,7 +281,7 @@ def test_searches_that_take_gradients_are_planned_with_a_backward():
     """A method takes them from its tracker, or the table that it starts from does."""
     for name, method in METHODS.items():
         module = inspect.getsource(inspect.getmodule(method))
-        asked = any(call in module for call in (".utility(", "table_allocation(", ".taylor_scores("))
+        asked = any(call in module for call in (".utility(", "table_allocation(", ".taylor_scores(", ".gate_slopes("))
         made = create(name, {"values": [0.5]} if name == "import" else {})
         assert takes_gradients(made) == (is_search(method) and asked), name
         if "start" in method.model_fields:

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from ffp import api
+from ffp.allocators import create
+from ffp.allocators.base import SearchBudget
 from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure.calibration import collect
+from ffp.measure.journal import MemoryJournal
 from ffp.measure.reward import ModelReward, Text
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import StructuredCut, WeightCut
@@ -134,3 +138,86 @@ def test_heads_and_channels_are_cut_or_zeroed():
         found.append(logits(other))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
     assert not torch.allclose(found[0], logits(stats.prunable), atol=0.1)
+
+
+def table_of(pruner, journal=None, granularity="unstructured"):
+    stats, windows = calibrated(granularity), tokens(6)
+    dense = np.array([float(stats.prunable.model(w[None], labels=w[None]).loss) for w in windows])
+    masked = WeightCut(granularity, pruner).candidates(stats)
+    texts = Text("search", windows[:4], dense[:4]), Text("selection", windows[4:], dense[4:])
+    return stats, ModelReward(masked, *texts, batch_tokens=40, journal=journal)
+
+
+def output_gradients(path, ids):
+    """Gradients of the summed token losses at a linear's outputs, (tokens, out), and its inputs, (tokens, in)."""
+    model, seen = tiny("llama").float(), {}
+
+    def keep(_, inputs, output):
+        seen["x"], seen["y"] = inputs[0].flatten(0, 1), output.requires_grad_()
+        output.retain_grad()
+
+    model.get_submodule(path).register_forward_hook(keep)
+    (model(ids, labels=ids).loss * ids[:, 1:].numel()).backward()
+    return seen["y"].grad.flatten(0, 1).double(), seen["x"].detach().double()
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "magnitude"])
+def test_costs_of_single_weights_are_the_diagonal_of_a_dense_quadratic_form(pruner):
+    """The form of one linear's change, differentiated twice by autograd; the masks say which weights leave."""
+    stats, reward = table_of(pruner)
+    path, chosen = "model.layers.1.self_attn.k_proj", [0, 2]
+    at = list(stats.prunable.decision_names("unstructured")).index(path)
+    reward(random_allocation(stats.prunable, "unstructured")[1], windows=[1])  # leaves its masks behind
+    table = reward.removal_costs(chosen)
+    assert reward.spent_tokens == 20 + 3 * 2 * 20 and len(table) == 21
+    g, _ = output_gradients(path, reward.search.windows[chosen])
+    _, x = output_gradients(path, tokens(4))  # the calibration text
+    weight = tiny("llama").get_submodule(path).weight.detach()
+
+    def form(change):
+        return (g @ change @ x.T).square().sum() / len(x) / (2 * 2 * 19)
+
+    hessian = torch.autograd.functional.hessian(form, torch.zeros_like(weight), vectorize=True)
+    diagonal = hessian.reshape(weight.numel(), -1).diagonal().view_as(weight)
+    kept, costs = table[at]
+    assert kept[0] == 0 and kept[-1] == weight.numel() and costs[-1] == 0
+    groups = 1 if pruner == "magnitude" else len(weight)
+    for index in (0, 40, 64, 100, 127):
+        if (weight.numel() - kept[index]) % groups:
+            continue
+        keep = stats.prunable.problem(0.0, "unstructured").n_units
+        keep[at] = kept[index]
+        reward.candidates.set_keep(keep.tolist())
+        gone = stats.prunable.linear(path).weight == 0
+        assert int(gone.sum()) == weight.numel() - kept[index]
+        expected = 0.5 * float((weight.square() * diagonal)[gone].sum())
+        assert costs[index] == pytest.approx(expected, rel=1e-4)
+    assert (np.diff(costs) <= 0).all() and costs[0] > 0
+
+
+def test_the_table_of_single_weights_keeps_more_where_the_loss_is_more_sensitive():
+    stats, _ = table_of("wanda")
+    calibration = api.Calibration(
+        api.Windows(tokens(4), tokens(6), tokens(3)), {"search": np.ones(6), "selection": np.ones(3)}, stats
+    )
+    cut, found = WeightCut("unstructured", "wanda"), {}
+    for sensitive in (1.0, 4.0):
+        linear = stats.prunable.linear("model.layers.2.mlp.down_proj")
+        linear.weight.data *= sensitive
+        answer = api.allocate(
+            stats.prunable, calibration, create("fisher-table", {}), sparsity=0.5, cut=cut, granularity="unstructured",
+            budget=SearchBudget(6, 1),
+        )  # fmt: skip
+        assert answer.cost.n_tokens == 3 * 2 * 20 and [row["stage"] for row in answer.trace] == ["table"]
+        found[sensitive] = answer.keep["block02.ffn.down_proj"]
+    assert found[4.0] > found[1.0]
+
+
+def test_costs_of_single_weights_come_from_the_journal_and_patterns_have_none():
+    journal = MemoryJournal()
+    first = table_of("wanda", journal)[1].removal_costs([1])
+    again = table_of("wanda", MemoryJournal(journal.entries))[1]
+    again._backward = None
+    assert all((a[1] == b[1]).all() for a, b in zip(first, again.removal_costs([1]), strict=True))
+    with pytest.raises(ConfigError, match="costs of removals are known of units and of single weights only"):
+        table_of("wanda", granularity="n-of-4")[1].removal_costs([1])

@@ -10,6 +10,12 @@ of the weight, Kronecker-factored (Martens and Grosse, arXiv:1503.05671). Where 
 refit of the kept columns leaves, which one Cholesky factor yields for all k. If costs added up, the best allocation
 would be a multiple-choice knapsack, which is solved exactly, as in SPDY (arXiv:2201.13096) and ZipLM
 (arXiv:2302.04089). Nothing is searched: all that it costs is the backward pass.
+
+On single weights the table has every linear, and the weights that leave are those that its pruner scores lowest. Both
+factors are diagonal there, as in Optimal Brain Damage (LeCun et al., 1990): a removed weight costs
+w_ij^2 S_ii G_jj / 2. That needs no more than the mean squares that calibration keeps of every input, where whole
+factors would take a Gram matrix and a Fisher matrix of each linear. It neglects what weights have in common, and that
+SparseGPT gives new values to those that stay.
 """
 
 from __future__ import annotations
@@ -37,7 +43,7 @@ class FisherTable(Search):
         r"c_i(k) = \tfrac12 \operatorname{tr}\left(S_i\,\Delta W_i(k)\,G_i\,\Delta W_i(k)^\top\right), \qquad "
         r"\min_k \sum_i c_i(k_i)"
     )
-    granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
+    granularities: ClassVar[frozenset[str]] = frozenset({"structured", "unstructured"})
     reads_grams: ClassVar[bool] = True
 
     windows: int = Field(
