@@ -218,11 +218,14 @@ def allocate(
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
         rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
-        tracker = Tracker(
-            problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
-            initial_policy=initial_policy,
-        )  # fmt: skip
-        return _search(method, tracker, rewards, checkpoints)
+        try:
+            tracker = Tracker(
+                problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+                initial_policy=initial_policy,
+            )  # fmt: skip
+            return _search(method, tracker, rewards, checkpoints)
+        finally:
+            rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
         allocation = method.allocate(problem, statistics)
@@ -254,23 +257,20 @@ class _Rewards:
 
 
 def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Sequence[float]) -> AllocationResult:
-    """Runs a search, scores its answers, and leaves the model as it was, also where the search fails."""
+    """Runs a search and scores its answers."""
     reward = tracker.reward
     assert isinstance(reward, ModelReward)
-    try:
-        with CostMeter() as cost:
-            allocation = method.run(tracker, np.random.default_rng(tracker.seed))
-            cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
-            cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
+    with CostMeter() as cost:
+        allocation = method.run(tracker, np.random.default_rng(tracker.seed))
+        cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
+        cost.n_tokens, cost.earlier_s = reward.spent_tokens + reward.selection_tokens, reward.earlier_s
+    allocation.check(tracker.problem)
+    if tracker.answers and (gates := tracker.answers[-1].gates) is not None:
+        allocation = dataclasses.replace(allocation, units=reward.by_index(gates))
         allocation.check(tracker.problem)
-        if tracker.answers and (gates := tracker.answers[-1].gates) is not None:
-            allocation = dataclasses.replace(allocation, units=reward.by_index(gates))
-            allocation.check(tracker.problem)
-        # answers are compared by loss, whatever the search was rewarded for
-        scorer = reward if reward.fitness == "ppl" else rewards.build("ppl", "selection:ppl")
-        answers = _score_answers(tracker, scorer, checkpoints)
-    finally:
-        rewards.candidates.restore()
+    # answers are compared by loss, whatever the search was rewarded for
+    scorer = reward if reward.fitness == "ppl" else rewards.build("ppl", "selection:ppl")
+    answers = _score_answers(tracker, scorer, checkpoints)
     return AllocationResult(tracker.problem, allocation, cost, tracker.rows, tracker.policy, answers)
 
 

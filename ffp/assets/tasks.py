@@ -96,8 +96,11 @@ def _tree(source: LocalSource) -> list[Path]:
 
 def _check_apart(name: str, files: AssetFiles) -> None:
     """Raises AssetError where a solved example is a document that is scored."""
-    scored = set(files.documents(name).read_text(encoding="utf-8").splitlines())
-    shared = sum(line in scored for line in files.examples(name).read_text(encoding="utf-8").splitlines())
+    scored, examples = (
+        [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+        for path in (files.documents(name), files.examples(name))
+    )
+    shared = len(set(scored) & set(examples))
     if shared:
         raise AssetError(f"task {name!r}: {shared} of its examples are scored documents. Give fewshot other documents.")
 

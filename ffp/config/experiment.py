@@ -49,6 +49,11 @@ class Cell:
         return self.method in ("dense", TUNED)
 
     @classmethod
+    def dense_of(cls, model: str) -> Cell:
+        """Returns the cell of the dense model."""
+        return cls(model, "structured", "0.00", "dense", 0)
+
+    @classmethod
     def parse(cls, path: str) -> Cell:
         """Returns the cell of a path; ConfigError where it is none."""
         try:

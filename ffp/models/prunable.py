@@ -121,7 +121,7 @@ class PrunableModel:
                 model.
         """
         self.model = model
-        self.min_keep = min_keep
+        self.min_keep, self.align, self.keep_blocks = min_keep, align, keep_blocks
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
@@ -199,7 +199,7 @@ class PrunableModel:
 
     def model_params(self) -> int:
         """Returns the parameters of the whole model as it is now, tied ones counted once."""
-        return sum({p.data_ptr(): p.numel() for p in self.model.parameters()}.values())
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def describe_units(self) -> str:
         """Returns in words what the units of a block are, e.g. "3 KV groups of 3 query heads, 1536 channels"."""

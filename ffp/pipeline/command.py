@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from ffp.allocators import Search
+from ffp.api import BATCH_TOKENS
 from ffp.assets.stock import check_tasks, stock_index
 from ffp.assets.tasks import fetch_tasks
 from ffp.config import TasksConfig, read_part
@@ -191,11 +192,11 @@ To make it again:
 
 
 def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel) -> str:
-    """Returns the command that makes the checkpoint again, whatever the defaults of a later version are."""
+    """Returns the command that makes the checkpoint again with this version."""
     settings, model = request.settings, opened.config
     structured = settings.granularity == "structured"
     options: dict[str, Any] = {
-        "sparsity": f"{settings.sparsity:g}",
+        "sparsity": repr(settings.sparsity),
         "method": settings.method.name,
         "granularity": None if structured else settings.granularity,
         "pruner": None if structured else settings.pruner,
@@ -217,6 +218,7 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         "dtype": model.dtype,
         "device": model.device,
         "threads": model.resources.threads,
+        "batch-tokens": model.batch_tokens if model.batch_tokens != BATCH_TOKENS else None,
         "offload": model.offload or None,
         "tasks": request.tasks,
         "num-fewshot": request.num_fewshot,

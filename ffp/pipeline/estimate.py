@@ -55,7 +55,7 @@ class Estimate:
         method, device = self.settings.method, choose_device(self.config.device)
         precision = dtype_of(self.prunable.model, self.config)
         minutes = tokens * forward_flops(self.prunable) / (flops_per_second(device, precision) * SHARE) / 60
-        params = sum(parameter.numel() for parameter in self.prunable.model.parameters())
+        params = self.prunable.model_params()
         budget = self.settings.search.budget().tokens(self.settings.search.context)
         structured = self.settings.granularity == "structured"
         searched = f"searches with {budget:,} tokens" if isinstance(method, Search) else "searches nothing"
@@ -86,7 +86,7 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
         memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)
     steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
     steps += ["recover"] if settings.recover.wanted else []
-    size = sum(p.numel() for p in prunable.model.parameters()) * dtype_of(prunable.model, config).itemsize
+    size = prunable.model_params() * dtype_of(prunable.model, config).itemsize
     size += gram_bytes(prunable) if settings.needs_grams else 0
     return Estimate(prunable, config, settings, max(memory[step] for step in steps), size)
 

@@ -73,7 +73,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix == ".arrow":
             return [dict(row) for row in READERS["arrow"](path)]
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Fetch it again.") from error
 

@@ -98,7 +98,7 @@ def plan_model(experiment: Experiment, name: str, *, tflops: float | None = None
     checks, each = preflight(planned), planned.prunables
     config, prunable = experiment.models[name], each[0]
     memory = memory_of(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
-    params = sum(parameter.numel() for parameter in prunable.model.parameters())
+    params = prunable.model_params()
     tasks = plan_tasks(experiment, name)
     return ModelPlan(
         name=name,

@@ -13,7 +13,7 @@ import torch
 from ffp.allocators import is_search
 from ffp.allocators.base import Method
 from ffp.assets.stock import is_installed
-from ffp.config import Cell, Experiment
+from ffp.config import Experiment
 from ffp.core.problem import PruningProblem
 from ffp.models.checkpoint import load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
@@ -24,7 +24,7 @@ from ffp.pipeline.preflight import Planned, preflight
 from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, units_of
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
-from ffp.store.identity import step_settings
+from ffp.store.identity import preflight_settings
 from ffp.store.layout import Layout
 from ffp.store.provenance import provenance
 
@@ -70,7 +70,7 @@ def check_model(
     inputs = {"model": asset_digest(model_dir), **{f"text {text}": asset_digest(at) for text, at in text_dirs.items()}}
     inputs |= {"tasks": asset_digest(tasks_dir)} if tasks_dir else {}
     found = _given(experiment, name, model_dir, text_dirs, tasks_dir)
-    origin = provenance(inputs, settings=_settings(experiment, name))
+    origin = provenance(inputs, settings=preflight_settings(experiment, name))
     schemas.PreflightFile(checks=preflight(found), provenance=origin).write(out)
 
 
@@ -81,7 +81,8 @@ def check_unless_done(experiment: Experiment, name: str) -> None:
         FfpError: The first fault with its remedy.
     """
     done = Layout.from_grid(experiment.grid).calibration(name).preflight
-    if done.is_file() and schemas.PreflightFile.read(done).provenance.get("settings") == _settings(experiment, name):
+    settings = preflight_settings(experiment, name)
+    if done.is_file() and schemas.PreflightFile.read(done).provenance.get("settings") == settings:
         return
     if is_fetched(experiment, name):
         preflight(planned_model(experiment, name))
@@ -170,9 +171,3 @@ def _windows(
         if text in text_dirs:
             found[f"test {text}"] = scored_windows(experiment, prunable, tokenizer, text, text_dirs[text], bos=bos)
     return found
-
-
-def _settings(experiment: Experiment, name: str) -> list[dict[str, Any]]:
-    """The settings of the steps whose faults are looked for."""
-    cell = Cell(name, "structured", "0.00", "dense", 0)
-    return [step_settings(experiment, step, cell) for step in ("calibrate", "evaluate")]

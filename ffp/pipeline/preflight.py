@@ -208,5 +208,5 @@ CHECKS = (
     Check("the device has the memory", ("memory",), "calibrate", _check_memory),
     Check("the disk has the space", ("disk",), "calibrate", _check_disk),
     Check("every text is long enough, of tokens that the model knows", ("windows",), "evaluate", _check_texts),
-    Check("every task has its examples and room for its answers", ("tasks_dir",), "evaluate", _check_task_data),
+    Check("every task has its examples and room for its answers", ("tasks", "tasks_dir"), "evaluate", _check_task_data),
 )

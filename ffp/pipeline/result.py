@@ -12,6 +12,7 @@ import torch
 
 import ffp
 from ffp import api
+from ffp.allocators import Search
 from ffp.config import Cell, LocalSource, ModelConfig
 from ffp.config.bos import IN_WORDS, PlacedBos
 from ffp.config.pruning import PruneSettings
@@ -256,13 +257,28 @@ class Pruned:
 
     def _call(self) -> str:
         """The call of ffp.prune, for a model that was given in memory."""
-        asked = self.settings
-        return (
-            f"ffp.prune(model, tokenizer, sparsity={asked.sparsity:g}, method={asked.method.name!r}, "
-            f"compensate={asked.compensate!r}, granularity={asked.granularity!r}, seed={asked.seed}, "
-            f"bos={self.bos!r}, "
-            f"{f'recover={asked.recover.model_dump()!r}, ' if asked.recover.wanted else ''}text=...)"
-        )
+        asked, units = self.settings, self.prunable
+        method = asked.method.model_dump(mode="json", exclude_defaults=True)
+        given: dict[str, Any] = {
+            "sparsity": asked.sparsity,
+            "method": asked.method.name,
+            **({"params": method} if method else {}),
+            "granularity": asked.granularity,
+            "compensate": asked.compensate,
+            "pruner": asked.pruner,
+            "seed": asked.seed,
+            "bos": self.bos,
+            "align": units.align,
+            "min_keep": units.min_keep,
+            "keep_blocks": units.keep_blocks,
+            "attention_units": units.attention_units,
+            "dense_shape": self.dense_shape and asked.granularity == "structured",
+            "calibration": asked.calibration.model_dump(mode="json"),
+            **({"search": asked.search.model_dump(mode="json")} if isinstance(asked.method, Search) else {}),
+            **({"recover": asked.recover.model_dump(mode="json")} if asked.recover.wanted else {}),
+        }
+        options = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"ffp.prune(model, tokenizer, {options}, text=...)"
 
 
 def _plus_minus(ppl: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     with CostMeter() as cost:
         calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens, grams=experiment.keeps_grams)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
-    settings = step_settings(experiment, "calibrate", Cell(model_name, "structured", "0.00", "dense", 0))
+    settings = step_settings(experiment, "calibrate", Cell.dense_of(model_name))
     origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
     write_calibration(files, calibration, origin)
     schemas.CostFile(**cost.as_dict(), provenance=origin).write(files.cost)

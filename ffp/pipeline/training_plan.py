@@ -47,7 +47,7 @@ def training_memory(prunable: PrunableModel, config: ModelConfig, settings: Reco
     size, tokens = dtype_of(prunable.model, config).itemsize, max(config.batch_tokens, context)
     width, linears = int(prunable.config.hidden_size), [prunable.linear(path) for path, _ in prunable.linears(0)]
     inputs, outputs = (sum(getattr(one, name) for one in linears) for name in ("in_features", "out_features"))
-    weights = size * sum(p.numel() for p in prunable.model.parameters()) * (2 if settings.loss == "kl" else 1)
+    weights = size * prunable.model_params() * (2 if settings.loss == "kl" else 1)
     adapters = ADAPTER_BYTES * settings.rank * (inputs + outputs) * len(prunable.blocks)
     block = tokens * (size * (8 * width + 2 * outputs) + 4 * (inputs + settings.rank * len(linears)))
     kept = tokens * width * size * len(prunable.blocks) + block if settings.checkpoint else block * len(prunable.blocks)

@@ -124,7 +124,7 @@ class Verifier:
         origins = [found[files.tokens][1].provenance, found[files.stats][1].provenance, found[files.cost].provenance]
         if self.experiment.keeps_grams:
             origins.append(self._read({files.grams: schemas.GRAMS.read})[files.grams][1].provenance)
-        cell = Cell(model, "structured", "0.00", "dense", 0)
+        cell = Cell.dense_of(model)
         for origin in origins:
             yield from self._inputs(files.folder, origin, model=f"models/{model}", text=self.text)
             yield from self._settings(files.folder, origin.get("settings"), "calibrate", cell)

@@ -41,9 +41,12 @@ def _lowest(score: torch.Tensor, quota: int) -> torch.Tensor:
 
 
 def removal_rank(score: torch.Tensor) -> torch.Tensor:
-    """Returns the position of each entry within its group, 0 for the smallest, in the smallest integer type."""
+    """Returns the position of each entry within its group, 0 for the smallest, in the smallest integer type.
+
+    The type holds the size of a group too, with which ranks are compared.
+    """
     size = score.shape[1]
-    dtype = torch.uint8 if size <= 256 else torch.int16 if size <= 1 << 15 else torch.int32
+    dtype = torch.uint8 if size < 1 << 8 else torch.int16 if size < 1 << 15 else torch.int32
     order = score.argsort(dim=1, stable=True)
     rank = torch.empty_like(order, dtype=dtype)
     return rank.scatter_(1, order, torch.arange(size, device=score.device).to(dtype).expand_as(order))

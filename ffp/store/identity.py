@@ -73,6 +73,16 @@ def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, An
     return {**version, **part.model_dump(mode="json", include={"source"}), **lm_head}
 
 
+def preflight_settings(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Returns everything that the checks of a model look at: its settings, and the grid's but for names."""
+    cell = Cell.dense_of(model)
+    return {
+        "steps": [step_settings(experiment, step, cell) for step in ("calibrate", "evaluate")],
+        "model": experiment.models[model].model_dump(mode="json", exclude={"title"}),
+        "grid": experiment.grid.model_dump(mode="json", exclude={"title"}),
+    }
+
+
 def report_settings(experiment: Experiment) -> dict[str, Any]:
     """Returns everything that can change the report: the grid, the names in its tables, and what others published."""
     parts = {**experiment.models, "text": experiment.text, "tasks": experiment.tasks}

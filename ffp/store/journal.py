@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ffp.core.errors import FfpError
-from ffp.store.files import digest, sealed_line, sealed_lines
+from ffp.store.files import digest, sealed_line, sealed_lines, write_text
 
 log = logging.getLogger("ffp")
 
@@ -34,8 +34,9 @@ class FileJournal:
         if not lines or lines[0] != self._head:
             lines = [self._head]
         self._known = {line["key"]: line for line in lines[1:]}
-        if path.exists():
-            path.write_text("".join(sealed_line(line) for line in lines))
+        text = "".join(sealed_line(line) for line in lines)
+        if path.exists() and path.read_bytes() != text.encode():  # of another identity, or its tail is damaged
+            write_text(path, text)
         if self._known:
             log.info("resuming: %d measurements in %s", len(self._known), path.name)
 

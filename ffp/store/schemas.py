@@ -23,7 +23,6 @@ from ffp.store.task_scores import TaskScores
 CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
-BLOCK_INFLUENCE = "block_influence"  # stats.safetensors: beside the moments
 
 
 class Provenance(Part):

@@ -59,6 +59,35 @@ def test_a_grids_cell_with_the_same_settings_has_equal_allocations_and_weights(
     assert all(torch.equal(ours[name], tensor) for name, tensor in exported.items())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"keep_blocks": "0", "align": 2, "params": {"start": "ffn-only"}},
+        {"method": "ffn-only", "min_keep": 2, "dense_shape": True},
+        {"method": "uniform", "granularity": "unstructured"},
+    ],
+    ids=["by default", "heuristic", "single weights"],
+)
+def test_the_call_in_the_model_card_makes_the_same_model_again(asked, loaded, texts, tmp_path, hub_modules):
+    model, tokenizer = loaded
+    first = ffp.prune(model, tokenizer, sparsity=0.3125, text=texts, in_place=False, **asked, **SMALL)
+    card = ExportFiles(first.save(tmp_path / "small")).card.read_text()
+    call = next(line for line in card.splitlines() if line.startswith("ffp.prune("))
+    call = call.replace("text=...", "text=texts, in_place=False, evaluate=False")
+    again = eval(call, {"ffp": ffp, "model": model, "tokenizer": tokenizer, "texts": texts})
+    ours, theirs = first.model.state_dict(), again.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert again.settings.model_dump(exclude={"evaluation"}) == first.settings.model_dump(exclude={"evaluation"})
+
+
+def test_a_refused_search_leaves_the_model_as_it_was(loaded, texts):
+    model, tokenizer = loaded
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(BudgetError):
+        ffp.allocate(model, tokenizer, sparsity=0.999, text=texts, method="fastforward-guided", **SMALL)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("granularity", ["structured", "unstructured", "n-of-4"])
 def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, loaded, texts, tmp_path, hub_modules):
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -53,6 +53,11 @@ def test_masks_are_nested_and_ranks_give_the_order_of_removal():
     assert removal_rank(score[:, :8]).dtype == torch.uint8
 
 
+@pytest.mark.parametrize("size", [256, 1 << 15])
+def test_ranks_compare_with_the_size_of_their_group(size):
+    assert bool((removal_rank(torch.rand(1, size)) < size).all())
+
+
 def test_each_pruner_compares_weights_within_its_groups():
     weight, sq_mean = torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([4.0, 9.0], dtype=torch.float64)
     assert find_pruner("wanda").grouped_scores(weight, sq_mean, 0).tolist() == [[2.0, 6.0], [6.0, 12.0]]

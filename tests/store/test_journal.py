@@ -30,6 +30,14 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_rest_is_kept(tmp_path):
     assert again.find("search:1") and again.find("search:2") is None
 
 
+def test_opening_a_whole_journal_writes_nothing(tmp_path):
+    path = tmp_path / "journal.txt"
+    FileJournal(path, "a").add("search:1", [0.5], 2.0, tokens=64)
+    before = path.stat()
+    assert FileJournal(path, "a").find("search:1")
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FfpError, match=r"cannot write .*journal.txt.*Free the disk"):

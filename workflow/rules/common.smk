@@ -10,7 +10,7 @@ from ffp.allocators import is_search
 from ffp.config import Cell, Experiment
 from ffp.core.plain import shell_line
 from ffp.pipeline import cluster, links, locks
-from ffp.store.identity import asset_settings, report_settings, step_settings
+from ffp.store.identity import asset_settings, preflight_settings, report_settings, step_settings
 from ffp.store.layout import WILDCARD_CELL, Layout
 
 if workflow.is_main_process:

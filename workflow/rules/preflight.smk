@@ -19,7 +19,7 @@ rule preflight:
         **MODEL_PARAMS,
         text_dirs=folders("texts", "--text-dir"),
         tasks_dir=folder_option("--tasks-dir", "tasks"),
-        settings=lambda wildcards: [settings(step)(wildcards) for step in ("calibrate", "evaluate")],
+        settings=lambda wildcards: as_json(preflight_settings(EXPERIMENT, wildcards.model)),
     message:
         "preflight {wildcards.model}"
     shell:
