@@ -39,6 +39,7 @@ from ffp.measure.perplexity import perplexity
 from ffp.measure.recovery import Recovery, TrainingState
 from ffp.measure.recovery import recover as train
 from ffp.measure.reward import ModelReward, Text
+from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import Arrays, Candidates, Cut
 from ffp.pruning.statistics import ModelStatistics
@@ -223,7 +224,8 @@ def allocate(
                 problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
                 initial_policy=initial_policy,
             )  # fmt: skip
-            return _search(method, tracker, rewards, checkpoints)
+            with for_inference(prunable.model):
+                return _search(method, tracker, rewards, checkpoints)
         finally:
             rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"

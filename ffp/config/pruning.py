@@ -102,10 +102,14 @@ def prune_settings(
         ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
     """
     structured = granularity == "structured"
-    compensate = compensate or ("ridge" if structured else "none")
+    if params and isinstance(method, Method):
+        raise ConfigError(f"params have no effect on a method that is made already. Give them to {method.name} itself.")
+    if not (tokens is None or isinstance(tokens, int)):
+        raise ConfigError(f"tokens = {tokens!r} is no whole number. Write it without quotes.")
+    compensate = ("ridge" if structured else "none") if compensate is None else compensate
     if method is None and structured and tokens != 0:
         method, params = SEARCHED, {**START, **(params or {})}
-        others |= _second_order(compensate.startswith("ridge"), others)
+        others |= _second_order(str(compensate).startswith("ridge"), others)
     elif method is None:
         method = UNSEARCHED if structured else SINGLE_WEIGHTS
     if isinstance(method, str):

@@ -40,8 +40,10 @@ def check_blocks(text: str) -> list[str]:
     """Returns the parts of a text that names blocks of any model; see parse_blocks.
 
     Raises:
-        ConfigError: One is neither a number nor a range nor a slice.
+        ConfigError: One is neither a number nor a range nor a slice, or this is no text.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"keep_blocks = {text!r} is no text. Write the blocks as one, e.g. '0-3,-2:'.")
     parts = [part.strip() for part in text.split(",")] if text else []
     for part in parts:
         if not (RANGE.fullmatch(part) or SLICE.fullmatch(part)):

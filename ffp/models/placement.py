@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+@contextmanager
+def for_inference(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
+    training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(gradients.get(name, False))
+
+
 def choose_device(name: str) -> torch.device:
     """Returns the device of that name; "auto" takes CUDA, then MPS, then the CPU.
 

@@ -120,6 +120,8 @@ class PrunableModel:
             ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
                 model.
         """
+        if min_keep < 0:
+            raise ConfigError(f"min_keep = {min_keep} is below 0. Give the units that every module keeps at least.")
         self.model = model
         self.min_keep, self.align, self.keep_blocks = min_keep, align, keep_blocks
         self.config = model.config

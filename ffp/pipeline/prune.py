@@ -7,8 +7,7 @@ the same settings, text and threads have equal allocations and equal weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,11 @@ from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
+from ffp.core.errors import ConfigError
 from ffp.core.problem import AttentionUnits
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
+from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_problem, check_token_ids
 from ffp.pipeline.phases import Phases, phase_tokens
@@ -73,11 +74,12 @@ def prune(
     Raises:
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
+    check_given(model, tokenizer)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
     asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
-    with _for_inference(model if in_place else copy.deepcopy(model)) as target:
+    with for_inference(model if in_place else copy.deepcopy(model)) as target:
         prunable = PrunableModel(target, align=align, **units)
         cut = cut_text(prunable, tokenizer, open_text(text, data=default_data()), asked, evaluate=evaluate)
         pruned = run(prunable, tokenizer, cut, asked, batch_tokens, dense_shape=dense_shape)
@@ -118,11 +120,12 @@ def allocate(
         ConfigError: A value is not accepted, or the text is too short; one line with the remedy.
         BudgetError: The sparsity cannot be met.
     """
+    check_given(model, tokenizer)
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
     )
     opened = open_text(text, data=default_data())
-    with _for_inference(model):
+    with for_inference(model):
         prunable = PrunableModel(
             model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
         )
@@ -130,19 +133,6 @@ def allocate(
         check_problem(asked.method, prunable.problem(sparsity, granularity))
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=asked.needs_grams)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
-
-
-@contextmanager
-def _for_inference(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
-    training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
-    model.eval().requires_grad_(False)
-    try:
-        yield model
-    finally:
-        model.train(training)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(gradients.get(name, False))
 
 
 def run(
@@ -190,6 +180,22 @@ def run(
         seconds=phases.seconds, dense_shape=dense_shape or settings.granularity != "structured",
         recovery=recovery, before=before,
     )  # fmt: skip
+
+
+def check_given(model: Any, tokenizer: Any) -> None:
+    """Raises ConfigError unless these are a causal language model and a tokenizer of transformers."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, not a causal language model. Load one by "
+            "transformers.AutoModelForCausalLM.from_pretrained, or name it to the command `ffp prune`."
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(
+            f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "
+            "transformers.AutoTokenizer.from_pretrained."
+        )
 
 
 @dataclass(frozen=True)

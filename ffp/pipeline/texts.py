@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,28 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
         entry = find_entry("texts", text or DEFAULT_TEXT)
         if entry is not None:
             return _fetched(entry, data)
-        if not Path(str(text)).exists():
+        if not _is_file(str(text)):
+            shown = repr(text) if len(str(text)) < 100 else f"{str(text)[:60]!r}..."
             raise ConfigError(
-                f"text {text!r} is no file, and no known text: {did_you_mean(str(text), entries('texts'))}"
+                f"text {shown} is no file, and no known text: {did_you_mean(str(text)[:100], entries('texts'))} "
+                "Documents are given as a list of strings."
             )
         text = Path(str(text))
     if isinstance(text, Path):
         text = [text]
+    if not isinstance(text, Iterable):
+        raise ConfigError(f"text is a {type(text).__name__}. Give a list of strings, files, or the name of a text.")
     given: list[Any] = list(text)
     files = [each for each in given if isinstance(each, Path)]
     title = one_line(" + ".join(file.name for file in files)) or "given text"
     return SplitText(title, split_documents(read_text_files(files, column) if files else given))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # no name of a file: too long, or with a zero byte
+        return False
 
 
 def _fetched(entry: Path, data: Path) -> SplitText:

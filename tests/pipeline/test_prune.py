@@ -14,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ffp
-from ffp.allocators.base import Heuristic
+from ffp import api
+from ffp.allocators import create
+from ffp.allocators.base import Heuristic, SearchBudget
 from ffp.config import Experiment
 from ffp.core import projection
 from ffp.core.errors import AssetError, BudgetError, ConfigError
 from ffp.models.checkpoint import load_model, load_tokenizer
 from ffp.models.formats import Transformers
+from ffp.models.prunable import PrunableModel
 from ffp.pipeline.export import export
+from ffp.pruning.cuts import StructuredCut
 from ffp.store import schemas
 from ffp.store.documents import read_documents
 from ffp.store.layout import SPLITS, ExportFiles, Layout
@@ -77,7 +81,6 @@ def test_the_call_in_the_model_card_makes_the_same_model_again(asked, loaded, te
     again = eval(call, {"ffp": ffp, "model": model, "tokenizer": tokenizer, "texts": texts})
     ours, theirs = first.model.state_dict(), again.model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert again.settings.model_dump(exclude={"evaluation"}) == first.settings.model_dump(exclude={"evaluation"})
 
 
 def test_a_refused_search_leaves_the_model_as_it_was(loaded, texts):
@@ -271,3 +274,38 @@ def test_bad_input_is_refused_before_a_token_is_spent(options, error, message, l
         ffp.prune(*loaded, **{"sparsity": 0.3, "text": texts, **SMALL, **options})
     assert len(str(refusal.value).splitlines()) == 1
     assert not spent
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"model": "smollm2-135m"}, r"the model is a str, not a causal language model\. Load one by"),
+        ({"tokenizer": None}, "the tokenizer is a NoneType"),
+        ({"compensate": False}, "compensate"),
+        ({"method": create("owl", {}), "params": {"strength": 0.1}}, "params have no effect"),
+        ({"min_keep": -5}, "min_keep = -5 is below 0"),
+        ({"keep_blocks": [0, 1]}, r"keep_blocks = \[0, 1\] is no text"),
+        ({"keep_blocks": 0}, "keep_blocks = 0 is no text"),
+        ({"tokens": "4096"}, "tokens = '4096' is no whole number"),
+        ({"text": 5}, "text is a int"),
+        ({"text": "word " * 1000}, "Documents are given as a list of strings"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, loaded, texts):
+    model, tokenizer = loaded
+    given = {"model": model, "tokenizer": tokenizer, "sparsity": 0.3, "text": texts, **SMALL, **asked}
+    with pytest.raises(ConfigError, match=said):
+        ffp.prune(given.pop("model"), given.pop("tokenizer"), **given)
+
+
+def test_a_search_by_the_api_takes_a_model_whose_parameters_need_gradients(loaded, texts):
+    model, _ = loaded
+    model.train().requires_grad_(True)
+    ids = torch.arange(16 * 64).reshape(16, 64) % 100
+    prunable = PrunableModel(model)
+    calibration = api.calibrate(prunable, api.Windows(ids[:4], ids[4:12], ids[12:]))
+    found = api.allocate(
+        prunable, calibration, create("fastforward-guided", {}), sparsity=0.3,
+        cut=StructuredCut("wanda", "none"), budget=SearchBudget(6, 1),
+    )  # fmt: skip
+    assert found.allocation.keep and model.training and all(each.requires_grad for each in model.parameters())
