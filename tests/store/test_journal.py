@@ -30,6 +30,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_rest_is_kept(tmp_path):
     assert again.find("search:1") and again.find("search:2") is None
 
 
+@pytest.mark.fault
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FfpError, match=r"cannot write .*journal.txt.*Free the disk"):
