@@ -64,7 +64,7 @@ test-long: install
 # The soak on a virtual Slurm adds its own section:  python -m tests.faults.soak --help
 test-faults: install
 	@$(RUN) python -m pytest -m '(fault or bad_input) and not slurm and not vllm' --timeout 3600 \
-	  --counts benchmarks/results/faults.json $(PYTEST_ARGS)
+	  --counts benchmarks/results/faults.json tests $(PYTEST_ARGS)
 
 # A real Slurm of four virtual nodes (root on Debian; skipped with its reason elsewhere), ten minutes.
 test-slurm: install
