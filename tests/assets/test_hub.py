@@ -113,6 +113,7 @@ def test_a_gated_repository_needs_a_login(hub: Hub, repo: Path, out: Path, monke
     assert AssetFile.read(out / "asset.json")
 
 
+@pytest.mark.bad_input
 def test_what_the_hub_does_not_have_is_named(hub: Hub, repo: Path, out: Path) -> None:
     hub.push("org/tiny", repo)
     for revision in ("main", "0" * 40):
@@ -127,6 +128,7 @@ def test_what_the_hub_does_not_have_is_named(hub: Hub, repo: Path, out: Path) ->
     assert not hub.downloads()
 
 
+@pytest.mark.bad_input
 def test_pickled_weights_are_refused_unasked(hub: Hub, repo: Path, out: Path) -> None:
     (repo / "model.safetensors").rename(repo / "pytorch_model.bin")
     hub.push("org/tiny", repo)
@@ -135,6 +137,7 @@ def test_pickled_weights_are_refused_unasked(hub: Hub, repo: Path, out: Path) ->
     assert not hub.downloads()
 
 
+@pytest.mark.fault
 def test_a_missing_connection_is_named(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use("http://127.0.0.1:9", tmp_path / "hf", monkeypatch)
     assert fails(config(), out).startswith("no connection to the hub for org/tiny: ")
@@ -142,6 +145,7 @@ def test_a_missing_connection_is_named(tmp_path: Path, out: Path, monkeypatch: p
         resolve_revision("org/tiny", None)
 
 
+@pytest.mark.bad_input
 def test_a_family_that_cannot_be_pruned_is_refused_before_its_weights_come(hub: Hub, repo: Path, out: Path) -> None:
     body = json.loads((repo / "config.json").read_text())
     (repo / "config.json").write_text(json.dumps(body | {"model_type": "mixtral"}))

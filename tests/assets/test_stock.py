@@ -44,6 +44,7 @@ def one(stock_name, name=None, **more):
     return TasksConfig.model_validate({"title": "t", "version": "1", "tasks": tasks})
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [

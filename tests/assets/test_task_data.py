@@ -60,6 +60,7 @@ def test_a_revision_is_taken_and_another_one_is_fetched_again(push, hub, out, tm
         assert easy.eval_docs[0]["question"] == f"{word} ARC-Easy test 0?"
 
 
+@pytest.mark.bad_input
 def test_what_is_not_there_is_named_in_one_line(hub, out, tmp_path, push):
     with pytest.raises(AssetError, match=r"the hub has no repository openai/gsm8k") as fault:
         fetch_tasks(listed("gsm8k"), out)
@@ -94,6 +95,7 @@ def test_a_folder_stands_for_the_data_set_of_a_task(out, tmp_path):
         fetch_tasks(tasks, out)
 
 
+@pytest.mark.bad_input
 def test_examples_that_are_scored_documents_are_refused(out, tmp_path):
     arc.write_rows(tmp_path / "test.jsonl", arc.documents("Which"))
     arc.write_rows(tmp_path / "train.jsonl", arc.documents("Who", 2) + arc.documents("Which", 1))

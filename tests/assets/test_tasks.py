@@ -60,6 +60,7 @@ def test_arrow_streams_are_read_as_they_are(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("stock", "body", "message"),
     [

@@ -248,6 +248,7 @@ def test_faults_are_one_line(
     assert list((tmp_path / "t").iterdir()) == []
 
 
+@pytest.mark.bad_input
 def test_a_pattern_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not a regular expression"):
         config({**corpus(Path("x")), "begins": "("})

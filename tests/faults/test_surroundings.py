@@ -1,4 +1,4 @@
-"""Damaged files, full and read-only disks, clocks, networks and neighbours: a clear line, or recovery by itself."""
+"""Full and read-only disks, clocks, networks and neighbours: a clear line, or recovery by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,23 +20,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ffp.config import Experiment
 from tests.helpers import forks, tiny
 from tests.helpers.folders import differences
 from tests.helpers.site import make
 from tests.helpers.tiny import ROOT
-from tests.helpers.verify import faults
 
 CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
-KINDS = [
-    "data/models/tiny/model.safetensors", "data/models/tiny/config.json", "data/text/docs/search.jsonl",
-    "data/calibration/tiny/tokens.safetensors", "data/calibration/tiny/stats.safetensors",
-    "data/calibration/tiny/calibrate.cost.json", f"{CELL}/allocation.json", f"{CELL}/trace.parquet",
-    f"{CELL}/search.cost.json", f"{CELL}/answers.json", f"{CELL}/policy.safetensors", f"{CELL}/masks.safetensors",
-    f"{CELL.replace('fastforward', 'owl')}/updates.safetensors", f"{CELL}/scores.json",
-    "results/report/comparison.csv", "results/report/comparison.parquet", "results/report/metrics.json",
-    "results/report/index.html", "results/report/quality_cost.svg",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -61,62 +50,6 @@ def one_line(done: subprocess.CompletedProcess[str], code: int, message: str) ->
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 7)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) * 2 // 3] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.fixture(scope="module")
-def sound(tiny_grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished tiny grid in which one file at a time is damaged, and put back."""
-    folder = tmp_path_factory.mktemp("sound") / "grid"
-    shutil.copytree(tiny_grid, folder, ignore=shutil.ignore_patterns(".snakemake"))
-    return folder
-
-
-@pytest.mark.long
-@pytest.mark.fault
-@pytest.mark.parametrize("damage", [truncate, flip])
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_file_is_named_when_it_alone_is_damaged(
-    sound: Path, kind: str, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(sound)
-    before = Path(kind).read_bytes()
-    damage(Path(kind))
-    found = faults(Experiment(Path("config/grid.yaml")))
-    Path(kind).write_bytes(before)
-    assert any(fault.startswith(kind) for fault in found), found
-
-
-@pytest.mark.long
-@pytest.mark.fault
-@pytest.mark.parametrize("damage", [truncate, flip])
-def test_damage_everywhere_is_named_in_one_pass_and_mended(
-    grid: Path, tiny_grid: Path, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    """All kinds at once: verify names each file; those deleted and the grid run again, all is as it was."""
-    for kind in KINDS:
-        damage(grid / kind)
-    verified = ffp(grid, "verify", "--config", "config/grid.yaml")
-    assert verified.returncode == 3 and "Traceback" not in verified.stderr
-    for kind in KINDS:
-        assert kind in verified.stderr, f"{kind} was damaged and not named"
-    for kind in KINDS:
-        (grid / kind).unlink()
-    for asset in ("data/models/tiny", "data/text/docs"):
-        (grid / asset / "asset.json").unlink()
-    done = tiny.snakemake(grid)
-    assert done.returncode == 0, done.output  # type: ignore[attr-defined]
-    assert not differences(tiny_grid, grid, tmp_path / "compared")
-    assert ffp(grid, "verify", "--config", "config/grid.yaml").returncode == 0
 
 
 @contextmanager

@@ -20,18 +20,30 @@ EXACT = (
     "updates.safetensors",
     "policy.safetensors",
 )
+TEMPORARY = ("*.partial", ".*.old", "journal.txt", "recover.state.safetensors", ".snakemake/incomplete/*")
 UNMEASURED = {"wall_s": 0.0, "earlier_s": 0.0, "peak_mem_bytes": 0}
+
+
+def rest(folder: Path) -> None:
+    """Sets measured seconds and bytes of memory to zero in every file below a folder."""
+    for path in folder.rglob("*.cost.json"):
+        CostFile.read(path).model_copy(update=UNMEASURED).write(path)
+    for path in folder.rglob("scores.json"):
+        scores = ScoresFile.read(path)
+        scores.model_copy(update={"cost": scores.cost.model_copy(update=UNMEASURED)}).write(path)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files below a folder: of killed writers, and of searches, trainings and jobs under way."""
+    found = (path for pattern in TEMPORARY for path in folder.rglob(pattern))
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def rested_report(folder: Path, scratch: Path) -> dict[str, bytes]:
     """Every file of the report of a grid whose measured seconds and bytes of memory are all set to zero."""
     for name in ("config", "data/calibration", "results/cells"):
         shutil.copytree(folder / name, scratch / name)
-    for path in scratch.rglob("*.cost.json"):
-        CostFile.read(path).model_copy(update=UNMEASURED).write(path)
-    for path in scratch.rglob("scores.json"):
-        scores = ScoresFile.read(path)
-        scores.model_copy(update={"cost": scores.cost.model_copy(update=UNMEASURED)}).write(path)
+    rest(scratch)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(scratch)
         out = Path("results/report")

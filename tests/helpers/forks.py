@@ -1,8 +1,8 @@
 """`ffp` and `snakemake` without their start: a process that has imported both waits, and forks for each command.
 
 On a tiny model the imports of torch and transformers take longer than the command. All else is as in a process of its
-own: the working directory, the environment, what is printed where, the exit code. A command that a test kills, or
-whose imports depend on the environment, has to be the real one.
+own: the working directory, the environment, what is printed where, the exit code. Who kills the client with SIGKILL
+kills the command as suddenly. A command whose imports depend on the environment has to be the real one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from contextlib import suppress
 from functools import cache
@@ -106,6 +108,7 @@ def run(connection: socket.socket) -> int:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [name, *words]
+    threading.Thread(target=die_with, args=[connection], daemon=True).start()
     try:
         return importlib.import_module(f"{name}.cli").main(words) or 0
     except SystemExit as stop:
@@ -113,6 +116,12 @@ def run(connection: socket.socket) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def die_with(connection: socket.socket) -> None:
+    """Kills this process once the client is gone, which sends nothing after its command."""
+    connection.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

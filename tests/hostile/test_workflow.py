@@ -34,6 +34,7 @@ def test_a_folder_that_a_shell_or_snakemake_misreads_is_refused(key, tmp_path, m
         refused(case, REPORT, tmp_path, monkeypatch, capfd)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "name",
     [
@@ -51,6 +52,7 @@ def test_a_grid_of_a_misread_name_is_refused_before_anything_runs(name, tiny_sou
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", ["{y}.json", "<b>.json", "it's.json"])
 def test_a_misread_file_in_a_model_from_elsewhere_is_named(name, tiny_source, tmp_path, monkeypatch):
     shutil.copytree(tiny_source, tmp_path, dirs_exist_ok=True)
@@ -61,6 +63,7 @@ def test_a_misread_file_in_a_model_from_elsewhere_is_named(name, tiny_source, tm
         cluster.check_paths(experiment.file, experiment.sources)
 
 
+@pytest.mark.bad_input
 def test_jobs_are_not_sent_from_a_folder_that_a_shell_misreads(tmp_path, monkeypatch):
     (tmp_path / "$(touch owned)").mkdir()
     monkeypatch.chdir(tmp_path / "$(touch owned)")

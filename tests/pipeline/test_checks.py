@@ -29,6 +29,7 @@ def test_every_family_has_a_position_for_as_many_tokens_as_it_says(family):
         check_context(model.config, {"calibration.context": 64, "search.context": 65})
 
 
+@pytest.mark.bad_input
 def test_a_token_that_the_embedding_lacks_is_named_with_its_text():
     windows = {"search": torch.tensor([[0, 96]]), "test": torch.tensor([[3, 97], [0, 1]])}
     model = tiny("llama")
@@ -89,6 +90,7 @@ def windows():
     return api.Windows(ids[:4], ids[4:6], ids[6:])
 
 
+@pytest.mark.bad_input
 def test_numbers_that_overflow_are_refused_by_the_dense_pass():
     """The weights themselves are finite in float16; what they give is not."""
     prunable = scaled(1e4, torch.float16)

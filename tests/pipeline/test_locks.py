@@ -33,6 +33,7 @@ def leave_locks(folder):
     (folder / "locks" / "0.input.lock").write_text("results/x\n")
 
 
+@pytest.mark.fault
 def test_a_second_run_is_refused_and_the_first_is_named(tmp_path, other):
     leave_locks(tmp_path)
     locks.clear_stale(tmp_path)

@@ -126,6 +126,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, int | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found_by_whatever_starts_a_run_and_says_what_it_would_have_cost(folder, fault, monkeypatch, capsys):
     change, words, spent = FAULTS[fault]

@@ -241,6 +241,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
     ffp.prune(*loaded, sparsity=0.3, method="owl", text=text, **SMALL)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -60,6 +60,7 @@ def test_tasks_of_lm_eval_are_scored_before_and_after(folder, hub, tmp_path, mon
     assert "| arc_easy, acc, 1-shot, 2 of 3 documents |" in (folder / "small/README.md").read_text()
 
 
+@pytest.mark.bad_input
 def test_a_chat_template_that_a_model_lacks_is_refused_before_anything_is_computed(folder, capsys):
     assert prune("tiny", "--chat-template", "--out", "small") == 2
     assert "tokenizer has no chat template" in capsys.readouterr().err
@@ -131,6 +132,7 @@ def refused(capsys, *words: str) -> str:
     return lines[0]
 
 
+@pytest.mark.bad_input
 def test_a_checkpoint_that_ffp_pruned_is_refused(folder, capsys):
     assert prune("tiny", "--method", "owl", "--out", "small", "--no-evaluate") == 0
     capsys.readouterr()
@@ -158,6 +160,7 @@ def test_a_gguf_is_written_with_the_models_tokenizer(folder, capsys, quantize):
     assert "the format transformers has no option 'quantize'" in capsys.readouterr().err
 
 
+@pytest.mark.bad_input
 def test_biases_that_a_format_cannot_hold_are_refused_before_the_search(folder, capsys, no_search):
     line = refused(capsys, "tiny", "--compensate", "bias", "--format", "dense-shape")
     assert "dense-shape has no place for in a llama model. Compensate by ridge" in line
@@ -170,6 +173,7 @@ def test_whole_blocks_go_and_the_checkpoint_is_shorter(folder, hub_modules):
     assert after["num_hidden_layers"] < before["num_hidden_layers"]
 
 
+@pytest.mark.bad_input
 def test_a_gated_repository_is_refused_with_the_login(folder, capsys, tmp_path_factory, monkeypatch):
     with hubs.serve() as served:
         hubs.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
@@ -179,6 +183,7 @@ def test_a_gated_repository_is_refused_with_the_login(folder, capsys, tmp_path_f
         assert "no repository org/nothing" in refused(capsys, "org/nothing")
 
 
+@pytest.mark.bad_input
 def test_numbers_that_overflow_are_refused_before_the_search(folder, capsys, no_search):
     import torch
     from transformers import AutoModelForCausalLM
@@ -191,6 +196,7 @@ def test_numbers_that_overflow_are_refused_before_the_search(folder, capsys, no_
     assert "overflow in float16" in refused(capsys, "half")
 
 
+@pytest.mark.bad_input
 def test_a_token_that_the_model_lacks_is_refused_before_the_search(folder, capsys, no_search):
     from transformers import AutoTokenizer
 
@@ -200,6 +206,7 @@ def test_a_token_that_the_model_lacks_is_refused_before_the_search(folder, capsy
     assert "its tokenizer has tokens that the model lacks" in refused(capsys, "source")
 
 
+@pytest.mark.bad_input
 def test_a_short_test_text_is_refused_before_the_search(folder, capsys, no_search):
     from transformers import AutoTokenizer
 
@@ -233,6 +240,7 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
     assert not (folder / "small").exists()
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("words", "message"),
     [

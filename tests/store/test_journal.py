@@ -38,6 +38,7 @@ def test_opening_a_whole_journal_writes_nothing(tmp_path):
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+@pytest.mark.fault
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FfpError, match=r"cannot write .*journal.txt.*Free the disk"):

@@ -193,6 +193,12 @@ def test_an_edited_local_text_and_a_deleted_cell_are_noticed(copied: Site) -> No
     assert copied.planned() == {"asset_text": 1, "preflight": 1, "calibrate": 1, **EVERYTHING}
 
 
+def test_a_lost_cut_of_a_scored_cell_is_noticed(copied: Site) -> None:
+    """When one job of a Slurm group fails, Snakemake may remove outputs of its other jobs."""
+    (copied.folder / "results/cells/tiny/structured/s0.20/owl/seed0/updates.safetensors").unlink()
+    assert copied.planned() == {"apply": 1, "evaluate": 1, "report": 1}
+
+
 def test_assets_fetched_again_and_lost_logs_run_nothing(copied: Site) -> None:
     for name in ("data/models", "data/text", "data/tasks", "logs"):
         shutil.rmtree(copied.folder / name)

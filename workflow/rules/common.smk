@@ -55,7 +55,8 @@ HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
 # Cells that are trained after pruning, and their methods; the trained dense model is one of them.
 TRAINED = [cell for cell in EXPERIMENT.cells() if EXPERIMENT.recover(cell).wanted]
 RECOVERED = list(dict.fromkeys(cell.method for cell in TRAINED))
-# All files of all cells, so that a deleted one is noticed.
+# All files of all cells, so that a deleted one is noticed; the report reads all but the cuts.
+CUT_FILES = [file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).cut]
 CELL_FILES = [
     *(LAYOUT.cell(cell).scores for cell in EXPERIMENT.cells()),
     *(file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).searched),
