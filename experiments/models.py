@@ -11,7 +11,8 @@ from which commit they come.
   `fastforward-guided-ridge` on the same windows in nats per token, and its standard error over windows. Below 0 the row
   is better.
 - `marks.seed_spread`, by the same: the largest difference of loss between two seeds of a row; searches only.
-- `marks.ranks`: the mean rank of every row over models and sparsities, among the rows of all of them.
+- `marks.ranks`: the mean rank of every row over models and sparsities, among the rows of all of them;
+  `marks.rank_stderr`: its standard error over these.
 - `marks.agreement`: Spearman's correlation of the rows' losses on two models, by sparsity and pair of models.
 
 The plot beside the JSON shows the first of them, models side by side.
@@ -77,15 +78,25 @@ def summarize(losses: Losses) -> dict[str, Any]:
 
 def merge(earlier: dict[str, Any], marks: dict[str, Any]) -> dict[str, Any]:
     """Returns the marks with the panels that only the earlier ones have."""
-    panels = {name: earlier[name] | marks[name] for name in ("test_ppl", "minus_reference", "seed_spread")}
+    panels = {
+        name: _by_sparsity(earlier[name] | marks[name]) for name in ("test_ppl", "minus_reference", "seed_spread")
+    }
     return panels | _compare(panels["test_ppl"])
+
+
+def _by_sparsity(panels: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(panels.items(), key=lambda item: float(item[0].rpartition(" ")[2].rstrip("%"))))
 
 
 def _compare(test_ppl: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Returns what all panels say together."""
     table = pd.DataFrame(test_ppl)
-    ranks = table.dropna().rank().mean(axis=1).sort_values(kind="stable")
-    return {"ranks": ranks.to_dict(), "agreement": _agreement(table)}
+    ranks = table.dropna().rank()
+    means = ranks.mean(axis=1).sort_values(kind="stable")
+    found = {"ranks": means.to_dict(), "agreement": _agreement(table)}
+    if len(test_ppl) > 1:
+        found["rank_stderr"] = ranks.sem(axis=1)[means.index].to_dict()
+    return found
 
 
 def _name(panel: Panel) -> str:
@@ -128,6 +139,9 @@ def _plot(table: dict[str, dict[str, float]], path: Path) -> None:
     figure, axes = plt.subplots(len(sparsities), len(models), figsize=size, squeeze=False)
     for (i, sparsity), (j, model) in itertools.product(enumerate(sparsities), enumerate(models)):
         ax, rows = axes[i][j], table.get(f"{model} {sparsity}", {})
+        if not rows:
+            ax.set_axis_off()
+            continue
         methods = list(dict.fromkeys(row.removesuffix(RIDGE) for row in rows))
         for step, (suffix, label) in enumerate((("", "no compensation"), (RIDGE, "ridge"))):
             values = [rows.get(method + suffix, np.nan) for method in methods]

@@ -100,7 +100,7 @@ def test_what_another_machine_has_run_stays_where_it_is_asked_for(tiny, monkeypa
     monkeypatch.setattr(sys, "argv", words)
     models.main()
     both = json.loads(out.read_text())
-    assert list(both["marks"]["test_ppl"]) == ["tiny 40%", "tiny 30%"] and both["marks"]["ranks"] == {"owl": 1}
+    assert list(both["marks"]["test_ppl"]) == ["tiny 30%", "tiny 40%"] and both["marks"]["ranks"] == {"owl": 1}
     assert len(both["cells"]) == 5 and both["cells"][0] == elsewhere
     assert list(both["kept"]) == [body["provenance"]["commit"]]
     write_json(out, models.SCHEMA, body | {"provenance": {**body["provenance"], "settings": {}}})
