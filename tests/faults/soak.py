@@ -16,7 +16,7 @@ equally often, at random moments:
 Snakemake is started again whenever it ends, as a user would. If the grid is finished too soon, some cells are deleted.
 At the end the grid has to be finished, every artifact and the report the same to the byte as those of the undisturbed
 run (measured seconds and bytes of memory aside), the queue empty, and no temporary file left.
-Needs root on Debian, as `make test-slurm` does.
+Commit nothing meanwhile: artifacts name the commit. Needs root on Debian, as `make test-slurm` does.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ffp.store.provenance import provenance
 from tests.faults.counts import COUNTS_FILE, write_section
 from tests.faults.disk import Disk, disk
 from tests.helpers import forks, tiny
@@ -280,7 +281,9 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="ffp-soak-"))
     try:
         with virtual_cluster():
-            whole = (options.reference or scratch / "whole").absolute() / str(options.cells)
+            code = provenance()  # which every artifact names
+            kept = f"{options.cells}-{code.commit}{'-dirty' if code.dirty else ''}"
+            whole = (options.reference or scratch / "whole").absolute() / kept
             counts = soak(scratch, whole, options.cells, options.minutes, options.each, options.seed)
     except (pytest.skip.Exception, OSError) as reason:
         print(f"no soak: {reason}", file=sys.stderr)
