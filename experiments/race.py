@@ -51,7 +51,7 @@ def main() -> None:
         runs = [read_run(result) for result in results.done]
         body = {
             "marks": compute_marks(experiment, runs),
-            "command": "python -m experiments.race",
+            "command": f"python -m experiments.race --config {options.config}",
             "budget_tokens": _budget(runs),
             "runs": runs,
             "missing": results.missing,
