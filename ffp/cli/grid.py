@@ -181,7 +181,7 @@ def count_bytes(config: GridFile) -> None:
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Results of one commit or machine: has cells/.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Results of another one.")],
-    tolerance: Annotated[float, typer.Option(help="Relative difference to overlook.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference to overlook.")] = 1e-4,
     json: Annotated[Path | None, typer.Option(help="File for the differences as JSON.")] = None,
 ) -> int:
     """Show what changed between two result folders; exit code 1 if a cell changed beyond noise or is gone.

@@ -96,8 +96,9 @@ class Experiment:
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
         self._methods = {name: self._create(name) for name in (*self.grid.methods, *self.grid.variants)}
-        if TUNED in (*self.grid.methods, *self.grid.variants):
-            raise ConfigError(f"{self.file}: {TUNED} is the row of recover.dense. Give the variant another name.")
+        for name, row in {"dense": "the unpruned model", TUNED: "recover.dense"}.items():
+            if name in (*self.grid.methods, *self.grid.variants):
+                raise ConfigError(f"{self.file}: {name} is the row of {row}. Give the variant another name.")
         for name in self.grid.methods:
             reasons = [self.refusal(name, granularity) for granularity in self.grid.granularities]
             if all(reasons):

@@ -12,6 +12,11 @@ from tests.helpers import tiny
 CONFIG = ("--config", "config/grid.yaml")
 CELL = ("--cell", "tiny/structured/s0.30/owl/seed0")
 ALLOCATE = ("allocate", *CONFIG, "--model-dir", "data/models/tiny", "--calibration", "data/calibration/tiny")
+PRUNE = ("prune", "x", "--sparsity", "0.3", "--out", "out")
+BELOW = {
+    "--threads": "-5", "--batch-tokens": "0", "--min-keep": "-1", "--num-fewshot": "-1", "--recover-rank": "0",
+    "--recover-tokens": "-1", "--seed": "-1", "--tokens": "-1",
+}  # fmt: skip
 
 
 def case(name: str, *command: str, says: str, code: int = 2) -> Case:
@@ -49,6 +54,13 @@ CASES = [
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",
          says="cannot write docs.jsonl/report"),
     case("results that are not there", "verify", "nowhere", *CONFIG, says="there is no folder nowhere", code=ARTIFACT),
+    *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
+      for option, value in BELOW.items()),
+    case("a share in per cent", "prune", "x", "--sparsity", "30", "--out", "out",
+         says=r"sparsity = '30.0': a share is in \(0, 1\). Write 0.3 for 30 %"),
+    case("a negative share", "prune", "x", "--sparsity", "-0.3", "--out", "out", says=r"a share is in \(0, 1\)\.$"),
+    case("a negative tolerance", "compare", "a", "b", "--tolerance", "-1",
+         says="'--tolerance': .*greater than or equal to 0"),
 ]  # fmt: skip
 
 

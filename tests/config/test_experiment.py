@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ffp.config import Cell, Experiment
+from ffp.config import Cell, Experiment, ModelConfig, read_part
 from ffp.core.errors import ConfigError
 from ffp.store.identity import step_settings
 from tests.bad_input.refusal import edit
@@ -25,6 +25,14 @@ def test_every_grid_of_the_repository_is_sound(file: Path) -> None:
     assert len(paths) == len(set(paths)) > 1
     assert [Cell.parse(path).path for path in paths] == paths
     assert all(experiment.init_cell(cell) is None or experiment.init_cell(cell) != cell for cell in experiment.cells())
+
+
+def test_the_sizes_of_every_model_are_known_before_it_is_fetched() -> None:
+    found = {file.stem: read_part(ModelConfig, file) for file in (tiny.ROOT / "config/models").glob("*.yaml")}
+    assert [name for name, model in found.items() if not model.architecture] == []
+    small = [model.architecture for name, model in found.items() if name.startswith("smollm2-135m")]
+    assert len(small) == 2 and small[0] == small[1]
+    assert small[0] and small[0]["max_position_embeddings"] == 8192
 
 
 def test_a_cell_is_its_path_and_its_identity() -> None:
