@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ffp.cli import main
 from tests.bad_input.refusal import ARTIFACT, Case, ids, refused
 from tests.helpers import tiny
 
@@ -54,6 +55,12 @@ CASES = [
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",
          says="cannot write docs.jsonl/report"),
     case("results that are not there", "verify", "nowhere", *CONFIG, says="there is no folder nowhere", code=ARTIFACT),
+    case("an export of what was not run", "export", *CONFIG, *CELL, "--out", "out",
+         says="cell tiny/.* was not run: there is no data/models/tiny/asset.json. Run `snakemake --cores all --config "
+         "grid=config/grid.yaml -- results/cells/tiny/.*/scores.json` first", code=ARTIFACT),
+    case("results where nothing was run", "verify", "config", *CONFIG,
+         says="no cell of config/grid.yaml was run in config. Run `snakemake .*grid=config/grid.yaml` first",
+         code=ARTIFACT),
     *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
       for option, value in BELOW.items()),
     case("a share in per cent", "prune", "x", "--sparsity", "30", "--out", "out",
@@ -72,3 +79,15 @@ def test_a_bad_command_line_is_refused(
     tiny.configure(tmp_path)
     (tmp_path / "docs.jsonl").write_text("")
     refused(case, (), tmp_path, monkeypatch, capfd)
+
+
+def test_every_fault_that_verify_finds_has_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.configure(tmp_path)
+    (tmp_path / "results/cells" / CELL[1]).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", *CONFIG]) == ARTIFACT
+    *faults, last = capfd.readouterr().err.splitlines()
+    assert f"results/cells/{CELL[1]}/masks.safetensors is missing. Run the rule that makes it again." in faults
+    assert last.startswith(f"ffp verify: {len(faults)} faults in results ("), last

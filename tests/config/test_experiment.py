@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffp.config import Cell, Experiment, ModelConfig, read_part
+from ffp.config.catalog import PACKAGED
 from ffp.core.errors import ConfigError
 from ffp.store.identity import step_settings
 from tests.bad_input.refusal import edit
@@ -61,6 +62,22 @@ def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
     assert Experiment(file).root == Experiment(inner).root == tmp_path / "config"
     monkeypatch.chdir(inner.parent)
     assert list(Experiment(Path("grid.yaml")).cells()) == list(Experiment(file).cells())
+
+
+def test_what_a_grids_folder_lacks_comes_from_the_current_folder_and_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.configure(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    grid = Path("mine/grid.yaml")
+    grid.write_text("title: Mine\nmodels: [tiny, opt-125m]\ntext: docs\nsparsities: [0.2]\nmethods: [owl]\n")
+    experiment = Experiment(grid)
+    assert experiment.entry("models", "tiny") == Path("config/models/tiny.yaml")
+    assert experiment.entry("models", "opt-125m") == PACKAGED / "models/opt-125m.yaml"
+    grid.write_text(grid.read_text().replace("tiny", "tyni"))
+    with pytest.raises(ConfigError, match=r"mine/grid.yaml: models/tyni.yaml does not exist: did you mean tiny"):
+        Experiment(grid)
 
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
