@@ -63,6 +63,12 @@ CASES = [
          code=ARTIFACT),
     *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
       for option, value in BELOW.items()),
+    case("tokens of no search", *PRUNE, "--method", "owl", "--tokens", "100",
+         says="--tokens has no effect with owl, which searches nothing. Take a method that searches, or leave it out"),
+    case("a pruner of units", *PRUNE, "--pruner", "wanda",
+         says="--pruner has no effect with structured pruning. Add --granularity unstructured, or leave it out"),
+    case("examples of no task", *PRUNE, "--num-fewshot", "5",
+         says="--num-fewshot has no effect without tasks. Add --tasks, or leave it out"),
     case("a share in per cent", "prune", "x", "--sparsity", "30", "--out", "out",
          says=r"sparsity = '30.0': a share is in \(0, 1\). Write 0.3 for 30 %"),
     case("a negative share", "prune", "x", "--sparsity", "-0.3", "--out", "out", says=r"a share is in \(0, 1\)\.$"),
