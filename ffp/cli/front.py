@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from ffp.allocators import Search
 from ffp.cli import options
 from ffp.cli.app import FRONT, app, start_torch
 from ffp.config.assets import Resources
 from ffp.config.catalog import entries, find_entry
 from ffp.config.grid import EvaluationConfig
-from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, PruneSettings, prune_settings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.cluster import cpu_count
@@ -56,6 +57,7 @@ def prune(
         evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
+    _check_effects(settings, _given(pruner=pruner, tokens=tokens or None, num_fewshot=num_fewshot), tasks)
     threads = threads or cpu_count()
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
@@ -95,6 +97,19 @@ def list_(
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_effects(settings: PruneSettings, given: dict[str, Any], tasks: str | None) -> None:
+    """Refuses options that were given and change nothing with these settings."""
+    idle = {
+        "pruner": settings.granularity == "structured" and "with structured pruning. Add --granularity unstructured",
+        "tokens": not isinstance(settings.method, Search)
+        and f"with {settings.method.name}, which searches nothing. Take a method that searches",
+        "num_fewshot": tasks is None and "without tasks. Add --tasks",
+    }
+    for name in given:
+        if idle[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect {idle[name]}, or leave it out.")
 
 
 def _recovery(method: str, given: dict[str, Any], pairs: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from ffp.cli import options
 from ffp.cli.app import GRIDS, RESULTS, app
 from ffp.cli.steps import CellPath, GridFile, OutDir, open_cell, start
 from ffp.config import Experiment
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.plain import one_line
 from ffp.store.layout import Layout
 
 
@@ -162,7 +164,13 @@ def verify(
     """
     from ffp.pipeline.verify import verify as check
 
-    print(check(Experiment(config).at(results=results)))
+    try:
+        print(check(Experiment(config).at(results=results)))
+    except ArtifactError as error:
+        *faults, summary = str(error).splitlines()
+        for fault in faults:
+            print(one_line(fault), file=sys.stderr)
+        raise ArtifactError(summary) from error
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -181,7 +189,7 @@ def count_bytes(config: GridFile) -> None:
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="Results of one commit or machine: has cells/.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Results of another one.")],
-    tolerance: Annotated[float, typer.Option(help="Relative difference to overlook.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference to overlook.")] = 1e-4,
     json: Annotated[Path | None, typer.Option(help="File for the differences as JSON.")] = None,
 ) -> int:
     """Show what changed between two result folders; exit code 1 if a cell changed beyond noise or is gone.

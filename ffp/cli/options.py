@@ -40,15 +40,19 @@ Compensate = Annotated[Compensation | None, _option("How what stays makes up for
 Recover = Annotated[
     Literal["none", "lora"], _option("Train the pruned model, on text that calibration leaves. Default: none.", HOW)
 ]
-RecoverTokens = Annotated[int | None, _option(f"Tokens of that training. Default: {RecoverSettings().tokens}.", HOW)]
-RecoverRank = Annotated[int | None, _option(f"Rank of LoRA. Default: {RecoverSettings().rank}.", HOW)]
+RecoverTokens = Annotated[
+    int | None, _option(f"Tokens of that training. Default: {RecoverSettings().tokens}.", HOW, min=1)
+]
+RecoverRank = Annotated[int | None, _option(f"Rank of LoRA. Default: {RecoverSettings().rank}.", HOW, min=1)]
 RecoverParam = Annotated[
     list[str] | None,
     _option(
         "Another setting of it, e.g. learning_rate=0.001 or loss=kl; repeat it for more.", HOW, metavar="NAME=VALUE"
     ),
 ]
-Tokens = Annotated[int | None, _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW)]
+Tokens = Annotated[
+    int | None, _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW, min=0)
+]
 Text = Annotated[
     list[str] | None,
     _option("A name of `ffp list texts`, or files (.txt, .jsonl, .parquet); repeat it for more files.", HOW),
@@ -68,7 +72,7 @@ CompensatedSearch = Annotated[
 Context = Annotated[
     int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW)
 ]
-Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW)]
+Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW, min=0)]
 Granularity = Annotated[
     Literal["structured", "unstructured", "n-of-4", "n-of-8"],
     _option("Whole heads and channels (structured, the default), or single weights as zeros.", WHAT),
@@ -87,7 +91,7 @@ Score = Annotated[
 ]
 Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT)]
 MinKeep = Annotated[
-    int | None, _option("Units that every module keeps at least; 0 lets whole modules go. Default: 1.", WHAT)
+    int | None, _option("Units that every module keeps at least; 0 lets whole modules go. Default: 1.", WHAT, min=0)
 ]
 KeepBlocks = Annotated[
     str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
@@ -109,8 +113,8 @@ Dtype = Annotated[
     _option("Precision. Default: the checkpoint's own.", MODEL),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, _option("Default: a GPU if there is one.", MODEL)]
-Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL)]
-BatchTokens = Annotated[int | None, _option("Tokens in one forward; lower it to save memory.", MODEL)]
+Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL, min=1)]
+BatchTokens = Annotated[int | None, _option("Tokens in one forward; lower it to save memory.", MODEL, min=1)]
 Offload = Annotated[
     bool, _option("Keep the weights on the host and move one block at a time to the GPU.", MODEL, "--offload")
 ]
@@ -119,7 +123,9 @@ Tasks = Annotated[
     str | None,
     _option("Score lm-eval tasks too, e.g. arc_easy,gsm8k, or a name of `ffp list tasks`.", OUTPUT),
 ]
-NumFewshot = Annotated[int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT)]
+NumFewshot = Annotated[
+    int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT, min=0)
+]
 ChatTemplate = Annotated[
     bool, _option("Ask tasks as a chat, by the template of the tokenizer.", OUTPUT, "--chat-template")
 ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import AnySource, ModelConfig, StockTask, TasksConfig, TextConfig
+from ffp.config.catalog import Kind, entries, find_entry
 from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, reads_grams
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
@@ -76,6 +77,8 @@ class Experiment:
     def __init__(self, grid_file: Path):
         """Reads a grid file, and what it names from models/, texts/ and tasks/ in its folder or the one above.
 
+        What is not there is an entry of config/ in the current folder, or of the package.
+
         Raises:
             ConfigError: One line that names the file, the key and the remedy.
         """
@@ -96,8 +99,9 @@ class Experiment:
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
         self._methods = {name: self._create(name) for name in (*self.grid.methods, *self.grid.variants)}
-        if TUNED in (*self.grid.methods, *self.grid.variants):
-            raise ConfigError(f"{self.file}: {TUNED} is the row of recover.dense. Give the variant another name.")
+        for name, row in {"dense": "the unpruned model", TUNED: "recover.dense"}.items():
+            if name in (*self.grid.methods, *self.grid.variants):
+                raise ConfigError(f"{self.file}: {name} is the row of {row}. Give the variant another name.")
         for name in self.grid.methods:
             reasons = [self.refusal(name, granularity) for granularity in self.grid.granularities]
             if all(reasons):
@@ -127,12 +131,17 @@ class Experiment:
         other.grid = self.grid.model_copy(update={"results": str(results)})
         return other
 
-    def _part(self, kind: str, name: str, shape: type[S]) -> S:
+    def entry(self, kind: Kind, name: str) -> Path:
+        """Returns the file of a model, text or tasks: that of the grid's folder, else the entry `ffp list` shows."""
         path = self.root / kind / f"{name}.yaml"
-        if not path.is_file():
-            known = [p.stem for p in (self.root / kind).glob("*.yaml")]
+        found = path if path.is_file() else find_entry(kind, name)
+        if found is None:
+            known = {p.stem for p in (self.root / kind).glob("*.yaml")} | set(entries(kind))
             raise ConfigError(f"{self.file}: {path} does not exist: {did_you_mean(name, known)}")
-        return read_part(shape, path)
+        return found
+
+    def _part(self, kind: Kind, name: str, shape: type[S]) -> S:
+        return read_part(shape, self.entry(kind, name))
 
     def _tasks(self) -> TasksConfig | None:
         asked = self.grid.tasks

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath
+from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath, percent
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -208,19 +208,22 @@ class GridConfig(Strict):
     )
     granularities: tuple[Granularity, ...] = Field(
         ("structured",),
+        min_length=1,
         description="What is removed: KV groups and FFN channels (structured), single weights (unstructured), or "
         "single weights in N:M patterns (n-of-4, n-of-8).",
     )
     sparsities: tuple[float, ...] = Field(
         min_length=1, description="Shares of the prunable parameters to remove, in (0, 1), with two decimals."
     )
-    own_sparsities: Mapping[Granularity, tuple[float, ...]] = Field(
+    own_sparsities: Mapping[Granularity, Annotated[tuple[float, ...], Field(min_length=1)]] = Field(
         default_factory=dict, description="Granularities that take other sparsities."
     )
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     methods: tuple[Name, ...] = Field(min_length=1, description="Methods: registered names, or names in `variants`.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), description="Seeds of every search; methods that draw nothing run with the first one only."
+        (0,),
+        min_length=1,
+        description="Seeds of every search; methods that draw nothing run with the first one only.",
     )
     variants: Mapping[Name, MethodConfig] = Field(
         default_factory=dict, description="Methods with settings of their own, by the names that `methods` uses."
@@ -240,7 +243,9 @@ class GridConfig(Strict):
     def _two_decimals(cls, sparsities: Any) -> Any:
         for value in chain(*sparsities.values()) if isinstance(sparsities, Mapping) else sparsities:
             if not 0 < value < 1:
-                raise ValueError(f"{value} is outside (0, 1); the dense model is always part of the grid")
+                raise ValueError(
+                    f"{value} is outside (0, 1); the dense model is always part of the grid{percent(value)}"
+                )
             if abs(value * 100 - round(value * 100)) > 1e-9:
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
         return sparsities

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, InstanceOf, ValidationError, field_serializer, model_validator
+from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator, model_validator
 
 from ffp.allocators import Method, Search, create
 from ffp.config.bos import Bos
@@ -18,7 +18,7 @@ from ffp.config.grid import (
     SearchConfig,
     reads_grams,
 )  # fmt: skip
-from ffp.config.reading import Strict, first_fault
+from ffp.config.reading import Strict, first_fault, percent
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
 
@@ -39,7 +39,7 @@ EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12, documents=100)
 class PruneSettings(Strict):
     """Everything that decides which parts of a model go, apart from the model and the text."""
 
-    sparsity: float = Field(gt=0, lt=1, description="Share of the prunable parameters to remove.")
+    sparsity: float = Field(description="Share of the prunable parameters to remove, in (0, 1).")
     method: InstanceOf[Method] = Field(description="The method with its hyper-parameters.")
     granularity: Granularity = "structured"
     compensate: Compensation = Field("none", description="How what stays makes up for removed units.")
@@ -50,6 +50,13 @@ class PruneSettings(Strict):
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
     evaluation: EvaluationConfig = EVALUATION
+
+    @field_validator("sparsity")
+    @classmethod
+    def _is_share(cls, sparsity: float) -> float:
+        if not 0 < sparsity < 1:
+            raise ValueError(f"a share is in (0, 1){percent(sparsity)}")
+        return sparsity
 
     @property
     def compensated_search(self) -> bool:

@@ -85,9 +85,16 @@ def _load(path: Path) -> dict[str, Any]:
         body = yaml.load(text, _UniqueLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if body is None:
+        raise ConfigError(f"config file {path} is empty. Write its keys, as the files beside it have them.")
     if not isinstance(body, dict):
         raise ConfigError(f"config file {path} holds a {type(body).__name__}, not a mapping of keys.")
     return body
+
+
+def percent(share: float) -> str:
+    """Returns what to write instead of a share that was meant as per cent, to end an error; "" if it was not."""
+    return f". Write {share / 100:g} for {share:g} %" if 1 < share <= 100 else ""
 
 
 def read_part(shape: type[S], path: Path) -> S:
@@ -119,6 +126,8 @@ def first_fault(error: ValidationError, shape: type[Strict]) -> str:
     if fault["type"] == "missing":
         return f"key {where!r} is missing."
     message = re.sub(r"^Value error, ", "", fault["msg"])
+    if fault["type"] == "tuple_type" and isinstance(fault["input"], str | int | float):
+        message = f"a list is wanted, such as [{fault['input']}]"
     return f"{where} = {str(fault['input'])[:80]!r}: {message}." if where else f"{message}."
 
 

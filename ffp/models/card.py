@@ -78,13 +78,18 @@ def _fenced(language: str, lines: Sequence[str]) -> str:
     return f"{fence}{language}\n{body}\n{fence}"
 
 
+def run_command(grid_file: str, file: str) -> str:
+    """Returns a line of shell that runs a grid as far as one of its files."""
+    return shell_line(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", file])
+
+
 def remake_commands(
     *, grid_file: str, cell_path: str, scores_file: str, format: Sequence[str], commit: str | None, dirty: bool
 ) -> list[str]:
     """Returns lines of shell that make a checkpoint again: the code's commit, the cell's last file, the export."""
     export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
     lines = [
-        shell_line(["snakemake", "--cores", "all", "--config", f"grid={grid_file}", "--", scores_file]),
+        run_command(grid_file, scores_file),
         shell_line([*export, *format]),
     ]
     if commit:

@@ -17,6 +17,7 @@ from ffp.config import LocalSource, ModelConfig
 from ffp.config.assets import JobKind
 from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path
+from ffp.core.suggest import did_you_mean
 from ffp.pipeline.locks import try_lock
 
 # Keys of a model's resources, and what the plug-in of Snakemake calls them.
@@ -27,7 +28,26 @@ SLURM_RESOURCES = {
     "constraint": "constraint",
     "gres": "gres",
 }
+DEMO = "config/grids/demo.yaml"  # the grid of a workflow that names none
 _claimed: list[FileLock] = []  # released when this process ends
+
+
+def grid_file(config: Mapping[str, object]) -> Path:
+    """Returns the grid's file that `snakemake --config grid=FILE` names; that of the demo without it.
+
+    Args:
+        config: What Snakemake was given under --config or --configfile.
+
+    Raises:
+        ConfigError: There is another key, or the value is no path.
+    """
+    for key in config:
+        if key != "grid":
+            raise ConfigError(f"--config {key}=... is unknown: {did_you_mean(key, ['grid'])} Write --config grid=FILE.")
+    given = config.get("grid", DEMO)
+    if not (isinstance(given, str) and given.strip()):
+        raise ConfigError(f"--config grid={given or ''} names no file. Write --config grid={DEMO}, for example.")
+    return Path(given)
 
 
 def check_paths(grid_file: Path, sources: Iterable[object]) -> None:

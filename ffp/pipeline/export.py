@@ -8,8 +8,8 @@ from typing import Any
 
 import ffp
 from ffp.config import Cell, Experiment
-from ffp.core.errors import ConfigError
-from ffp.models.card import model_card, remake_commands
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.models.card import model_card, remake_commands, run_command
 from ffp.models.checkpoint import load_tokenizer
 from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
@@ -18,7 +18,7 @@ from ffp.pipeline.inputs import asset_digest, cut_digests, recovered_digest
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
 from ffp.store.files import whole_folder
-from ffp.store.layout import CellFiles, ExportFiles, Layout
+from ffp.store.layout import AssetFiles, CellFiles, ExportFiles, Layout
 from ffp.store.provenance import provenance
 
 
@@ -41,9 +41,11 @@ def export(
 
     Raises:
         ConfigError: The cell is the dense model, or the format cannot hold this model.
+        ArtifactError: The model was not fetched, or the cell was not run.
     """
     if cell.is_dense:
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
+    _check_run(experiment, cell, model_dir, CellFiles(cut_dir))
     single = cell.granularity != "structured"
     format = fitting(format, zeros=single)
     tokenizer = load_tokenizer(model_dir)
@@ -59,6 +61,15 @@ def export(
         return _card(experiment, cell, CellFiles(cut_dir), prunable, removed, origin, format, saved)
 
     return write_export(prunable, tokenizer, format, out, card=card, manifest=manifest, parent=model_dir)
+
+
+def _check_run(experiment: Experiment, cell: Cell, model_dir: Path, files: CellFiles) -> None:
+    """Raises ArtifactError where a file that the export reads was never made."""
+    layout = Layout.from_grid(experiment.grid)
+    missing = next((file for file in (AssetFiles(model_dir).manifest, *files.cut) if not file.exists()), None)
+    if missing:
+        command = run_command(str(experiment.file), str(layout.cell(cell).scores))
+        raise ArtifactError(f"cell {cell.path} was not run: there is no {missing}. Run `{command}` first.")
 
 
 def write_export(

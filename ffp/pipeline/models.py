@@ -64,10 +64,16 @@ def open_model(name: str, *, data: Path, changes: Mapping[str, Any]) -> OpenedMo
     if path.suffix == ".gguf" and path.is_file():
         config = ModelConfig(source=LocalSource(kind="local", path=str(path)), title=path.stem)
         return _fetched(name, f"{path.stem}-{digest(str(path.absolute()))}", config, data, changes)
-    if path.is_dir():
+    if path.is_dir() and name.strip():
         config = ModelConfig(source=LocalSource(kind="local", path=str(path)), title=path.absolute().name)
         files = {file: sha256(path / file) for file in model_files(path)}
         return OpenedModel(name, path, _changed(config, changes), digest(files))
+    if not name.strip() or path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf":
+        what = "a file that is no .gguf" if path.is_file() else "no folder and no file"
+        raise ConfigError(
+            f"model {name!r} is {what}. Give a folder, a .gguf file, ORG/NAME of the hub, or a name of "
+            "`ffp list models`."
+        )
     if hub is None:
         known = did_you_mean(name, entries("models"))
         raise ConfigError(f"model {name!r} is no folder, no ORG/NAME of the hub, and no known model: {known}")

@@ -32,8 +32,9 @@ def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
         return load_skeleton(folder)
     if config.architecture is None:
         raise ConfigError(
-            f"the sizes of {name} are not known: {folder}/config.json does not exist, and {experiment.root}/models/"
-            f"{name}.yaml has no architecture. Run `ffp asset model` for it, or give it its model_type and sizes."
+            f"the sizes of {name} are not known: {folder}/config.json does not exist, and "
+            f"{experiment.entry('models', name)} has no architecture. Run `ffp asset model` for it, or give it its "
+            "model_type and sizes."
         )
     return build_skeleton(config.architecture)
 

@@ -22,6 +22,7 @@ import numpy as np
 from ffp import report
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, FfpError
+from ffp.core.plain import shell_line
 from ffp.core.projection import kept_budget
 from ffp.pipeline.leaks import documents, leaks
 from ffp.pipeline.verify_tasks import Faults, equal, task_faults
@@ -318,6 +319,9 @@ def verify(experiment: Experiment) -> str:
     results = Layout.from_grid(experiment.grid).results
     if not results.is_dir():
         raise ArtifactError(f"there is no folder {results} to verify. Name one, or run the grid first.")
+    if not any(Layout.from_grid(experiment.grid).cell(cell).folder.exists() for cell in experiment.cells()):
+        command = shell_line(["snakemake", "--cores", "all", "--config", f"grid={experiment.file}"])
+        raise ArtifactError(f"no cell of {experiment.file} was run in {results}. Run `{command}` first.")
     verifier = Verifier(experiment)
     faults = verifier.run()
     counts = ", ".join(f"{count} {name}s" for name, count in sorted(verifier.checked.items()) if name != "leak")

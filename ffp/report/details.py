@@ -85,11 +85,11 @@ def inputs(experiment: Experiment, model: str) -> list[str]:
     grid, layout = experiment.grid, Layout.from_grid(experiment.grid)
     folders = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.calibration_text).folder}
     out = layout.calibration(model).folder
-    assets = [("model", f"models/{model}", folders["model-dir"])]
-    assets += [("text", f"texts/{name}", layout.text(name).folder) for name in grid.all_texts]
+    assets = [("model", experiment.entry("models", model), folders["model-dir"])]
+    assets += [("text", experiment.entry("texts", name), layout.text(name).folder) for name in grid.all_texts]
     if isinstance(grid.tasks, str):
-        assets.append(("tasks", f"tasks/{grid.tasks}", layout.tasks(grid.tasks).folder))
-    lines = [command(f"asset {kind}", config=experiment.root / f"{name}.yaml", out=to) for kind, name, to in assets]
+        assets.append(("tasks", experiment.entry("tasks", grid.tasks), layout.tasks(grid.tasks).folder))
+    lines = [command(f"asset {kind}", config=file, out=to) for kind, file, to in assets]
     if experiment.tasks_name and not isinstance(grid.tasks, str):
         tasks = layout.tasks(experiment.tasks_name).folder
         lines.append(command("asset grid-tasks", config=experiment.file, out=tasks))

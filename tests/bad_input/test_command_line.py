@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from ffp.cli import main
 from tests.bad_input.refusal import ARTIFACT, Case, ids, refused
 from tests.helpers import tiny
 
 CONFIG = ("--config", "config/grid.yaml")
 CELL = ("--cell", "tiny/structured/s0.30/owl/seed0")
 ALLOCATE = ("allocate", *CONFIG, "--model-dir", "data/models/tiny", "--calibration", "data/calibration/tiny")
+PRUNE = ("prune", "x", "--sparsity", "0.3", "--out", "out")
+BELOW = {
+    "--threads": "-5", "--batch-tokens": "0", "--min-keep": "-1", "--num-fewshot": "-1", "--recover-rank": "0",
+    "--recover-tokens": "-1", "--seed": "-1", "--tokens": "-1",
+}  # fmt: skip
 
 
 def case(name: str, *command: str, says: str, code: int = 2) -> Case:
@@ -49,6 +55,25 @@ CASES = [
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",
          says="cannot write docs.jsonl/report"),
     case("results that are not there", "verify", "nowhere", *CONFIG, says="there is no folder nowhere", code=ARTIFACT),
+    case("an export of what was not run", "export", *CONFIG, *CELL, "--out", "out",
+         says="cell tiny/.* was not run: there is no data/models/tiny/asset.json. Run `snakemake --cores all --config "
+         "grid=config/grid.yaml -- results/cells/tiny/.*/scores.json` first", code=ARTIFACT),
+    case("results where nothing was run", "verify", "config", *CONFIG,
+         says="no cell of config/grid.yaml was run in config. Run `snakemake .*grid=config/grid.yaml` first",
+         code=ARTIFACT),
+    *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
+      for option, value in BELOW.items()),
+    case("tokens of no search", *PRUNE, "--method", "owl", "--tokens", "100",
+         says="--tokens has no effect with owl, which searches nothing. Take a method that searches, or leave it out"),
+    case("a pruner of units", *PRUNE, "--pruner", "wanda",
+         says="--pruner has no effect with structured pruning. Add --granularity unstructured, or leave it out"),
+    case("examples of no task", *PRUNE, "--num-fewshot", "5",
+         says="--num-fewshot has no effect without tasks. Add --tasks, or leave it out"),
+    case("a share in per cent", "prune", "x", "--sparsity", "30", "--out", "out",
+         says=r"sparsity = '30.0': a share is in \(0, 1\). Write 0.3 for 30 %"),
+    case("a negative share", "prune", "x", "--sparsity", "-0.3", "--out", "out", says=r"a share is in \(0, 1\)\.$"),
+    case("a negative tolerance", "compare", "a", "b", "--tolerance", "-1",
+         says="'--tolerance': .*greater than or equal to 0"),
 ]  # fmt: skip
 
 
@@ -60,3 +85,15 @@ def test_a_bad_command_line_is_refused(
     tiny.configure(tmp_path)
     (tmp_path / "docs.jsonl").write_text("")
     refused(case, (), tmp_path, monkeypatch, capfd)
+
+
+def test_every_fault_that_verify_finds_has_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny.configure(tmp_path)
+    (tmp_path / "results/cells" / CELL[1]).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", *CONFIG]) == ARTIFACT
+    *faults, last = capfd.readouterr().err.splitlines()
+    assert f"results/cells/{CELL[1]}/masks.safetensors is missing. Run the rule that makes it again." in faults
+    assert last.startswith(f"ffp verify: {len(faults)} faults in results ("), last

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ffp.config import Cell, Experiment
+from ffp.config import Cell, Experiment, ModelConfig, read_part
+from ffp.config.catalog import PACKAGED
 from ffp.core.errors import ConfigError
 from ffp.store.identity import step_settings
 from tests.bad_input.refusal import edit
@@ -25,6 +26,14 @@ def test_every_grid_of_the_repository_is_sound(file: Path) -> None:
     assert len(paths) == len(set(paths)) > 1
     assert [Cell.parse(path).path for path in paths] == paths
     assert all(experiment.init_cell(cell) is None or experiment.init_cell(cell) != cell for cell in experiment.cells())
+
+
+def test_the_sizes_of_every_model_are_known_before_it_is_fetched() -> None:
+    found = {file.stem: read_part(ModelConfig, file) for file in (tiny.ROOT / "config/models").glob("*.yaml")}
+    assert [name for name, model in found.items() if not model.architecture] == []
+    small = [model.architecture for name, model in found.items() if name.startswith("smollm2-135m")]
+    assert len(small) == 2 and small[0] == small[1]
+    assert small[0] and small[0]["max_position_embeddings"] == 8192
 
 
 def test_a_cell_is_its_path_and_its_identity() -> None:
@@ -53,6 +62,22 @@ def test_a_grid_lies_in_the_configuration_folder_or_in_its_grids(
     assert Experiment(file).root == Experiment(inner).root == tmp_path / "config"
     monkeypatch.chdir(inner.parent)
     assert list(Experiment(Path("grid.yaml")).cells()) == list(Experiment(file).cells())
+
+
+def test_what_a_grids_folder_lacks_comes_from_the_current_folder_and_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.configure(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    grid = Path("mine/grid.yaml")
+    grid.write_text("title: Mine\nmodels: [tiny, opt-125m]\ntext: docs\nsparsities: [0.2]\nmethods: [owl]\n")
+    experiment = Experiment(grid)
+    assert experiment.entry("models", "tiny") == Path("config/models/tiny.yaml")
+    assert experiment.entry("models", "opt-125m") == PACKAGED / "models/opt-125m.yaml"
+    grid.write_text(grid.read_text().replace("tiny", "tyni"))
+    with pytest.raises(ConfigError, match=r"mine/grid.yaml: models/tyni.yaml does not exist: did you mean tiny"):
+        Experiment(grid)
 
 
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])

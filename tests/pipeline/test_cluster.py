@@ -118,3 +118,25 @@ def test_a_model_that_leaves_to_the_profile_what_another_names_is_refused():
 def test_options_hold_nothing_that_a_shell_reads(key, value):
     with pytest.raises(ValidationError):
         models(a={key: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"gird": "config/grids/paper.yaml"},
+            r"--config gird=\.\.\. is unknown: did you mean grid\? Write --config grid=",
+        ),
+        ({"grid": "a.yaml", "profile": "slurm"}, r"--config profile=\.\.\. is unknown: known: grid\."),
+        ({"grid": None}, r"--config grid= names no file\. Write --config grid=config/grids/demo\.yaml"),
+        ({"grid": " "}, r"--config grid= +names no file"),
+    ],
+)
+def test_only_a_grid_is_taken_from_snakemakes_config(given, message):
+    with pytest.raises(ConfigError, match=message):
+        cluster.grid_file(given)
+
+
+def test_a_workflow_without_a_grid_runs_the_demo():
+    assert cluster.grid_file({}) == Path("config/grids/demo.yaml")
+    assert cluster.grid_file({"grid": "mine.yaml"}) == Path("mine.yaml")

@@ -245,7 +245,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"sparsity": 1.2}, ConfigError, r"sparsity = '1.2': Input should be less than 1"),
+        ({"sparsity": 1.2}, ConfigError, r"sparsity = '1.2': a share is in \(0, 1\)"),
         ({"sparsity": 0.999}, BudgetError, r"sparsity 1.00 cannot be met"),
         ({"method": "olw"}, ConfigError, r"unknown method 'olw': did you mean owl"),
         ({"method": "owl", "params": {"strenght": 1}}, ConfigError, "strenght"),

@@ -240,11 +240,16 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
     assert not (folder / "small").exists()
 
 
+NOWHERE = ("./nothere", "../nothere", "./nothere.gguf", "mine/nothere.gguf", "/abs/nothere", "~/nothere", "")
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("nothing/here/at/all",), "is no folder, no ORG/NAME of the hub, and no known model: known: "),
+        *(((path,), f"model {path!r} is no folder and no file. Give") for path in NOWHERE),
+        (("./docs.jsonl",), "model './docs.jsonl' is a file that is no .gguf. Give a folder"),
         (("tyni",), "and no known model: did you mean tiny"),
         (("tiny", "--text", "nothing.jsonl"), "--text docs is a text of `ffp list texts`, which stands alone"),
         (("tiny", "--text", "nothing"), "--text docs is a text"),

@@ -23,7 +23,7 @@ gc.set_threshold(1_000_000)
 
 as_json = functools.partial(json.dumps, sort_keys=True)
 
-EXPERIMENT = Experiment(Path(config.get("grid", "config/grids/demo.yaml")))
+EXPERIMENT = Experiment(cluster.grid_file(config))
 GRID = EXPERIMENT.grid
 cluster.check_paths(EXPERIMENT.file, EXPERIMENT.sources)
 ENV = "../../environment.yml"  # the packages of every rule; the same as Snakemake's own
