@@ -58,12 +58,11 @@ def prune(
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     _check_effects(settings, _given(pruner=pruner, tokens=tokens or None, num_fewshot=num_fewshot), tasks)
-    threads = threads or cpu_count()
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
-        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=Resources(threads=threads, gpu=1),
+        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=1, threads=threads, offline=False)  # read by the imports
+    start_torch(device or "auto", gpus=1, threads=_resources(threads).threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 
@@ -92,6 +91,11 @@ def list_(
 
     found = listing.rows(kind)
     print(json.dumps(found, indent=1) if as_json else "\n".join(listing.lines(found)))
+
+
+def _resources(threads: int | None) -> Resources:
+    """What one model may use: a GPU, where there is one, and so many threads; by default one for each core."""
+    return Resources(threads=threads or cpu_count(), gpu=1)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -231,14 +231,13 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
     if request.text is not None:
         texts = [request.text] if isinstance(request.text, str) else request.text
     given = settings.method.model_dump(mode="json", exclude_defaults=True)
-    params = [f"{name}={json.dumps(value)}" for name, value in given.items()]
     words = ["ffp", "prune", f"./{opened.name}" if opened.name.startswith("-") else opened.name]
     for name, value in options.items():
         words += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
     for text in texts:
         words += ["--text", str(text)]
-    for param in params:
-        words += ["--param", param]
+    for name, value in given.items():
+        words += ["--param", f"{name}={json.dumps(value)}"]
     for param in _recover_params(settings.recover):
         words += ["--recover-param", param]
     return shell_line([*words, *request.format.words(), "--out", str(request.out)])
