@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sparsity: float, method: str | Method | None = None,
-    compensate: str | None = None, text: AnyText | None = None, tokens: int | None = None, seed: int = 0,
+    compensate: str | None = None, text: AnyText | None = None, tokens: int | None = None, in_place: bool = True,
     granularity: str = "structured", params: Mapping[str, Any] | None = None, align: int = 1, min_keep: int = 1,
-    keep_blocks: str = "", attention_units: AttentionUnits = "kv-groups", dense_shape: bool = False, speed: bool = False,
-    in_place: bool = True, evaluate: bool = True, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
+    keep_blocks: str = "", attention_units: AttentionUnits = "kv-groups", dense_shape: bool = False,
+    seed: int = 0, evaluate: bool = True, speed: bool = False, batch_tokens: int = api.BATCH_TOKENS, **settings: Any,
 ) -> Pruned:  # fmt: skip
     """Prunes a model: chooses how much of each module goes, cuts it, and makes up for what is gone.
 
