@@ -74,12 +74,12 @@ def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, An
 
 
 def preflight_settings(experiment: Experiment, model: str) -> dict[str, Any]:
-    """Returns everything that the checks of a model look at: its settings, and the grid's but for names."""
+    """Returns everything that the checks of a model look at: its settings, and the grid's but for seeds and names."""
     cell = Cell.dense_of(model)
     return {
         "steps": [step_settings(experiment, step, cell) for step in ("calibrate", "evaluate")],
-        "model": experiment.models[model].model_dump(mode="json", exclude={"title"}),
-        "grid": experiment.grid.model_dump(mode="json", exclude={"title"}),
+        "model": experiment.models[model].model_dump(mode="json", exclude={"title", "resources"}),
+        "grid": experiment.grid.model_dump(mode="json", exclude={"title", "seeds", "data", "results"}),
     }
 
 

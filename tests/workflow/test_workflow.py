@@ -102,19 +102,19 @@ def _part(name: str, **changes: object) -> Callable[[Site], None]:
 CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
     "a parameter of a search": (
         _grid(variants={"fastforward": {"params": {"epochs": 7}}}),
-        {"allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
+        {"preflight": 1, "allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
     ),
     "a parameter of a heuristic": (
         _grid(variants={"owl": {"params": {"max_deviation": 0.1}}}),
-        {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1},
+        {"preflight": 1, "allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1},
     ),
     "the budget of every search": (
         _grid(search={"evaluations": 7}),
-        {"allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},
+        {"preflight": 1, "allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},
     ),
     "another sparsity": (
         _grid(sparsities=[0.2, 0.3, 0.4]),
-        {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
+        {"preflight": 1, "allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
     ),
     "another seed: of the searches only": (
         _grid(seeds=[0, 1]),
@@ -152,7 +152,7 @@ def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(copied: Site) -> 
     before = len(copied.commands())
     grid = copied.read("grid.yaml")
     copied.write("grid.yaml", {**grid, "variants": {"fastforward": {"init": {"from": "s0.20"}}}})
-    assert copied.planned() == {"allocate_search": 1, "apply": 1, "evaluate": 1, "report": 1}
+    assert copied.planned() == {"preflight": 1, "allocate_search": 1, "apply": 1, "evaluate": 1, "report": 1}
     done = copied.snakemake()
     assert done.returncode == 0, done.stdout
     [command] = [words for words in copied.commands()[before:] if words[0] == "allocate"]
@@ -205,7 +205,8 @@ def test_assets_fetched_again_and_lost_logs_run_nothing(copied: Site) -> None:
     assert copied.planned() == {}
     assert copied.snakemake("assets").returncode == 0
     _grid(sparsities=[0.2, 0.3, 0.4])(copied)
-    assert copied.planned() == {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
+    again = {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
+    assert copied.planned() == {"preflight": 1, **again}
 
 
 def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: Path) -> None:
