@@ -32,7 +32,7 @@ LOG_LINES = 20
 
 
 class Exhausted(Exception):
-    """A candidate costs more than is left of the budget, so it was not scored. Every search catches it."""
+    """A candidate costs more than is left of the budget, so it was not scored."""
 
 
 class Answered(NamedTuple):

@@ -62,7 +62,7 @@ class Decision:
     @property
     def module(self) -> str:
         """The kind of module, "attention" or "ffn"; empty where a decision spans the block."""
-        return (*self.name.split("."), "")[1]
+        return self.name.split(".")[1] if "." in self.name else ""
 
 
 @dataclass(frozen=True)

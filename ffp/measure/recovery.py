@@ -39,7 +39,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of each parameter
 
 
 class TrainingState(Protocol):
-    """Keeps a training that is under way; ffp.store.state keeps it in a file."""
+    """Keeps a training that is under way; ffp.store.training keeps it in a file."""
 
     def load(self) -> Arrays | None:
         """Returns what an earlier attempt saved last, if there was one."""

@@ -131,7 +131,7 @@ class ModelReward:
             are none. Axis 2: the slope and the curvature term of a second-order expansion of the mean loss in a gate
             that the band shares,
                 L(off) - L(on) = -g + h/2 from inside (gate 1),   -g - h/2 from outside (gate 0),
-            g the derivative, h the empirical Fisher information (see models/sliced.Gate); then the slope's standard
+            g the derivative, h the empirical Fisher information (see models/gates.Gate); then the slope's standard
             error, sqrt(h / tokens), where the loss is a mean over independent tokens.
 
         Raises:

@@ -1,6 +1,6 @@
 """Running sums over the inputs of linears: the one place where calibration, pruners and compensation add them up.
 
-Sums are float32 within a batch and float64 across batches.
+Sums are float32 within a batch and float64 across batches; Gram matrices are float32 throughout.
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ class AlphaPruning(Heuristic):
 
         alphas = by_block(problem, stats, mean_alpha)
         spread = float(np.ptp(alphas))
-        relative = 1 - self.epsilon + 2 * self.epsilon * (alphas - alphas.min()) / spread if spread else alphas * 0 + 1
+        relative = (
+            1 - self.epsilon + 2 * self.epsilon * (alphas - alphas.min()) / spread if spread else np.ones_like(alphas)
+        )
         scale = problem.target / np.average(relative, weights=block_params(problem))
         return allocate_blocks(problem, 1 - scale * relative)
 

@@ -53,6 +53,6 @@ def _draw_curve(axis: Axes, look: Look, tokens: IntArray, losses: FloatArray) ->
 def _token_axis(axis: Axes, counts: list[int]) -> None:
     """A logarithmic axis with a tick at every other checkpoint of the budget, the last one included."""
     axis.set(xscale="log", xlabel="tokens of the search text forwarded", xlim=(counts[0] / 1.15, counts[-1] * 1.15))
-    axis.xaxis.set_major_locator(FixedLocator(counts[::-2][::-1]))
+    axis.xaxis.set_major_locator(FixedLocator(counts[(len(counts) - 1) % 2 :: 2]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(short_number)
