@@ -79,7 +79,7 @@ def preflight_settings(experiment: Experiment, model: str) -> dict[str, Any]:
     return {
         "steps": [step_settings(experiment, step, cell) for step in ("calibrate", "evaluate")],
         "model": experiment.models[model].model_dump(mode="json", exclude={"title", "resources"}),
-        "grid": experiment.grid.model_dump(mode="json", exclude={"title", "seeds", "data", "results"}),
+        "grid": experiment.grid.model_dump(mode="json", exclude={"title", "models", "seeds", "data", "results"}),
     }
 
 
