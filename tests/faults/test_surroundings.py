@@ -134,7 +134,8 @@ def test_a_disk_that_fills_in_the_middle_of_the_grid_costs_only_the_jobs_at_hand
     shutil.rmtree(grid / "results/report")
     (grid / "results").rename(grid / "before")
     (grid / "results").mkdir()
-    with mounted(grid / "results", "-t", "tmpfs", "-o", "size=1100k", "tmpfs"):
+    pages = sum(-(-path.stat().st_size // 4096) for path in (grid / "before").rglob("*") if path.is_file())
+    with mounted(grid / "results", "-t", "tmpfs", "-o", f"size={4 * pages + 100}k", "tmpfs"):
         shutil.copytree(grid / "before", grid / "results", dirs_exist_ok=True)
         full = tiny.snakemake(grid)
         assert full.returncode != 0
