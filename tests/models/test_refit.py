@@ -92,7 +92,7 @@ def test_switching_back_and_forth_leaves_no_trace(family):
         gated = view.model(tokens()).logits
     view.set_allocation(two)
     with torch.no_grad():
-        torch.testing.assert_close(gated, view.model(tokens()).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gated, view.model(tokens()).logits, rtol=1e-3, atol=1e-3)
     view.set_allocation(one)
     with torch.no_grad():
         assert torch.equal(view.model(tokens()).logits, first)
