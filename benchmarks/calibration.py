@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 
 import torch
 
@@ -30,12 +31,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     prunable, calibration = open_model(Experiment(options.config), options.model)
     windows = calibration.windows.calibration[: options.windows]
-    times: dict[str, list[float]] = {"plain": [], "moments": [], "grams": []}
+    variants = {
+        "plain": partial(forward, prunable, windows),
+        "moments": partial(collect, prunable, windows, batch_tokens=api.BATCH_TOKENS),
+        "grams": partial(collect, prunable, windows, batch_tokens=api.BATCH_TOKENS, grams=True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds + 1):
-        times["plain"].append(seconds(lambda: forward(prunable, windows)))
-        for name, grams in (("moments", False), ("grams", True)):
-            collecting = seconds(lambda g=grams: collect(prunable, windows, batch_tokens=api.BATCH_TOKENS, grams=g))  # type: ignore[misc]
-            times[name].append(collecting)
+        for name, run in variants.items():
+            times[name].append(seconds(run))
     measured = {name: values[1:] for name, values in times.items()}  # the first round warms up
     marks = {"plain_s": statistics.median(measured["plain"])} | {
         f"{name}_over_plain": statistics.median(

@@ -146,11 +146,8 @@ def _keep(
     here = {(row["model"], row["sparsity"]) for row in body["cells"]}
     kept = [row for row in earlier["cells"] if (row["model"], row["sparsity"]) not in here]
     had = {
-        cell.path
-        for cell in results.experiment.cells()
+        Cell(row["model"], row["granularity"], f"{row['sparsity']:.2f}", row["method"], row["seed"]).path
         for row in kept
-        if (cell.model, float(cell.sparsity), cell.method, cell.seed)
-        == (row["model"], row["sparsity"], row["method"], row["seed"])
     }
     return {
         "marks": merge(earlier["marks"], body["marks"]),

@@ -16,6 +16,7 @@ from ffp.assets.stock import check_tasks
 from ffp.assets.task_data import Recorder, answered_by, build_stock, leaves, look_at, stock_objects
 from ffp.config import LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import AssetError
+from ffp.store.documents import json_lines
 from ffp.store.layout import AssetFiles, downloads_of
 from ffp.store.schemas import DatasetsFile
 
@@ -96,11 +97,7 @@ def _tree(source: LocalSource) -> list[Path]:
 
 def _check_apart(name: str, files: AssetFiles) -> None:
     """Raises AssetError where a solved example is a document that is scored."""
-    scored, examples = (
-        [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-        for path in (files.documents(name), files.examples(name))
-    )
-    shared = len(set(scored) & set(examples))
+    shared = len(set(json_lines(files.documents(name))) & set(json_lines(files.examples(name))))
     if shared:
         raise AssetError(f"task {name!r}: {shared} of its examples are scored documents. Give fewshot other documents.")
 

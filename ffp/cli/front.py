@@ -62,7 +62,7 @@ def prune(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=1, threads=_resources(threads).threads, offline=False)  # read by the imports
+    start_torch(device or "auto", gpus=1, threads=changes["resources"].threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 

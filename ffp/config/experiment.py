@@ -14,7 +14,7 @@ from typing import Any
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import AnySource, ModelConfig, StockTask, TasksConfig, TextConfig
 from ffp.config.catalog import Kind, entries, find_entry
-from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, reads_grams
+from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, is_refitted, reads_grams
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
 from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
@@ -215,7 +215,7 @@ class Experiment:
         """Returns whether a method of the grid searches among candidates that are compensated as its cells will be."""
         asked, variant = self.grid.search.compensated, self._variant(name)
         asked = asked if variant.compensated is None else variant.compensated
-        return asked and variant.compensate.startswith("ridge") and is_search(self.method(name))
+        return asked and is_refitted(variant.compensate) and is_search(self.method(name))
 
     def needs_grams(self, name: str) -> bool:
         """Returns whether structured cells of a method of the grid need the calibration text's Gram matrices."""

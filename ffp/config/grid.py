@@ -33,6 +33,11 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def is_refitted(compensation: object) -> bool:
+    """Returns whether a compensation solves for all weights of the output projections anew."""
+    return compensation in ("ridge", "ridge-dense")
+
+
 def reads_grams(method: Method) -> bool:
     """Returns whether a method, with its parameters, asks for the costs of removals, which need Gram matrices."""
     table = getattr(method, "start", "") == "fisher-table"
@@ -157,7 +162,7 @@ class MethodConfig(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> MethodConfig:
-        if self.compensated and not self.compensate.startswith("ridge"):
+        if self.compensated and not is_refitted(self.compensate):
             raise ValueError("compensated: true needs compensate: ridge or ridge-dense")
         return self
 

@@ -16,6 +16,7 @@ from ffp.config.grid import (
     Granularity,
     Pruner,
     SearchConfig,
+    is_refitted,
     reads_grams,
 )  # fmt: skip
 from ffp.config.reading import Strict, first_fault, percent
@@ -61,7 +62,7 @@ class PruneSettings(Strict):
     @property
     def compensated_search(self) -> bool:
         """Whether candidates of the search are compensated as the result will be."""
-        return self.search.compensated and self.compensate.startswith("ridge") and isinstance(self.method, Search)
+        return self.search.compensated and is_refitted(self.compensate) and isinstance(self.method, Search)
 
     @property
     def needs_grams(self) -> bool:
@@ -116,7 +117,7 @@ def prune_settings(
     compensate = ("ridge" if structured else "none") if compensate is None else compensate
     if method is None and structured and tokens != 0:
         method, params = SEARCHED, {**START, **(params or {})}
-        others |= _second_order(str(compensate).startswith("ridge"), others)
+        others |= _second_order(is_refitted(compensate), others)
     elif method is None:
         method = UNSEARCHED if structured else SINGLE_WEIGHTS
     if isinstance(method, str):

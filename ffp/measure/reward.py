@@ -163,8 +163,8 @@ class ModelReward:
             ConfigError: The candidates are n-of-M, or the calibration has no Gram matrices.
         """
         windows = list(dict.fromkeys(windows))
-        granularity = getattr(self.candidates, "granularity", "structured")
-        priced = [levels(d.n_units) for d in self.candidates.prunable.problem(0.0, granularity).decisions]
+        decisions = self.candidates.prunable.problem(0.0, self.candidates.granularity).decisions
+        priced = [levels(decision.n_units) for decision in decisions]
         tokens = 3 * len(windows) * self.window_tokens
         values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, priced))
         self.evaluations += 1

@@ -43,8 +43,6 @@ def model_card(
         recovery: How the pruned model was trained, in a few words; "none" where it was not.
         before: Perplexity before that training.
     """
-    structured = cell.granularity == "structured"
-    what = f"{units} a block, ranked by" if structured else f"single weights ({cell.granularity}), pruned by"
     params = removed["params"]
     licence = markdown(model.license or "not stated here; see the parent")
     whole = f" Blocks that lose nothing: {model.keep_blocks}." if model.keep_blocks else ""
@@ -52,7 +50,7 @@ def model_card(
 - Removed: {removed["block_sparsity"]:.2%} of the parameters of attention and FFN, \
 {removed["model_sparsity"]:.2%} of all ({params["dense"]:,} -> {params["kept"]:,}).{whole}
 - Allocation: `{method.name}` version {method.version}, {method.summary} ({method.citation}); seed {cell.seed}.
-- Units: {what} `{ranking}`. Compensation: {compensation}.{_recovered(recovery, before)}
+- Units: {_units(cell.granularity, units, ranking)}. Compensation: {compensation}.{_recovered(recovery, before)}
 - Calibration: {markdown(calibration)}.
 - Licence of the parent, which holds for this checkpoint too: {licence}."""
     sections = [
@@ -69,6 +67,12 @@ def model_card(
         _fenced("", commands),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _units(granularity: str, units: str, ranking: str) -> str:
+    if granularity == "structured":
+        return f"{units} a block, ranked by `{ranking}`"
+    return f"single weights ({granularity}), pruned by `{ranking}`"
 
 
 def _fenced(language: str, lines: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a va
 
 class SlicedModel:
     """A model of which any number of leading units can be switched on, decision by decision."""
+
+    granularity: ClassVar[str] = "structured"
 
     def __init__(
         self, prunable: PrunableModel, order: Mapping[str, Sequence[int] | npt.NDArray[np.int64]],

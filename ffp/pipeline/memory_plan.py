@@ -48,8 +48,9 @@ def step_memory(
         compensated: Whether candidates of the search are compensated.
     """
     width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
-    block, blocks = (b * size for size in (max(map(_parameters, prunable.blocks)), _parameters(prunable.blocks)))
-    weights = b * _parameters(prunable.model) + (block - blocks if config.offload else 0)
+    block, weights = b * max(map(_parameters, prunable.blocks)), b * prunable.model_params()
+    if config.offload:
+        weights += block - b * _parameters(prunable.blocks)
     modules, calibration, chunk = prunable.modules[:2], grid.calibration, _logits(prunable, CHUNK_TOKENS)
 
     def tokens(context: int) -> int:

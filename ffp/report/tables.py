@@ -215,9 +215,8 @@ def ranking(experiment: Experiment, groups: list[Group]) -> Table:
             *(Entry(str(count), sort=count) for count in (found.wins, found.ties, found.losses, found.settings)),
         ]
         lines.append(Line(("", found.granularity, ""), found.group, entries))
-    return Table(
-        [*(["granularity"] if several else []), "method", "mean rank", "wins", "ties", "losses", "settings"], lines
-    )
+    first = ["granularity"] if several else []
+    return Table([*first, "method", "mean rank", "wins", "ties", "losses", "settings"], lines)
 
 
 def _settings(experiment: Experiment, name: str) -> dict[str, Any]:

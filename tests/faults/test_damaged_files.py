@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffp.config import Experiment
-from tests.faults.test_surroundings import CELL, ffp, grid  # noqa: F401  # pytest finds the fixture here
+from tests.faults.test_surroundings import CELL, ffp
 from tests.helpers import tiny
 from tests.helpers.folders import differences
 from tests.helpers.verify import faults
@@ -92,10 +92,7 @@ def test_each_kind_of_file_is_named_when_it_alone_is_damaged(
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", [truncate, flip, empty, zero])
 def test_damage_everywhere_is_named_in_one_pass_and_mended(
-    grid: Path,  # noqa: F811
-    tiny_grid: Path,
-    tmp_path: Path,
-    damage: Callable[[Path], None],
+    grid: Path, tiny_grid: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     """All kinds at once: verify names each file; those deleted and the grid run again, all is as it was."""
     for kind in KINDS:

@@ -28,14 +28,6 @@ from tests.helpers.tiny import ROOT
 CELL = "results/cells/tiny/structured/s0.30/fastforward/seed0"
 
 
-@pytest.fixture
-def grid(tiny_grid: Path, tmp_path: Path) -> Path:
-    """A copy of the finished tiny grid, with what Snakemake remembers of it."""
-    folder = tmp_path / "grid"
-    shutil.copytree(tiny_grid, folder, ignore=shutil.ignore_patterns("again", "damaged", "*.log"))
-    return folder
-
-
 def ffp(folder: Path, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
