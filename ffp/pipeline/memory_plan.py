@@ -48,9 +48,8 @@ def step_memory(
         compensated: Whether candidates of the search are compensated.
     """
     width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
-    block, weights = b * max(map(_parameters, prunable.blocks)), b * prunable.model_params()
-    if config.offload:
-        weights += block - b * _parameters(prunable.blocks)
+    block = b * max(map(_parameters, prunable.blocks))
+    away = b * _parameters(prunable.blocks) - block if config.offload else 0  # weights that stay on the host
     modules, calibration, chunk = prunable.modules[:2], grid.calibration, _logits(prunable, CHUNK_TOKENS)
 
     def tokens(context: int) -> int:
@@ -82,7 +81,7 @@ def step_memory(
         needs["calibrate"] += pairs
         needs["allocate"] += pairs + (_refits(prunable) if compensated else 0)
         needs["allocate"], needs["apply"] = (max(needs[step], pairs + order) for step in ("allocate", "apply"))
-    return {step: int(weights + need) for step, need in needs.items()}
+    return {step: int(b * prunable.model_params() - away + need) for step, need in needs.items()}
 
 
 def _parameters(module: torch.nn.Module) -> int:
