@@ -1,6 +1,7 @@
 # What the rules share: paths, settings and resources. All of it comes from the grid file; no rule is defined here.
 import functools
 import gc
+import inspect
 import json
 import os
 import re
@@ -64,6 +65,12 @@ CELL_FILES = [
 ]
 
 
+def asked_often(function):
+    """A function of wildcards with its signature, which Snakemake would work out again for every job and resource."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def one_of(names):
     """A pattern for exactly these names; it matches nothing if there are none."""
     return "|".join(re.escape(str(name)) for name in names) or "(?!)"
@@ -86,7 +93,7 @@ def cell_of(wildcards):
 
 def settings(step):
     """All settings that can change a step's numbers, as JSON: when they change, the job runs again."""
-    return lambda wildcards: as_json(step_settings(EXPERIMENT, step, cell_of(wildcards)))
+    return asked_often(lambda wildcards: as_json(step_settings(EXPERIMENT, step, cell_of(wildcards))))
 
 
 def local_files(sources):
@@ -104,24 +111,34 @@ def benchmark_of(step, name=WILDCARD_CELL.path):
     return str(LAYOUT.benchmark(step, name))
 
 
-def asked(kind, key):
+def asked_of(model, kind, key):
     """What a job of this kind asks the machine for; from the model's file in config/models/."""
-    return lambda wildcards: EXPERIMENT.models[wildcards.model].resources.of(kind)[key]
+    return EXPERIMENT.models[model].resources.of(kind)[key]
+
+
+def asked(kind, key):
+    """The same as a resource: the value itself where the models agree, which spares Snakemake a call for every job."""
+    values = {asked_of(model, kind, key) for model in GRID.models}
+    if len(values) == 1:
+        return values.pop()
+    return asked_often(lambda wildcards: asked_of(wildcards.model, kind, key))
 
 
 def memory(kind):
     """Megabytes for a job, doubled at each attempt: a job that is killed for lack of memory gives no other sign."""
-    return lambda wildcards, attempt: asked(kind, "mem_mb")(wildcards) * 2 ** (attempt - 1)
+    return asked_often(lambda wildcards, attempt: asked_of(wildcards.model, kind, "mem_mb") * 2 ** (attempt - 1))
 
 
 def gpus(kind):
     """GPUs for a job; none where Slurm gives them by gres."""
+    if not any(asked_of(model, kind, "gres") for model in GRID.models):
+        return asked(kind, "gpu")
 
     def count(wildcards):
-        by_gres = asked(kind, "gres")(wildcards) and "slurm" in workflow.executor_plugin.name
-        return 0 if by_gres else asked(kind, "gpu")(wildcards)
+        by_gres = asked_of(wildcards.model, kind, "gres") and "slurm" in workflow.executor_plugin.name
+        return 0 if by_gres else asked_of(wildcards.model, kind, "gpu")
 
-    return count
+    return asked_often(count)
 
 
 def resources_of(kind):
@@ -132,7 +149,7 @@ def resources_of(kind):
         "mem_mb": memory(kind),
         "gpu": gpus(kind),
         "runtime": asked(kind, "runtime_min"),
-        **{name: (lambda wildcards, of=of: of(wildcards.model)) for name, of in options.items()},
+        **{name: asked_often(lambda wildcards, of=of: of(wildcards.model)) for name, of in options.items()},
     }
 
 
@@ -140,29 +157,34 @@ THREADS = asked("search", "threads")
 SEARCH_RESOURCES, SCORE_RESOURCES = resources_of("search"), resources_of("score")
 
 
+@asked_often
 def mask_files(wildcards):
     """What turns the dense model into the cell's pruned one; nothing for the dense cells."""
     return [] if cell_of(wildcards).is_dense else [str(file).format(**wildcards) for file in CELL.cut]
 
 
+@asked_often
 def cut_files(wildcards):
     """The same, and the weights of the cell's recovery."""
     trained = [CELL.recovered] if EXPERIMENT.recover(cell_of(wildcards)).wanted else []
     return mask_files(wildcards) + [str(file).format(**wildcards) for file in trained]
 
 
+@asked_often
 def init_allocation(wildcards):
     """The allocation of the cell whose policy this cell's search starts from, if the grid names one."""
     origin = EXPERIMENT.init_cell(cell_of(wildcards))
     return [LAYOUT.cell(origin).allocation] if origin else []
 
 
+@asked_often
 def needed_grams(wildcards):
     """The Gram matrices of the model, if this cell needs them."""
     needed = wildcards.granularity == "structured" and EXPERIMENT.needs_grams(wildcards.method)
     return [LAYOUT.calibration(wildcards.model).grams] if needed else []
 
 
+@asked_often
 def same_search(wildcards):
     """The allocation of a cell that makes the same search, if the grid has one before this cell."""
     done = EXPERIMENT.same_search(cell_of(wildcards))
@@ -185,7 +207,7 @@ def folder_option(option, key):
         first = files if isinstance(files, str) else next(iter(files), "")
         return [option, os.path.dirname(first)] if first else []
 
-    return words
+    return asked_often(words)
 
 
 def folders(key, option):
@@ -194,7 +216,7 @@ def folders(key, option):
     def words(wildcards, input):
         return [word for file in input.get(key) for word in (option, os.path.dirname(file))][1:]
 
-    return words
+    return asked_often(words)
 
 
 def failures(snakemake_logs):
