@@ -115,18 +115,23 @@ exit 1
 """
 
 
-@pytest.mark.slow
-def test_slurm_is_given_names_and_resources_as_they_are(odd, tmp_path):
-    """Programs in the place of Slurm's write down what the plug-in gives to them, and refuse the job."""
-    folder = odd.rename(tmp_path / "a grid; touch owned")
-    resources = {"constraint": "[a100|h100]&(b*2)", "qos": "--wrap", "partition": "gpu,long", "account": "it.is=+me"}
-    edit("config/models/tiny.yaml", resources=resources)(folder)
-    programs, said = tmp_path / "programs", tmp_path / "said"
+def writing_down(folder: Path) -> tuple[Path, Path]:
+    """Folders with programs in the place of Slurm's, and with the words of each `sbatch`, which refuses its job."""
+    programs, said = folder / "programs", folder / "said"
     programs.mkdir(), said.mkdir()
     answers = {"sbatch": SBATCH, "sacctmgr": "#!/bin/sh\necho it.is=+me\n", "sinfo": "#!/bin/sh\necho 'gpu*'\n"}
     for name in ("sbatch", "sacctmgr", "sshare", "sinfo", "squeue", "sacct", "scancel"):
         (programs / name).write_text(answers.get(name, "#!/bin/sh\n"))
         (programs / name).chmod(0o755)
+    return programs, said
+
+
+@pytest.mark.slow
+def test_slurm_is_given_names_and_resources_as_they_are(odd, tmp_path):
+    folder = odd.rename(tmp_path / "a grid; touch owned")
+    resources = {"constraint": "[a100|h100]&(b*2)", "qos": "--wrap", "partition": "gpu,long", "account": "it.is=+me"}
+    edit("config/models/tiny.yaml", resources=resources)(folder)
+    programs, said = writing_down(tmp_path)
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     done = snakemake(
         folder, "--profile", str(tiny.ROOT / "profiles/slurm"), "--restart-times", "0", PATH=path, SAID=str(said)

@@ -1,14 +1,18 @@
-"""Profiles of schedulers whose plug-ins are not in the lock: they plan the grid with the plug-in of the index."""
+"""What profiles hand to schedulers: jobs of models that differ; grids, with plug-ins that are not in the lock."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.site import make
+from tests.hostile.test_workflow import writing_down
 
 
 @pytest.mark.slow
@@ -27,3 +31,33 @@ def test_a_profile_plans_the_grid(name, tiny_source, tmp_path):
         tmp_path, "snakemake", *words, "--config", "grid=config/grid.yaml", path=Path(tmp_path / "packages"), fork=False
     )
     assert done.returncode == 0 and "calibrate tiny" in done.output, done.output
+
+
+@pytest.mark.slow
+def test_jobs_of_models_that_differ_ask_for_what_their_models_say(tmp_path):
+    site = make(tmp_path)
+    asked = {"tiny": {"mem_mb": 100, "threads": 1, "gpu": 0, "runtime_min": 20},
+             "other": {"mem_mb": 300, "threads": 2, "gpu": 1, "runtime_min": 30}}  # fmt: skip
+    for name, resources in asked.items():
+        body = {**site.read("models/tiny.yaml"), "title": name, "resources": {**resources, "account": "it.is=+me"}}
+        site.write(f"models/{name}.yaml", body)
+    site.write("grid.yaml", {**site.read("grid.yaml"), "models": list(asked)})
+    programs, said = writing_down(tmp_path)
+    path = os.pathsep.join([str(programs), str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = ["--cores", "2", "--profile", str(tiny.ROOT / "profiles/slurm"), "--restart-times", "0", "--keep-going"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", str(tiny.ROOT / "Snakefile"), *words, "--until", "calibrate",
+         "--config", "grid=config/grid.yaml"],
+        cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(tiny.ROOT), "FAIL": "no cell", "SAID": str(said)},
+    )  # fmt: skip
+    assert done.returncode
+    calls = [file.read_text().split("\0")[:-1] for file in said.iterdir()]
+    assert len(calls) == 2, done.stdout + done.stderr
+    for words in calls:
+        value = dict(pairwise([part for word in words for part in word.split("=", 1)]))
+        resources = asked[value["--comment"].rpartition("_")[2]]
+        assert (value["-t"], value["--mem"], value["--cpus-per-task"]) == (
+            str(resources["runtime_min"]), str(resources["mem_mb"]), str(resources["threads"])
+        )  # fmt: skip
+        assert value.get("--gpus") == (str(resources["gpu"]) if resources["gpu"] else None)
