@@ -36,30 +36,47 @@ Method = Annotated[
 Param = Annotated[
     list[str] | None, _option("Hyper-parameter of the method; repeat it for more.", HOW, metavar="NAME=VALUE")
 ]
-Compensate = Annotated[Compensation | None, _option("How what stays makes up for removed units. Default: ridge.", HOW)]
+Compensate = Annotated[
+    Compensation | None,
+    _option(
+        "How what stays makes up for removed units: none, bias, ridge (the default) or ridge-dense.",
+        HOW,
+        metavar="KIND",
+    ),
+]
 Recover = Annotated[
-    Literal["none", "lora"], _option("Train the pruned model, on text that calibration leaves. Default: none.", HOW)
+    Literal["none", "lora"],
+    _option(
+        "Train the pruned model, on text that calibration leaves: lora, or none (the default).", HOW, metavar="KIND"
+    ),
 ]
 RecoverTokens = Annotated[
-    int | None, _option(f"Tokens of that training. Default: {RecoverSettings().tokens}.", HOW, min=1)
+    int | None, _option(f"Tokens of that training. Default: {RecoverSettings().tokens}.", HOW, min=1, metavar="N")
 ]
-RecoverRank = Annotated[int | None, _option(f"Rank of LoRA. Default: {RecoverSettings().rank}.", HOW, min=1)]
+RecoverRank = Annotated[
+    int | None, _option(f"Rank of LoRA. Default: {RecoverSettings().rank}.", HOW, min=1, metavar="N")
+]
 RecoverParam = Annotated[
     list[str] | None,
     _option(
-        "Another setting of it, e.g. learning_rate=0.001 or loss=kl; repeat it for more.", HOW, metavar="NAME=VALUE"
+        "Another setting of it, e.g. learning_rate=1e-4 or loss=kl; repeat it for more.", HOW, metavar="NAME=VALUE"
     ),
 ]
 Tokens = Annotated[
-    int | None, _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW, min=0)
+    int | None,
+    _option(f"Tokens that a search may forward; 0 for no search. Default: {TOKENS}.", HOW, min=0, metavar="N"),
 ]
 Text = Annotated[
     list[str] | None,
-    _option("A name of `ffp list texts`, or files (.txt, .jsonl, .parquet); repeat it for more files.", HOW),
+    _option(
+        "A name of `ffp list texts`, or files (.txt, .jsonl, .parquet); repeat it for more files.",
+        HOW,
+        metavar="NAME|FILE",
+    ),
 ]
 TextColumn = Annotated[str, _option("Field of a row that holds the text. Default: text.", HOW)]
 CalibrationTokens = Annotated[
-    int, _option(f"Tokens of the calibration. Default: {CALIBRATION.windows * CONTEXT}.", HOW)
+    int, _option(f"Tokens of the calibration. Default: {CALIBRATION.windows * CONTEXT}.", HOW, metavar="N")
 ]
 CompensatedSearch = Annotated[
     bool | None,
@@ -67,38 +84,54 @@ CompensatedSearch = Annotated[
         "Search among candidates that are compensated by ridge, as the result is. Default: yes, and no with a method "
         "that is named.",
         HOW,
+        "--compensated-search/--plain-search",
     ),
 ]
 Context = Annotated[
-    int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW)
+    int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW, metavar="N")
 ]
-Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW, min=0)]
+Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW, min=0, metavar="N")]
 Granularity = Annotated[
     Literal["structured", "unstructured", "n-of-4", "n-of-8"],
-    _option("Whole heads and channels (structured, the default), or single weights as zeros.", WHAT),
+    _option(
+        "structured: whole heads and channels (the default); unstructured, n-of-4, n-of-8: single weights, as zeros.",
+        WHAT,
+        metavar="KIND",
+    ),
 ]
 Pruner = Annotated[
     Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"] | None,
-    _option("How single weights are chosen. Default: sparsegpt.", WHAT),
+    _option(
+        "How single weights are chosen: wanda, wanda-dense, magnitude or sparsegpt (the default).", WHAT, metavar="NAME"
+    ),
 ]
 Score = Annotated[
     UnitScore | None,
     _option(
-        "Order in which heads and channels leave; pairwise and obs know how they act together. Default: obs, and wanda "
-        "with a method that is named.",
+        "Order in which heads and channels leave: wanda, wifv, ifv, or pairwise and obs, which know how they act "
+        "together. Default: obs, and wanda with a method that is named.",
         WHAT,
+        metavar="NAME",
     ),
 ]
-Align = Annotated[int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT)]
+Align = Annotated[
+    int | None, _option("Keep FFN channels in multiples of 8, 16, 32, 64, 128 or 256.", WHAT, metavar="N")
+]
 MinKeep = Annotated[
-    int | None, _option("Units that every module keeps at least; 0 lets whole modules go. Default: 1.", WHAT, min=0)
+    int | None,
+    _option("Units that every module keeps at least; 0 lets whole modules go. Default: 1.", WHAT, min=0, metavar="N"),
 ]
 KeepBlocks = Annotated[
-    str | None, _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT)
+    str | None,
+    _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT, metavar="BLOCKS"),
 ]
 AttentionUnits = Annotated[
     Units | None,
-    _option("What leaves an attention: KV groups (the default), a query head of each, or any query heads.", WHAT),
+    _option(
+        "What leaves an attention: kv-groups (the default), query-heads (one of each) or single-query-heads (any).",
+        WHAT,
+        metavar="KIND",
+    ),
 ]
 Bos = Annotated[
     BosPlace | None,
@@ -106,15 +139,21 @@ Bos = Annotated[
         "A BOS (beginning-of-sequence token) at the start of each window of text: auto, as the tokenizer adds it to a "
         "text; always; never; once, at the start of the whole text. Default: auto.",
         MODEL,
+        metavar="WHERE",
     ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
-    _option("Precision. Default: the checkpoint's own.", MODEL),
+    _option("float32, bfloat16, float16 or auto. Default: the checkpoint's own.", MODEL, metavar="TYPE"),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, _option("Default: a GPU if there is one.", MODEL)]
-Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL, min=1)]
-BatchTokens = Annotated[int | None, _option("Tokens in one forward; lower it to save memory.", MODEL, min=1)]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"] | None,
+    _option("cpu, cuda, mps or auto. Default: a GPU if there is one.", MODEL, metavar="NAME"),
+]
+Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL, min=1, metavar="N")]
+BatchTokens = Annotated[
+    int | None, _option("Tokens in one forward; lower it to save memory.", MODEL, min=1, metavar="N")
+]
 Offload = Annotated[
     bool, _option("Keep the weights on the host and move one block at a time to the GPU.", MODEL, "--offload")
 ]
@@ -124,29 +163,38 @@ Tasks = Annotated[
     _option("Score lm-eval tasks too, e.g. arc_easy,gsm8k, or a name of `ffp list tasks`.", OUTPUT),
 ]
 NumFewshot = Annotated[
-    int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT, min=0)
+    int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT, min=0, metavar="N")
 ]
 ChatTemplate = Annotated[
     bool, _option("Ask tasks as a chat, by the template of the tokenizer.", OUTPUT, "--chat-template")
 ]
 SystemPrompt = Annotated[str, _option("What comes before each prompt of a task.", OUTPUT)]
 Documents = Annotated[
-    int, _option(f"Documents of each task; 0 for all (lm-eval: limit). Default: {EVALUATION.documents}.", OUTPUT)
+    int,
+    _option(
+        f"Documents of each task; 0 for all (lm-eval: limit). Default: {EVALUATION.documents}.", OUTPUT, metavar="N"
+    ),
 ]
 Format = Annotated[
     Literal["transformers", "gguf", "dense-shape"],
     _option(
-        "For transformers and vLLM (transformers, the default), for llama.cpp (gguf), or zeros in the dense shapes.",
+        "transformers (the default): for transformers and vLLM; gguf: for llama.cpp; dense-shape: zeros in the dense "
+        "shapes.",
         OUTPUT,
+        metavar="FORMAT",
     ),
 ]
 Quantize = Annotated[
     list[str] | None,
-    _option("Type of a GGUF file: F16, BF16, F32, Q8_0, Q4_0 or Q4_K_M; repeat it for more files.", OUTPUT),
+    _option(
+        "Type of a GGUF file: F16, BF16, F32, Q8_0, Q4_0 or Q4_K_M; repeat it for more files.", OUTPUT, metavar="TYPE"
+    ),
 ]
 Pad = Annotated[
     int | None,
-    _option("GGUF: fill widths up with zeros to multiples of this; 256 suits Q4_K_M. Default: 32.", OUTPUT),
+    _option(
+        "GGUF: fill widths up with zeros to multiples of this; 256 suits Q4_K_M. Default: 32.", OUTPUT, metavar="N"
+    ),
 ]
 Yes = Annotated[bool, _option("Replace a folder that ffp wrote.", OUTPUT, "--yes")]
 Data = Annotated[

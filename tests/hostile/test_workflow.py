@@ -18,6 +18,7 @@ from ffp.pipeline import cluster
 from tests.bad_input.refusal import Case, edit, refused
 from tests.helpers import tiny
 from tests.helpers.hostile import NULL, VALUES
+from tests.helpers.sbatch import writing_down
 
 REPORT = ["report", "--config", "config/grid.yaml", "--out", "out"]
 MISREAD = [value for value in [*VALUES.values(), NULL] if cluster.fault_of_path(value)]
@@ -107,23 +108,6 @@ def test_a_grid_with_spaces_quotes_and_commands_in_its_names_runs_and_runs_nothi
     assert not list(odd.parent.rglob("owned"))
     again = snakemake(odd, "--profile", str(tiny.ROOT / "profiles/local"), "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
-
-
-SBATCH = """#!/bin/bash
-printf '%s\\0' "$@" > "$SAID/$$"
-exit 1
-"""
-
-
-def writing_down(folder: Path) -> tuple[Path, Path]:
-    """Folders with programs in the place of Slurm's, and with the words of each `sbatch`, which refuses its job."""
-    programs, said = folder / "programs", folder / "said"
-    programs.mkdir(), said.mkdir()
-    answers = {"sbatch": SBATCH, "sacctmgr": "#!/bin/sh\necho it.is=+me\n", "sinfo": "#!/bin/sh\necho 'gpu*'\n"}
-    for name in ("sbatch", "sacctmgr", "sshare", "sinfo", "squeue", "sacct", "scancel"):
-        (programs / name).write_text(answers.get(name, "#!/bin/sh\n"))
-        (programs / name).chmod(0o755)
-    return programs, said
 
 
 @pytest.mark.slow

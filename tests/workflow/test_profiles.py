@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.sbatch import writing_down
 from tests.helpers.site import make
-from tests.hostile.test_workflow import writing_down
 
 
 @pytest.mark.slow
