@@ -21,7 +21,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,10 +121,10 @@ def main() -> None:
         _, body = read_json(options.out, (SCHEMA,))
     else:
         experiment = Experiment(options.config)
-        runs = [_run(experiment, options, tied, seed) for tied in options.tied for seed in experiment.grid.seeds]
+        runs = [_run(experiment, options, tied, seed) for tied in options.tied for seed in options.seeds]
         body = {
             "marks": marks(runs),
-            "command": "python -m experiments.decisions",
+            "command": shlex.join(["python", "-m", "experiments.decisions", *sys.argv[1:]]),
             "sparsity": options.sparsity,
             "runs": runs,
         }
@@ -136,6 +138,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sparsity", default="0.30", help="one of the grid's, as its cells name it (%(default)s)")
     tied = "blocks that share decisions, divisors of their number"
     parser.add_argument("--tied", type=int, nargs="+", default=[1, 2, 3, 5, 10], help=tied)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="some of the grid's (%(default)s)")
     work = Path("experiments/work/decisions")
     parser.add_argument("--work", type=Path, default=work, metavar="DIR", help="finished runs (%(default)s)")
     return parser.parse_args()
