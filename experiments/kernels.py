@@ -50,6 +50,7 @@ from ffp.store.provenance import provenance
 
 TAG = "ffp/experiment/kernels/1"
 KERNELS: Mapping[str, Mapping[str, str]] = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"},  # both without AVX-512; no change where there is none
     "aten-default": {"ATEN_CPU_CAPABILITY": "default"},  # PyTorch's own loops without AVX2
     "mkl-compatible": {"MKL_CBWR": "COMPATIBLE"},  # MKL's matrix products with SSE2 only
 }
