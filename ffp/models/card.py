@@ -55,7 +55,7 @@ def model_card(
 - Licence of the parent, which holds for this checkpoint too: {licence}."""
     sections = [
         f"---\n{yaml.safe_dump(_metadata(model, saved), sort_keys=False)}---",
-        f"# {markdown(model.title)}, pruned by {float(cell.sparsity):.0%} ({cell.method})",
+        f"# {markdown(model.title)}, pruned by {100 * float(cell.sparsity):g}% ({cell.method})",
         saved.text,
         _fenced(saved.language, saved.run),
         "## What was done",

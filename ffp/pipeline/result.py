@@ -236,9 +236,11 @@ class Pruned:
         }
 
     def _cell(self) -> Cell:
-        """The cell of a grid that this would be."""
-        settings = self.settings
-        return Cell(self.name, settings.granularity, f"{settings.sparsity:.2f}", settings.method.name, settings.seed)
+        """The cell of a grid that this would be; more than two decimals of a sparsity, which no grid has, stay."""
+        settings, sparsity = self.settings, f"{self.settings.sparsity:.2f}"
+        if float(sparsity) != settings.sparsity:
+            sparsity = repr(settings.sparsity)
+        return Cell(self.name, settings.granularity, sparsity, settings.method.name, settings.seed)
 
     def _card(self, saved: Saved) -> str:
         settings = self.settings

@@ -182,3 +182,15 @@ def test_as_many_heads_in_every_block_make_an_ordinary_checkpoint(family, tmp_pa
     assert not written.tags
     assert type(loaded) is type(found.model)
     torch.testing.assert_close(logits(loaded), logits(found.model), rtol=0, atol=0)
+
+
+@BY_FAMILY
+def test_heads_that_share_unequally_need_code_also_where_all_shapes_look_ordinary(family, tmp_path, hub_modules):
+    """Two query heads of one group and two KV heads: the shapes of an attention with a KV head for each."""
+    found = prunable(family, "single-query-heads")
+    cut(found, {m.decision.name: [0, 1] if m.kind == "attention" else range(24) for m in found.modules})
+    tmp_path.joinpath("saved").mkdir()
+    assert "custom_code" in Transformers().save(found, tokenizer(), tmp_path / "saved").tags
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True, dtype="auto")
+    for each in (loaded, ffp.load_pruned(tmp_path / "saved", device="cpu")):
+        torch.testing.assert_close(logits(each), logits(found.model), rtol=0, atol=0)

@@ -39,6 +39,18 @@ for folder in sys.argv[1:]:
     json.dump({"answers": answers, "text": tokenizer("a b,c").input_ids}, open(folder + "/answers4.json", "w"))
 """
 
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0] * 4}
+# Rotary embeddings that are scaled, as each family's configuration of version 4 says it.
+SCALED = {
+    "llama": {"rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }},
+    "gemma3_text": {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "olmo3": {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}},
+    "phi3": {"rope_scaling": {"type": "longrope", **FACTORS}, "original_max_position_embeddings": 32},
+}  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def version_4(tmp_path_factory):
@@ -57,6 +69,8 @@ def models():
     for family in CONFIGS:
         if family not in ("gpt_neox", "stablelm"):  # another name of the output layer, attention of a fixed width
             yield family, pruned(family), Transformers()
+    for family, scaling in SCALED.items():
+        yield f"{family}-scaled", PrunableModel(tiny(family, **scaling)), Transformers()
     equal = PrunableModel(tiny("qwen3"))
     cut(equal, {m.decision.name: range(1 if m.kind == "attention" else 24) for m in equal.modules})
     yield "stock", equal, Transformers()

@@ -126,6 +126,13 @@ def test_a_copy_is_cut_where_asked_and_the_model_keeps_its_state(loaded, texts):
     assert sum(p.numel() for p in model.parameters()) == own.removed.kept_params < own.removed.dense_params
 
 
+def test_a_sparsity_of_three_decimals_stays_whole(loaded, texts, tmp_path):
+    pruned = ffp.prune(*loaded, sparsity=0.125, text=texts, method="uniform", evaluate=False, **SMALL)
+    files = ExportFiles(pruned.save(tmp_path / "small"))
+    assert schemas.ExportFile.read(files.manifest).cell.sparsity == "0.125"
+    assert "pruned by 12.5% (uniform)" in files.card.read_text()
+
+
 def test_a_pruned_model_is_not_pruned_again(loaded, texts, tmp_path):
     pruned = ffp.prune(*loaded, sparsity=0.2, text=texts, tokens=0, evaluate=False, **SMALL)
     again = ffp.load_pruned(pruned.save(tmp_path / "small"))

@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # transformers 5 calls every tokenizer that has no class of its own by the first name, which 4 does not know.
 BACKEND, PORTABLE = "TokenizersBackend", "PreTrainedTokenizerFast"
+PHI3_FACTORS = ("short_factor", "long_factor")
 LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which is nothing of it
 Body = dict[str, Any]
 
@@ -46,16 +47,24 @@ def legacy_keys(body: Body) -> Body:
     Without them it takes a default base silently. Version 5 reads both and finds the same.
     """
     rope = body.get("rope_parameters") or {}
-    if "full_attention" in rope:  # a base for each kind of attention
-        own = {"rope_theta": rope["full_attention"]["rope_theta"]}
-        return own | {"rope_local_base_freq": rope.get("sliding_attention", own)["rope_theta"]}
+    if "full_attention" in rope:  # a base for each kind of attention; version 4 scales the one of full attention
+        rope, own = rope["full_attention"], rope
+        local = {"rope_local_base_freq": own.get("sliding_attention", rope)["rope_theta"]}
+        return {"rope_theta": rope["rope_theta"], **local, **_legacy_scaling(body, rope)}
     found: Body = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     if body["model_type"] == "gpt_neox":
         names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
         found = {names[key]: value for key, value in found.items()}
-    if rope.get("rope_type", "default") != "default":
-        found["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return found
+    return found | _legacy_scaling(body, rope)
+
+
+def _legacy_scaling(body: Body, rope: Body) -> Body:
+    """The scaling of a rotary embedding, where it has one; for Phi-3 version 4 takes three keys and no more."""
+    if rope.get("rope_type", "default") == "default":
+        return {}
+    if body["model_type"] == "phi3":
+        return {"rope_scaling": {"type": rope["rope_type"], **{key: rope[key] for key in PHI3_FACTORS}}}
+    return {"rope_scaling": {key: value for key, value in rope.items() if key != "rope_theta"}}
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, parent: Path | None) -> None:

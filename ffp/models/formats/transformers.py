@@ -72,8 +72,12 @@ class Transformers(Format):
 def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
     """Returns the configuration by which the parent's own class builds this model; None if there is none.
 
-    The blocks have to be equal in size, and the class has to build tensors of just these names and shapes.
+    The blocks have to be equal in size, and the class has to build tensors of just these names and shapes. No class has
+    query heads that share KV heads unequally, although the shapes can look the same.
     """
+    paths = [path for block in range(len(prunable.blocks)) for path, _ in prunable.linears(block)]
+    if any(selected_heads(prunable.linear(path)) for path in paths):
+        return None
     each = [prunable.sizes(block) for block in range(len(prunable.blocks))]
     if any(found != each[0] for found in each):
         return None
