@@ -129,7 +129,7 @@ def test_a_copy_is_cut_where_asked_and_the_model_keeps_its_state(loaded, texts):
 def test_a_sparsity_of_three_decimals_stays_whole(loaded, texts, tmp_path):
     pruned = ffp.prune(*loaded, sparsity=0.125, text=texts, method="uniform", evaluate=False, **SMALL)
     files = ExportFiles(pruned.save(tmp_path / "small"))
-    assert schemas.ExportFile.read(files.manifest).cell.sparsity == "0.125"
+    assert schemas.ExportFile.read(files.manifest).cell.sparsity == 0.125
     assert "pruned by 12.5% (uniform)" in files.card.read_text()
 
 
