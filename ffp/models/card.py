@@ -133,7 +133,7 @@ def _source(source: Any) -> str:
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """Perplexity and the first metric of every task with standard errors, of the parent and of this model."""
+    """Perplexity and the main metric of every task with standard errors, of the parent and of this model."""
     if not (pruned := scores["pruned"]):
         return "Not scored."
     rows = ["| | parent | this model |", "|---|---|---|"]
@@ -144,7 +144,7 @@ def _score_table(scores: Mapping[str, Mapping[str, Any] | None]) -> str:
     )
     tasks = [scored_tasks((body or {}).get("tasks", {})) for body in bodies]
     for task, result in tasks[1].items():
-        for metric in result.by_filter(next(iter(result.metrics))):
+        for metric in result.shown_metrics:
             found = [each[task].metrics.get(metric) if task in each else None for each in tasks]
             figures = " | ".join(_figure(one.model_dump() if one else None) for one in found)
             shots = f", {result.num_fewshot}-shot" if result.num_fewshot else ""

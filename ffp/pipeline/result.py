@@ -301,11 +301,11 @@ def _speed_row(name: str, dense: float, pruned: float) -> Row:
 
 
 def _task_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields a row for the first metric of each task, by each of its filters."""
+    """Yields a row for the main metric of each task, by each of its filters."""
     before = scored_tasks(dense)
     for task, scores in scored_tasks(pruned).items():
         shots = f"{scores.num_fewshot}-shot, " if scores.num_fewshot else ""
-        for metric in scores.by_filter(next(iter(scores.metrics))):
+        for metric in scores.shown_metrics:
             first, second = (_metric(found.metrics[metric]) for found in (before[task], scores))
             yield task, first, second, f"{metric}, {shots}{scores.n} documents"
 

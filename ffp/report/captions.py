@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from ffp.config import Experiment
 from ffp.config.bos import IN_WORDS
-from ffp.report.collect import Record, by_task, task_metric
+from ffp.report.collect import Record, by_task
 from ffp.report.groups import TIE_STDERRS
 from ffp.report.tables import text_headings
 
@@ -61,7 +61,7 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
         (heading, experiment.texts[name].title, _measured(done, key))
         for name, (key, heading) in zip(experiment.grid.test_texts, text_headings(experiment).items(), strict=True)
     ]
-    tasks = [(name, task_metric(results[0]), results[0]) for name, results in by_task(done).items()]
+    tasks = [(name, results[0].main_metric, results[0]) for name, results in by_task(done).items()]
     paired = all(record.scores and record.scores.ppl.loss_by_window for record in done)
     trained = any("ppl_before" in record.row for record in done)
     return _lines(

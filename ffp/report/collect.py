@@ -28,8 +28,6 @@ TRAILING = (
 RECOVERY = ("ppl_before", "ppl_before_stderr", "recover_tokens", "recover_s", "recover_peak_mem_bytes")
 STEPS = ("allocate", "apply", "recover", "evaluate")
 LOG_CHARACTERS = 4000
-# Metrics of lm-eval that are no share of 1, whatever their values are.
-NO_SHARES = ("bleu", "bits_per_byte", "byte_perplexity", "chrf", "perplexity", "ter", "word_perplexity")
 Block = tuple[str, str, str]  # model, granularity and sparsity: what is of the same block may be compared
 
 
@@ -122,21 +120,6 @@ def by_task(records: Iterable[Record]) -> dict[str, list[TaskScores]]:
         for task, result in record.tasks.items():
             found[task].append(result)
     return found
-
-
-def task_metric(result: TaskScores) -> str:
-    """Returns the metric that counts in the mean: acc_norm if the task has it, otherwise acc, otherwise its first."""
-    return next(name for name in ("acc_norm", "acc", *result.metrics) if name in result.metrics)
-
-
-def shown_metrics(result: TaskScores) -> list[str]:
-    """Returns the metrics that tables show: the one that counts in the mean, by each of its filters."""
-    return result.by_filter(task_metric(result))
-
-
-def is_share(result: TaskScores, metric: str) -> bool:
-    """Returns whether a metric is a share, which tables show in percent and the mean over tasks counts."""
-    return result.metrics[metric].higher_is_better and metric.partition(",")[0] not in NO_SHARES
 
 
 def read_cell(cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = None) -> Record:
@@ -243,7 +226,7 @@ def add_mean_accuracy(record: Record, tasks: list[str] | None = None) -> None:
     if not record.done or not set(tasks) <= set(scored):
         return
     results = scored_tasks({name: scored[name] for name in tasks}).values()
-    chosen = [r.metrics[task_metric(r)] for r in results if is_share(r, task_metric(r))]
+    chosen = [r.metrics[r.main_metric] for r in results if r.is_share(r.main_metric)]
     if not chosen:
         return
     record.row["mean_acc"] = sum(figure.value for figure in chosen) / len(chosen)

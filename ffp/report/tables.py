@@ -13,7 +13,7 @@ import pandas as pd
 
 from ffp.config import Experiment
 from ffp.core.plain import one_line, spreadsheet
-from ffp.report.collect import Block, Record, bits_column, by_task, columns, is_share, shown_metrics
+from ffp.report.collect import Block, Record, bits_column, by_task, columns
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
 from ffp.report.published import references
 from ffp.report.ranks import rank
@@ -168,8 +168,8 @@ def tasks(experiment: Experiment, groups: list[Group]) -> Table:
     results = by_task(record for group in scored for record in group.done)
     shown: dict[str, _Column] = {}
     for task, (first, *_) in results.items():
-        for metric in shown_metrics(first):
-            share, low = is_share(first, metric), not first.metrics[metric].higher_is_better
+        for metric in first.shown_metrics:
+            share, low = first.is_share(metric), not first.metrics[metric].higher_is_better
             column = _Column(f"{task}_{metric}", *((100, 1) if share else (1, 2)), low)
             shown[f"{task} {metric}{' (%)' if share else ''}"] = column
     shown["mean (%)"] = _Column("mean_acc", 100, 1, low=False)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from ffp.store.kinds import Part
+
+# Metrics of lm-eval that are no share of 1, whatever their values are: of texts that are compared, of likelihoods, and
+# SQuAD 2's, which are in percent.
+NO_SHARES = re.compile(
+    r"(bleu|bert|chrf|rouge)\w*(?<!_acc)|ter|\w*perplexity|bits_per_byte|(\w+_)?exact|(\w+Ans|best)_f1"
+)
 
 
 def _is_zero(value: object) -> bool:
@@ -39,6 +46,21 @@ class TaskScores(Part):
     def by_filter(self, metric: str) -> list[str]:
         """Returns the names of a metric, one for each filter that lm-eval applies to the answers."""
         return [name for name in self.metrics if name.partition(",")[0] == metric.partition(",")[0]]
+
+    @property
+    def main_metric(self) -> str:
+        """What counts in a mean over tasks: acc_norm if the task has it, otherwise acc, otherwise its first metric."""
+        return next(name for name in ("acc_norm", "acc", *self.metrics) if name in self.metrics)
+
+    @property
+    def shown_metrics(self) -> list[str]:
+        """What tables show: the one that counts in the mean, by each of its filters."""
+        return self.by_filter(self.main_metric)
+
+    def is_share(self, metric: str) -> bool:
+        """Returns whether a metric is a share, which tables show in percent and the mean over tasks counts."""
+        found, name = self.metrics[metric], metric.partition(",")[0]
+        return found.higher_is_better and found.value <= 1 and not NO_SHARES.fullmatch(name)
 
 
 def scored_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskScores]:
