@@ -216,6 +216,7 @@ def allocate(
     """
     problem = prunable.problem(sparsity, granularity)
     method.check(problem)
+    method.check_fitness(fitness)
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
         rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)

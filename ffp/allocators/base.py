@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from ffp.core.errors import ConfigError
 from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, Gates, IntArray, PruningProblem
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class Method(BaseModel):
         summary: The idea in half a line, without a full stop.
         citation: Source, "-" for none.
         equation: LaTeX, one display equation a line, shown by the documentation.
-        granularities: Granularities that the method serves.
+        granularities: Granularities that the method serves; see served.
+        fitnesses: What it may be rewarded for: "ppl", or "kl" too; see `fitness` of a variant.
         file_parameters: Hyper-parameters that name files; the content of these files counts as a setting.
     """
 
@@ -178,7 +180,22 @@ class Method(BaseModel):
     citation: ClassVar[str]
     equation: ClassVar[str] = ""
     granularities: ClassVar[frozenset[str]] = frozenset(GRANULARITIES)
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl",)
     file_parameters: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Granularities that the method serves with its hyper-parameters."""
+        return self.granularities
+
+    def check_fitness(self, fitness: str) -> None:
+        """Checks that the method knows a fitness.
+
+        Raises:
+            ConfigError: It does not; one line with the remedy.
+        """
+        if fitness not in self.fitnesses:
+            raise ConfigError(f"{self.name} knows no fitness {fitness}. Leave it out, or take another method.")
 
     def check(self, problem: PruningProblem) -> None:
         """Checks that the method can answer a problem; called before anything costly is done for it.
@@ -215,14 +232,20 @@ class Search(Method, ABC):
         takes_gradients: Whether it asks for marginal utilities, costs of removals, Taylor scores or slopes of gates;
             False plans less memory.
         holds_gradients: Whether it asks for Taylor scores, which take the gradients of all weights of the decisions.
-        reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices. A search with a
-            parameter `start` that is "fisher-table" does too.
+        reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices; see needs_grams.
     """
+
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl", "kl")
 
     learns_policy: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = True
     holds_gradients: ClassVar[bool] = False
     reads_grams: ClassVar[bool] = False
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether it asks for costs of removals with its hyper-parameters."""
+        return self.reads_grams
 
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:

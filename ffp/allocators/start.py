@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ffp.allocators.base import Search
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
@@ -17,6 +19,28 @@ from ffp.core.projection import kept_budget, round_keep
 Start = Literal["uniform", "ffn-only", "fisher-table"]
 SHARE = 0.25  # of the budget, at most, that a table to start from costs
 WINDOWS = 16  # behind a table, at most
+
+
+class StartedSearch(Search, ABC):
+    """A search with a hyper-parameter `start`, which says what it can serve and needs."""
+
+    if TYPE_CHECKING:
+        start: Start
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Granularities that the search serves: no table knows groups of single weights."""
+        return self.granularities & {"structured", "unstructured"} if self.starts_from_table else self.granularities
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether the search or its start asks for costs of removals."""
+        return self.reads_grams or self.starts_from_table
+
+    @property
+    def starts_from_table(self) -> bool:
+        """Whether the start is that of the method `fisher-table`."""
+        return self.start == "fisher-table"
 
 
 def starting_allocation(tracker: Tracker, rng: np.random.Generator, start: Start) -> Allocation:

@@ -157,7 +157,9 @@ class Experiment:
 
     def _create(self, name: str) -> Method:
         try:
-            return create(self.method(name).name, self.parameters(name))
+            method = create(self.method(name).name, self.parameters(name))
+            method.check_fitness(self.fitness(name))
+            return method
         except ParameterError as error:
             where = ".".join(filter(None, ("variants", name, "params", error.key)))
             raise ConfigError(f"{self.file}: {where}: {error}") from error
@@ -188,8 +190,8 @@ class Experiment:
         return find(self._variant(name).use or name)
 
     def create(self, name: str) -> Method:
-        """Returns a method of the grid with its hyper-parameters."""
-        return self._methods[name]
+        """Returns a method with the hyper-parameters that the grid gives it."""
+        return self._methods.get(name) or self._create(name)
 
     def parameters(self, name: str) -> dict[str, Any]:
         """Returns the hyper-parameters that the grid gives a method."""
@@ -240,12 +242,10 @@ class Experiment:
 
     def refusal(self, name: str, granularity: str) -> str | None:
         """Returns why a method of the grid has no cells at a granularity; None where it has."""
-        served, variant = set(self.method(name).granularities), self._variant(name)
+        served, variant = set(self.create(name).served), self._variant(name)
         trained = variant.recover and variant.recover.wanted
         if variant.compensate != "none" or variant.score or trained or variant.attention_units:
             served &= {"structured"}
-        if self.parameters(name).get("start") == "fisher-table":
-            served &= {"structured", "unstructured"}
         if variant.pruner:
             served -= {"structured"}
         return None if granularity in served else f"{name} serves {', '.join(sorted(served)) or 'no'} pruning only"

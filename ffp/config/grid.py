@@ -40,8 +40,7 @@ def is_refitted(compensation: object) -> bool:
 
 def reads_grams(method: Method) -> bool:
     """Returns whether a method, with its parameters, asks for the costs of removals, which need Gram matrices."""
-    table = getattr(method, "start", "") == "fisher-table"
-    return isinstance(method, Search) and (method.reads_grams or table)
+    return isinstance(method, Search) and method.needs_grams
 
 
 class CalibrationConfig(Strict):

@@ -76,7 +76,7 @@ class PruneSettings(Strict):
 
     @model_validator(mode="after")
     def _fit(self) -> PruneSettings:
-        served = self.method.granularities
+        served = self.method.served
         if self.granularity not in served:
             raise ValueError(f"{self.method.name} serves {', '.join(sorted(served))} pruning only")
         if self.granularity != "structured" and self.compensate != "none":

@@ -256,6 +256,11 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ({"sparsity": 0.999}, BudgetError, r"sparsity 1.00 cannot be met"),
         ({"method": "olw"}, ConfigError, r"unknown method 'olw': did you mean owl"),
         ({"method": "owl", "params": {"strenght": 1}}, ConfigError, "strenght"),
+        (
+            {"method": "evolutionary", "params": {"start": "fisher-table"}, "granularity": "n-of-4"},
+            ConfigError,
+            "evolutionary serves structured, unstructured pruning only",
+        ),
         ({"method": "flap", "granularity": "unstructured"}, ConfigError, "flap serves structured pruning only"),
         ({"granularity": "unstructured", "compensate": "ridge"}, ConfigError, "compensation serves structured"),
         ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),

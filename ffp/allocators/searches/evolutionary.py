@@ -26,9 +26,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search, SearchBudget
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.generations import Stage, affordable_offspring, breed, generation_cost, n_switches, select
-from ffp.allocators.start import Start, starting_allocation
+from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
 from ffp.core.projection import round_keep
@@ -41,7 +41,7 @@ MAX_IDLE = 10  # generations in a row without anything new to measure
 UNSTRUCTURED_STEP = 0.06  # the published script: 1e6 weights of a 4096 x 4096 matrix
 
 
-class Evolutionary(Search):
+class Evolutionary(StartedSearch):
     """Mutates the best allocation found so far by moving parameters between decisions."""
 
     name: ClassVar[str] = "evolutionary"

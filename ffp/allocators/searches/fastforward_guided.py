@@ -30,8 +30,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
-from ffp.allocators.start import Start, starting_allocation
+from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker, check_shapes
 from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
 from ffp.core.projection import logits_of, project
@@ -43,7 +42,7 @@ AVERAGES = (0.25, 0.5)  # shares of the steps, the latest, whose means are avera
 TINY = 1e-30
 
 
-class FastForwardGuided(Search):
+class FastForwardGuided(StartedSearch):
     """Estimates each decision's best logit from gate gradients."""
 
     name: ClassVar[str] = "fastforward-guided"
@@ -58,6 +57,7 @@ class FastForwardGuided(Search):
         r"P_i \leftarrow (1 - K_i)\,P_i + q^2"
     )
     granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl",)  # its gradients are of the perplexity
     learns_policy: ClassVar[bool] = True
 
     prior: float = Field(

@@ -44,6 +44,7 @@ class FisherTable(Search):
         r"\min_k \sum_i c_i(k_i)"
     )
     granularities: ClassVar[frozenset[str]] = frozenset({"structured", "unstructured"})
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl",)  # its gradients are of the perplexity
     reads_grams: ClassVar[bool] = True
 
     windows: int = Field(

@@ -48,6 +48,7 @@ class GraspPrune(Search):
         r"\frac{\partial L}{\partial s_u} = \frac{\partial L}{\partial z_u}\bigg|_{z = m} \frac{p_u (1 - p_u)}{\tau}"
     )
     granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl",)  # its gradients are of the perplexity
 
     temperature: float = Field(1.5, gt=0, le=1e6, description="tau: a score of this size moves p from 0.5 to 0.73.")
     learning_rate: float = Field(1e-2, ge=1e-12, le=1e3, description="Of AdamW, for scores and for scales.")

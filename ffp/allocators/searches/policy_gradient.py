@@ -26,8 +26,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
-from ffp.allocators.start import Start, starting_allocation
+from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.allocators.unit_masks import best_gates, by_decision, is_noted
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
@@ -36,7 +35,7 @@ BETAS = (0.5, 0.999)  # of Adam
 SMALL = 1e-7  # added to p and 1 - p below the root
 
 
-class PolicyGradient(Search):
+class PolicyGradient(StartedSearch):
     """Learns by REINFORCE with which probability each unit stays."""
 
     name: ClassVar[str] = "policy-gradient"

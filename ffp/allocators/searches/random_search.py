@@ -11,14 +11,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
-from ffp.allocators.start import Start, starting_allocation
+from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
 from ffp.core.problem import Allocation
 from ffp.core.projection import logits_of, project
 
 
-class RandomSearch(Search):
+class RandomSearch(StartedSearch):
     """Answers with the best of independent draws."""
 
     name: ClassVar[str] = "random-search"

@@ -44,6 +44,7 @@ class TaylorGlobal(Search):
         r"k_i = \left|\{u \in i : \gamma_i s_u > \tau\}\right|"
     )
     granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
+    fitnesses: ClassVar[tuple[str, ...]] = ("ppl",)  # its gradients are of the perplexity
     holds_gradients: ClassVar[bool] = True
 
     windows: int = Field(

@@ -29,9 +29,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from ffp.allocators.base import Search, SearchBudget
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.generations import Stage, affordable_offspring, breed, generation_cost, n_switches, select
-from ffp.allocators.start import Start, starting_allocation
+from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.core.problem import Allocation, IntArray, PruningProblem
 
@@ -41,7 +41,7 @@ MAX_IDLE = 10  # generations in a row without anything new to measure
 STAGES = ((64, 1 / 8), (8, 1 / 4), (1, 1 / 2))  # what divides the windows of an evaluation, and the share that survives
 
 
-class TyrSearch(Search):
+class TyrSearch(StartedSearch):
     """Mutates the best allocation by levels, in rounds of ever finer steps."""
 
     name: ClassVar[str] = "tyr-search"
