@@ -197,6 +197,14 @@ class Experiment:
         """Returns the hyper-parameters that the grid gives a method."""
         return dict(self._variant(name).params)
 
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Returns all that the grid sets for a method: hyper-parameters, then the other keys of its variant."""
+        variant = self._variant(name)
+        given = variant.model_dump(mode="json", exclude_defaults=True, exclude={"use", "params", "init", "recover"})
+        init = {"init": " ".join(filter(None, (variant.init.model, variant.init.sparsity)))} if variant.init else {}
+        recover = {"recover": self.recover_of(name).describe()} if self.recover_of(name).wanted else {}
+        return {**self.parameters(name), **given, **init, **recover}
+
     def score(self, name: str) -> str:
         """Returns by which score a method of the grid removes KV groups and FFN channels."""
         return self._variant(name).score or self.grid.calibration.score

@@ -236,11 +236,14 @@ def add_mean_accuracy(record: Record, tasks: list[str] | None = None) -> None:
 
 
 def _stale(experiment: Experiment, record: Record) -> Iterator[str]:
-    """Yields a note for each file that was made under other settings than the configuration has now."""
+    """Yields a note for each file that was made under other settings than the configuration has now.
+
+    A setting that stands on one side alone is at its default on the other; see step_settings.
+    """
     parts = (("allocate", "allocation.json", record.allocation), ("evaluate", "scores.json", record.scores))
     for step, name, body in parts:
         if body:
             now, then = json.loads(json.dumps(step_settings(experiment, step, record.cell))), body.settings
-            changed = ", ".join(key for key in now if key in then and then[key] != now[key])
-            if changed and set(then) == set(now):
+            changed = ", ".join(key for key in dict.fromkeys([*now, *then]) if now.get(key) != then.get(key))
+            if changed:
                 yield f"{name} was made with other settings than the configuration has now ({changed}): run it again"

@@ -192,7 +192,7 @@ def ablation(experiment: Experiment, groups: list[Group]) -> Table:
         for member in members:
             families[experiment.method(member.method).name].append(member)
         for family in (family for family in families.values() if len(family) > 1):
-            base = min(family, key=lambda g: len(_settings(experiment, g.method)))
+            base = min(family, key=lambda g: len(experiment.settings_of(g.method)))
             for member in (base, *(g for g in family if g is not base)):
                 *identity, method = _identity(experiment, member, varying).values()
                 change = Entry(DASH if member is base else _change(experiment, base.method, member.method))
@@ -219,18 +219,9 @@ def ranking(experiment: Experiment, groups: list[Group]) -> Table:
     return Table([*first, "method", "mean rank", "wins", "ties", "losses", "settings"], lines)
 
 
-def _settings(experiment: Experiment, name: str) -> dict[str, Any]:
-    compensation, found = experiment.compensation(name), experiment.parameters(name)
-    if compensation != "none":
-        found["compensate"] = compensation
-    if (recover := experiment.recover_of(name)).wanted:
-        found["recover"] = recover.describe()
-    return found
-
-
 def _change(experiment: Experiment, base: str, variant: str) -> str:
     """What a variant sets differently from its base, e.g. "compensate: ridge"."""
-    ours, theirs = _settings(experiment, variant), _settings(experiment, base)
+    ours, theirs = experiment.settings_of(variant), experiment.settings_of(base)
     changed = [f"{key}: {value}" for key, value in ours.items() if theirs.get(key) != value]
     return "; ".join(changed + [f"default {key}" for key in theirs if key not in ours])
 

@@ -121,6 +121,17 @@ def test_a_changed_setting_is_noted(experiment, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [("score", "wifv"), ("keep_blocks", "0"), ("attention_units", "query-heads")],
+)
+def test_a_variant_that_differs_from_a_default_is_noted(key, value, experiment, tmp_path):
+    fill(experiment)
+    changed = make_experiment(tmp_path, variants={"uniform": {key: value}})
+    notes = [note for r in collect.collect(changed) if r.cell.method == "uniform" for note in r.notes]
+    assert f"allocation.json was made with other settings than the configuration has now ({key}): run it again" in notes
+
+
 def test_a_log_that_ends_in_a_traceback_is_a_failure_and_an_interruption_is_not(experiment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     crash = "Traceback (most recent call last):\n  ...\ntorch.OutOfMemoryError: 2 GB\n"

@@ -73,6 +73,28 @@ def test_the_ablation_compares_a_variant_with_its_base(tmp_path):
     assert not tables.ablation(other, groups_of(other)).lines
 
 
+@pytest.mark.parametrize(
+    "given, change",
+    [
+        ({"score": "wifv"}, "score: wifv"),
+        ({"keep_blocks": "0"}, "keep_blocks: 0"),
+        ({"attention_units": "query-heads"}, "attention_units: query-heads"),
+        ({"compensate": "ridge", "compensated": True}, "compensate: ridge; compensated: True"),
+        ({"fitness": "kl"}, "fitness: kl"),
+        ({"init": {"from": "s0.20"}}, "init: s0.20"),
+    ],
+)
+def test_whatever_a_variant_sets_makes_it_a_variant(given, change, tmp_path):
+    methods = ["a-variant", "fastforward"]
+    variants = {"a-variant": {"use": "fastforward", **given}}
+    experiment = make_experiment(tmp_path, methods=methods, variants=variants, sparsities=[0.2])
+    for method in methods:
+        write_cell(experiment, f"tiny/structured/s0.20/{method}/seed0", [3.4, 3.9, 2.9])
+    table = tables.ablation(experiment, groups_of(experiment))
+    shown = [dict(zip(table.headings, (e.text for e in line.entries), strict=True)) for line in table.lines]
+    assert [(row["base"], row["change"]) for row in shown] == [("fastforward", tables.DASH), ("fastforward", change)]
+
+
 def published(tmp_path, grid=(), texts=(), source=(), **changes):
     """A grid whose model is OPT-125M, and one published set for it."""
     experiment = make_experiment(tmp_path, **{"tasks": None, "evaluation": {"context": 2048}, **dict(grid)})
