@@ -176,14 +176,14 @@ def calibrate(
     Raises:
         ConfigError: The model's numbers overflow.
     """
-    dtype = next(prunable.model.parameters()).dtype
-    statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens, grams=grams)
-    check_finite(statistics.to_arrays(), dtype)
-    losses: dict[str, FloatArray] = {}
-    for name, ids in windows.items()[1:]:
-        log.info("calibrate: dense loss of the %s text", name)
-        losses[name] = window_losses(prunable.model, ids, batch_tokens=batch_tokens).numpy()
-        check_finite({f"loss on the {name} text": losses[name]}, dtype)
+    dtype, losses = next(prunable.model.parameters()).dtype, dict[str, FloatArray]()
+    with for_inference(prunable.model):
+        statistics = collect(prunable, windows.calibration, batch_tokens=batch_tokens, grams=grams)
+        check_finite(statistics.to_arrays(), dtype)
+        for name, ids in windows.items()[1:]:
+            log.info("calibrate: dense loss of the %s text", name)
+            losses[name] = window_losses(prunable.model, ids, batch_tokens=batch_tokens).numpy()
+            check_finite({f"loss on the {name} text": losses[name]}, dtype)
     return Calibration(windows, losses, statistics)
 
 
@@ -309,8 +309,9 @@ def make_masks(
         cut: Which ones, and what compensates.
         batch_tokens: Tokens that pass a block at once.
     """
-    statistics = calibration.statistics.for_granularity(problem.granularity)
-    return Masks(*cut.make(problem, allocation, statistics, calibration.windows.calibration, batch_tokens=batch_tokens))
+    statistics, windows = calibration.statistics.for_granularity(problem.granularity), calibration.windows.calibration
+    with for_inference(prunable.model):
+        return Masks(*cut.make(problem, allocation, statistics, windows, batch_tokens=batch_tokens))
 
 
 def install(
@@ -381,4 +382,5 @@ def evaluate(
     Returns:
         See ffp.measure.perplexity.perplexity.
     """
-    return perplexity(model, windows, batch_tokens=batch_tokens, n_bytes=n_bytes)
+    with for_inference(model):
+        return perplexity(model, windows, batch_tokens=batch_tokens, n_bytes=n_bytes)

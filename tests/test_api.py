@@ -47,6 +47,25 @@ def test_the_chain_prunes_a_model_in_memory_without_touching_the_disk(granularit
     assert api.evaluate(prunable.model, windows(1).search)["value"] > 1
 
 
+def test_dropout_is_off_in_a_model_that_was_trained():
+    """Without a call of eval() by the user; that and gradients come back."""
+    kept = []
+
+    def losses(model):
+        prunable, method = PrunableModel(model), create("evolutionary", {})
+        calibration, cut = api.calibrate(prunable, windows()), CUTS["structured"]
+        found = api.allocate(prunable, calibration, method, sparsity=0.3, cut=cut, budget=BUDGET)
+        masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
+        dense = api.evaluate(model, windows(1).search)["loss_by_window"]
+        kept.append((model.training, all(parameter.requires_grad for parameter in model.parameters())))
+        api.install(prunable, found.problem, masks, cut)
+        return dense, api.evaluate(model, windows(1).search)["loss_by_window"]
+
+    trained = tiny("opt", dropout=0.3).train().requires_grad_(True)
+    assert losses(trained) == losses(tiny("opt"))
+    assert kept == [(True, True), (False, False)] and trained.training
+
+
 @pytest.mark.parametrize("granularity", CUTS)
 def test_a_search_leaves_the_model_as_it_was(granularity):
     prunable = PrunableModel(tiny("llama"))

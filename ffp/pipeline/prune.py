@@ -174,7 +174,8 @@ def run(
             prunable, calibration, found, settings, training, measuring, dense_shape
         )
     return Pruned(
-        prunable, tokenizer, settings, found, removed, text=text.title, dense=dense,
+        prunable, tokenizer, settings, found, removed, text=text.title,
+        calibration_windows=len(windows.calibration), dense=dense,
         pruned=measuring.measure("pruned" if recovery is None else "recovered", prunable.model),
         seconds=phases.seconds, dense_shape=dense_shape or settings.granularity != "structured",
         recovery=recovery, before=before,

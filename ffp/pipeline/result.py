@@ -71,6 +71,7 @@ class Pruned:
         allocation: The method's answer; `.keep` has the kept units by decision.
         removed: How many parameters left.
         text: Title of the text.
+        calibration_windows: Windows that calibration had; fewer than asked where the text is short.
         dense: What was measured before.
         pruned: What was measured afterwards, and after recovery where there was any.
         seconds: What each part of the work took.
@@ -90,6 +91,7 @@ class Pruned:
     allocation: api.AllocationResult
     removed: api.PruningSummary
     text: str
+    calibration_windows: int
     dense: Measures
     pruned: Measures
     seconds: dict[str, float]
@@ -250,7 +252,7 @@ class Pruned:
         return model_card(
             self.origin, self._cell(), method=type(settings.method), units=self.prunable.describe_units(),
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
-            calibration=f"{calibration.windows} windows of {calibration.context} tokens of {self.text}, "
+            calibration=f"{self.calibration_windows} windows of {calibration.context} tokens of {self.text}, "
             f"{IN_WORDS[self.bos]}",
             removed=self._removed(), scores=scores,
             recovery=settings.recover.describe() if self.recovery else "none", before=self.before,

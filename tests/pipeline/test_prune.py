@@ -126,6 +126,14 @@ def test_a_copy_is_cut_where_asked_and_the_model_keeps_its_state(loaded, texts):
     assert sum(p.numel() for p in model.parameters()) == own.removed.kept_params < own.removed.dense_params
 
 
+def test_the_card_says_how_many_windows_a_short_text_has(loaded, texts, tmp_path):
+    more = {**SMALL, "calibration": {"windows": 100_000, "context": 32}}
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method="uniform", evaluate=False, **more)
+    assert 0 < pruned.calibration_windows < 100_000
+    card = ExportFiles(pruned.save(tmp_path / "small")).card.read_text()
+    assert f"- Calibration: {pruned.calibration_windows} windows of 32 tokens of given text" in card
+
+
 def test_a_sparsity_of_three_decimals_stays_whole(loaded, texts, tmp_path):
     pruned = ffp.prune(*loaded, sparsity=0.125, text=texts, method="uniform", evaluate=False, **SMALL)
     files = ExportFiles(pruned.save(tmp_path / "small"))
