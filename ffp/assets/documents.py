@@ -53,9 +53,22 @@ def _documents(file: Path, column: str) -> Iterator[str]:
         if reader == "txt":
             yield from sections(str(row["text"]))
         elif column in row:
-            yield str(row[column])
+            yield text_of(row[column], f"column {column!r} of {file}")
         else:
             raise AssetError(f"{file} has no column {column!r} (--text-column): {did_you_mean(column, map(str, row))}")
+
+
+def text_of(value: object, where: str) -> str:
+    """Returns the text of a row, empty where it has none; where: what holds it, for the error.
+
+    Raises:
+        AssetError: It is no text: a list of turns, say, whose Python form is no document.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise AssetError(f"{where} has a {type(value).__name__}, {str(value)[:40]!r}, and no text. Name another one.")
+    return value
 
 
 def sections(text: str) -> Iterator[str]:

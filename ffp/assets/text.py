@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ffp.assets.build import build
+from ffp.assets.documents import text_of
 from ffp.assets.fetch import identity_of
 from ffp.assets.rows import Row, rows_of
 from ffp.assets.splits import Document, normalised, split, unit_hash
@@ -72,7 +73,8 @@ def _documents(rows: Iterable[Row], corpus: CorpusConfig, number: int) -> list[D
 
 def _texts(rows: Iterable[Row], corpus: CorpusConfig) -> Iterator[tuple[str, str | None]]:
     """(text, group) of each document of a corpus."""
-    pairs = ((_cut(str(_field(row, corpus.text, corpus)), corpus), row) for row in rows)
+    where = f"field {corpus.text!r} of corpus {corpus.name!r}"
+    pairs = ((_cut(text_of(_field(row, corpus.text, corpus), where), corpus), row) for row in rows)
     if corpus.begins is None:
         for text, row in pairs:
             yield text, None if corpus.group is None else str(_field(row, corpus.group, corpus))

@@ -15,6 +15,7 @@ from ffp.core.errors import ConfigError
 from ffp.models import formats
 from ffp.models.families import family_of
 from ffp.models.formats import DenseShape, Transformers
+from ffp.models.formats.dense_shape import kept_bits
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut, mask, without_empty_blocks
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
@@ -205,6 +206,17 @@ def test_dense_shapes_reload_by_stock_classes_with_a_mask(family, tmp_path):
         if name in bits:
             assert torch.equal(stock.get_parameter(name) == 0, parameter == 0), name
     assert len(bits) >= 3 * 4
+
+
+def test_a_bias_that_is_zero_by_itself_may_be_tuned():
+    prunable = PrunableModel(tiny("qwen2"))
+    for module in prunable.modules:
+        for segment in module.segments:
+            if (bias := prunable.linear(segment.linear).bias) is not None:
+                bias.data.zero_()
+    mask(prunable, {m.decision.name: range(1 if m.kind == "attention" else 24) for m in prunable.modules})
+    bits = np.unpackbits(kept_bits(prunable)["model.layers.0.self_attn.q_proj.bias"], count=48)
+    assert bits.tolist() == [1] * 24 + [0] * 24
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS.keys() & TARGETS.keys()))

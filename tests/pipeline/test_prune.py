@@ -216,6 +216,11 @@ def test_files_give_what_their_documents_give(kind, loaded, texts, tmp_path):
     assert sorted(text for part in parts.values() for text in part) == sorted(set(texts))
     with pytest.raises(AssetError, match=r"has no column 'text' \(--text-column\): (known: |did you mean )body"):
         read_text_files([path])
+    for nothing in (None, ""):
+        again = _write(tmp_path, kind, [*texts, nothing], "body")
+        assert split_documents(read_text_files([again], "body")) == parts
+    with pytest.raises(AssetError, match=r"column 'body' of .* has a \w+, \"\['a'\]\", and no text"):
+        read_text_files([_write(tmp_path, kind, [["a"], ["b"]], "body")], "body")
     found = ffp.allocate(*loaded, sparsity=0.3, method="uniform", text=[_write(tmp_path, kind, texts, "text")], **SMALL)
     assert found.keep == ffp.allocate(*loaded, sparsity=0.3, method="uniform", text=texts, **SMALL).keep
 

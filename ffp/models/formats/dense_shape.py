@@ -50,7 +50,14 @@ class DenseShape(Format):
 
 
 def kept_bits(prunable: PrunableModel) -> dict[str, Any]:
-    """Returns a bit for each entry of every block linear's weight and bias, 0 where it is zero, packed as uint8."""
-    paths = [path for block in range(len(prunable.blocks)) for path, _ in prunable.linears(block)]
-    parameters = ((f"{path}.{name}", p) for path in paths for name, p in prunable.linear(path).named_parameters())
-    return {name: np.packbits((parameter != 0).flatten().cpu().numpy()) for name, parameter in parameters}
+    """Returns a bit for each entry of every block linear's weight and bias, 0 where it was removed, packed as uint8.
+
+    What was removed is zero. A bias that is zero by itself stands beside weights that are not.
+    """
+    found = {}
+    for path in (path for block in range(len(prunable.blocks)) for path, _ in prunable.linears(block)):
+        linear = prunable.linear(path)
+        found[f"{path}.weight"] = linear.weight != 0
+        if linear.bias is not None:
+            found[f"{path}.bias"] = (linear.bias != 0) | found[f"{path}.weight"].any(dim=1)
+    return {name: np.packbits(kept.flatten().cpu().numpy()) for name, kept in found.items()}
