@@ -111,7 +111,7 @@ def _recovered(recovery: str, before: Mapping[str, Any] | None) -> str:
 def _metadata(model: ModelConfig, saved: Saved) -> dict[str, Any]:
     """What the hub reads of a card."""
     head: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": saved.library,
         "pipeline_tag": "text-generation",
         "license": model.license or "other",
         "tags": ["ffp", "pruned", *saved.tags],

@@ -216,10 +216,11 @@ def test_a_title_stays_one_line_of_text_in_the_card(text):
     card = model_card(
         model, cell, method=find("owl"), units="2 channels", ranking="wanda", compensation="none", calibration=text,
         removed=removed, scores={"dense": None, "pruned": None}, commands=["ls"], version="1",
-        saved=Saved("Run it so.", ["load()"]),
+        saved=Saved("Run it so.", ["load()"], library="gguf"),
     )  # fmt: skip
     head, body = card.removeprefix("---\n").split("---\n", 1)
     assert list(yaml.safe_load(head)) == ["library_name", "pipeline_tag", "license", "tags"]
+    assert yaml.safe_load(head)["library_name"] == "gguf"
     assert "<script>" not in body and "\x1b" not in body.split("- Calibration")[0]
     assert [line for line in body.splitlines() if line.startswith("# ")] == [
         f"# {markdown(model.title)}, pruned by 30% (owl)"

@@ -365,6 +365,7 @@ def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():
 @pytest.mark.parametrize("quantize", [(), ("Q4_0", "Q8_0")])
 def test_the_card_says_how_to_run_the_file(quantize, tmp_path):
     saved = Gguf(quantize=quantize).save(PrunableModel(random("llama")), TOKENIZER, tmp_path)
+    assert saved.library == "gguf"
     name = f"model-{quantize[0]}.gguf" if quantize else "model-F32.gguf"
     assert (tmp_path / name).is_file() and saved.language == "shell"
     assert saved.run[0].startswith(f"llama-cli -m PATH/{name}")

@@ -20,6 +20,7 @@ class Saved:
         run: Lines of code that load and run it, with PATH for the folder.
         language: Language of `run`, as Markdown names it.
         tags: Tags of the hub for such a folder.
+        library: Library that loads it, as the hub names it.
         notes: What the user should know of this very export, a line each.
     """
 
@@ -27,6 +28,7 @@ class Saved:
     run: Sequence[str]
     language: str = "python"
     tags: Sequence[str] = ()
+    library: str = "transformers"
     notes: Sequence[str] = ()
 
 

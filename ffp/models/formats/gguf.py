@@ -118,7 +118,9 @@ class Gguf(Format):
             notes += _write(folder / f"model-{kind}.gguf", kind, arch, layout, vocabulary, prunable)
         file = f"model-{kinds[0]}.gguf"
         text = USAGE.format(arch=arch, file=file, tested=TESTED)
-        return Saved(text, [line.format(file=file) for line in RUN], "shell", tags=("gguf",), notes=notes)
+        return Saved(
+            text, [line.format(file=file) for line in RUN], "shell", tags=("gguf",), library="gguf", notes=notes
+        )
 
 
 def _own_type(prunable: PrunableModel) -> str:

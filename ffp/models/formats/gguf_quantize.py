@@ -2,7 +2,8 @@
 
 Types of 32 numbers a block come from the package gguf. K-quants, which Q4_0 too has for the matrix that writes tokens,
 come from llama.cpp's own library, which the package xllamacpp holds. Tensors get the types that llama.cpp's
-llama-quantize gives them.
+llama-quantize gives them, but in Q4_K_M for models with blocks that have lost their attention, which it does not count,
+and for LLaMA's values in models of 80 blocks, which it gives five bits.
 """
 
 from __future__ import annotations
