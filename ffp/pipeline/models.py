@@ -85,10 +85,10 @@ def open_model(name: str, *, data: Path, changes: Mapping[str, Any]) -> OpenedMo
 
 
 def _fetched(name: str, folder: str, config: ModelConfig, data: Path, changes: Mapping[str, Any]) -> OpenedModel:
-    """A model in a folder of `data`."""
-    files = Layout(data, data).model(folder).folder
+    """A model in a folder of `data`; changes that are not accepted are refused before it is fetched."""
+    files, changed = Layout(data, data).model(folder).folder, _changed(config, changes)
     fetch_model(config, files, check_family=family_of)
-    return OpenedModel(name, files, _changed(config, changes), AssetFile.read(AssetFiles(files).manifest).digest)
+    return OpenedModel(name, files, changed, AssetFile.read(AssetFiles(files).manifest).digest)
 
 
 def _changed(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:

@@ -240,6 +240,16 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
     assert not (folder / "small").exists()
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "words", [("--align", "7"), ("--format", "gguf", "--quantize", "Q3_X"), ("--format", "gguf", "--pad", "0")]
+)
+def test_options_that_no_model_can_have_are_refused_before_it_is_fetched(words, folder, capsys, monkeypatch):
+    monkeypatch.setattr("ffp.pipeline.models.fetch_model", lambda *_, **__: pytest.fail("a model was fetched"))
+    assert prune("tiny", "--out", "small", *words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 NOWHERE = ("./nothere", "../nothere", "./nothere.gguf", "mine/nothere.gguf", "/abs/nothere", "~/nothere", "")
 
 

@@ -71,11 +71,14 @@ class Gguf(Format):
     pad: int = 32
     quantize: tuple[str, ...] = ()
 
-    def check(self, prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises ConfigError where GGUF cannot hold a model or its tokenizer, or a package is missing."""
+    def __post_init__(self) -> None:
+        """Raises ConfigError for options that make no sense, or need a package that is missing."""
         if self.pad < 1:
             raise ConfigError(f"pad is {self.pad}. Give 1, for no padding, or more.")
         check_kinds(self.quantize)
+
+    def check(self, prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises ConfigError where GGUF cannot hold a model or its tokenizer."""
         _check_family(prunable.config)
         if prunable.attention_units == "single-query-heads":
             raise ConfigError(
