@@ -170,7 +170,7 @@ def _search(tied: Tied, experiment: Experiment, seed: int) -> list[dict[str, Any
     assert isinstance(method, Search)
     tracker = Tracker(tied.problem, tied, budget, method=METHOD, seed=seed)
     method.run(tracker, np.random.default_rng(seed))
-    keeps = {0: ffn_only_allocation(tied.problem).keep, **dict(tracker.answers)}
+    keeps = {0: ffn_only_allocation(tied.problem).keep, **{tokens: keep for tokens, keep, _ in tracker.answers}}
     total = budget.tokens(tied.window_tokens)
     curve = []
     for share in CHECKPOINTS:

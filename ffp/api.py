@@ -39,6 +39,7 @@ from ffp.measure.perplexity import perplexity
 from ffp.measure.recovery import Recovery, TrainingState
 from ffp.measure.recovery import recover as train
 from ffp.measure.reward import ModelReward, Text
+from ffp.models.formats.transformers import let_save
 from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import Arrays, Candidates, Cut
@@ -323,7 +324,7 @@ def install(
     dense_shape: bool = False,
     source: object = "the masks",
 ) -> PruningSummary:
-    """Installs masks in a model: prunes it in place.
+    """Installs masks in a model: prunes it in place. Its `save_pretrained` then writes what loads it again.
 
     Args:
         prunable: The dense model.
@@ -338,6 +339,8 @@ def install(
     """
     dense = prunable.model_params()
     sparsity, kept = cut.install(prunable, problem, masks.kept, masks.updates, source=source, dense_shape=dense_shape)
+    if problem.granularity == "structured" and not dense_shape:
+        let_save(prunable)
     return PruningSummary(sparsity, dense, kept)
 
 

@@ -192,11 +192,11 @@ def _refusal(method: type[Method], error: ValidationError) -> ParameterError:
         message = fault["msg"].removeprefix("Value error, ")
         return ParameterError(f"method {method.name!r} {message}", "")
     if fault["type"] == "missing":
-        return ParameterError(f"method {method.name!r} needs the parameter {key!r}. Give it in params.", key)
+        return ParameterError(f"method {method.name!r} needs the parameter {key!r}. Give it.", key)
     if fault["type"] == "literal_error":
         options = method.model_json_schema()["properties"][key].get("enum", [])
         hint = did_you_mean(str(value), options)
         return ParameterError(f"method {method.name!r}: {key} = {value!r} is not known: {hint}", key)
     limit = accepted(method, key) if len(fault["loc"]) == 1 else fault["msg"].removeprefix("Input should be ")
     shown = repr(value)[:80]
-    return ParameterError(f"method {method.name!r}: {key} = {shown} is not {limit}. Correct it in params.", key)
+    return ParameterError(f"method {method.name!r}: {key} = {shown} is not {limit}. Correct it.", key)

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
         if not (isinstance(error, MemoryError) or re.search(r"allocate.*memory|out of memory", str(error))):
             raise
-        message = "out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)."
+        message = "out of memory. Lower batch_tokens, or give more (mem_mb of a grid's model)."
     if message:
         print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code

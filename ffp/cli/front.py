@@ -24,8 +24,9 @@ from ffp.store.layout import default_data
 
 @app.command(rich_help_panel=FRONT)
 def prune(
-    model: options.Model, sparsity: options.Sparsity, out: options.Out, method: options.Method = None,
-    param: options.Param = None, compensate: options.Compensate = None, recover: options.Recover = "none",
+    line: typer.Context, model: options.Model, sparsity: options.Sparsity, out: options.Out,
+    method: options.Method = None, param: options.Param = None, compensate: options.Compensate = None,
+    recover: options.Recover = "none",
     recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
     recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
     calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
@@ -57,7 +58,7 @@ def prune(
         evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
-    _check_effects(settings, _given(pruner=pruner, tokens=tokens or None, num_fewshot=num_fewshot), tasks)
+    _check_effects(settings, _text(text), line)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
@@ -68,7 +69,7 @@ def prune(
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
-        num_fewshot=num_fewshot, evaluate=evaluate, format=formats.create(format, quantize=quantize, pad=pad),
+        num_fewshot=num_fewshot, evaluate=evaluate, format=formats.create(format, quantize=_upper(quantize), pad=pad),
         overwrite=yes, data=data or default_data(),
     )  # fmt: skip
     print(command.dry_run(request) if dry_run else command.ending(command.prune(request), out, as_json=as_json))
@@ -103,17 +104,32 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_effects(settings: PruneSettings, given: dict[str, Any], tasks: str | None) -> None:
-    """Refuses options that were given and change nothing with these settings."""
+def _check_effects(settings: PruneSettings, text: str | list[Path] | None, line: typer.Context) -> None:
+    """Refuses options that stand on the command line and change nothing with these settings."""
+    given = {name for name in line.params if getattr(line.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    structured, tasks = settings.granularity == "structured", "tasks" not in given and "without tasks. Add --tasks"
+    units = not structured and "on single weights. Take --granularity structured"
     idle = {
-        "pruner": settings.granularity == "structured" and "with structured pruning. Add --granularity unstructured",
-        "tokens": not isinstance(settings.method, Search)
+        "pruner": structured and "with structured pruning. Add --granularity unstructured",
+        "align": units,
+        "attention_units": units,
+        "tokens": bool(line.params["tokens"])
+        and not isinstance(settings.method, Search)
         and f"with {settings.method.name}, which searches nothing. Take a method that searches",
-        "num_fewshot": tasks is None and "without tasks. Add --tasks",
+        "text_column": (text is None or isinstance(text, str)) and "without a file of rows. Add --text FILE",
+        "offload": line.params["device"] == "cpu" and "on a CPU. Take another --device",
+        **dict.fromkeys(("num_fewshot", "documents", "system_prompt", "chat_template"), tasks),
     }
-    for name in given:
-        if idle[name]:
+    for name in line.params:
+        if name in given and idle.get(name):
             raise ConfigError(f"--{name.replace('_', '-')} has no effect {idle[name]}, or leave it out.")
+    if {"dry_run", "as_json"} <= given:
+        raise ConfigError("--dry-run prints no JSON. Leave out --json, or run it.")
+
+
+def _upper(kinds: list[str] | None) -> list[str] | None:
+    """Types of GGUF as they are written, in whatever case they were given."""
+    return kinds and [kind.upper() for kind in kinds]
 
 
 def _recovery(method: str, given: dict[str, Any], pairs: list[str]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def kept_budget(problem: PruningProblem) -> int:
     removed = problem.params_to_remove
     if removed > problem.removed_by(problem.min_keep):
         raise BudgetError(
-            f"sparsity {problem.target:.2f} cannot be met: with these min_keep at most {max_sparsity(problem):.4f} "
-            "can be removed. Lower the grid's sparsities, or min_keep or keep_blocks in the model's YAML."
+            f"sparsity {problem.target:g} cannot be met: with these min_keep at most {max_sparsity(problem):.4f} "
+            "can be removed. Lower the sparsity, min_keep or keep_blocks."
         )
     return int(np.dot(problem.n_units, problem.params_per_unit)) - removed
 

@@ -284,9 +284,7 @@ class PrunableModel:
         output = self._path(block, self.family.ffn_output)
         channels = self.linear(output).in_features
         if channels % align:
-            raise ConfigError(
-                f"align {align} does not divide the {channels} FFN channels of {output}. Lower it in the model's YAML."
-            )
+            raise ConfigError(f"align {align} does not divide the {channels} FFN channels of {output}. Lower align.")
         segments = [
             Segment(self._path(block, name), 0, part * channels, 1)
             for name, parts in self.family.ffn_inputs

@@ -94,7 +94,7 @@ def check_memory(needed: int, *devices: torch.device) -> None:
     found = [torch.cuda.mem_get_info(one) if one.type == "cuda" else _host_memory() for one in devices]
     free, total = (sum(column) for column in zip(*found, strict=True))
     what = f"about {needed / 1e9:.1f} GB of memory on {', '.join(map(str, devices))}"
-    remedy = "Lower batch_tokens, choose a shorter dtype or (with a GPU) offload: true in the model's YAML"
+    remedy = "Lower batch_tokens, choose a shorter dtype or (with a GPU) offload: true"
     if needed > total:
         raise ConfigError(
             f"the model's jobs take {what}, which has {total / 1e9:.1f} GB. {remedy}, or a larger machine."

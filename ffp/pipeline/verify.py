@@ -321,7 +321,10 @@ def verify(experiment: Experiment) -> str:
         raise ArtifactError(f"there is no folder {results} to verify. Name one, or run the grid first.")
     if not any(Layout.from_grid(experiment.grid).cell(cell).folder.exists() for cell in experiment.cells()):
         command = shell_line(["snakemake", "--cores", "all", "--config", f"grid={experiment.file}"])
-        raise ArtifactError(f"no cell of {experiment.file} was run in {results}. Run `{command}` first.")
+        raise ArtifactError(
+            f"no cell of {experiment.file} was run in {results}. Run `{command}` first, or name the grid of these "
+            "results by --config."
+        )
     verifier = Verifier(experiment)
     faults = verifier.run()
     counts = ", ".join(f"{count} {name}s" for name, count in sorted(verifier.checked.items()) if name != "leak")

@@ -244,7 +244,7 @@ def test_the_trace_is_plain_and_complete(name, kind):
 @each_case
 def test_infeasible_targets_are_refused_with_the_largest_feasible_one(name, kind):
     problem = problem_of(name, kind, 0.999)
-    message = f"at most {projection.max_sparsity(problem):.4f} can be removed. Lower the grid's sparsities"
+    message = f"at most {projection.max_sparsity(problem):.4f} can be removed. Lower the sparsity"
     with pytest.raises(BudgetError, match=re.escape(message)):
         answer(method_for(name, problem), problem, BUDGETS[-1])
 

@@ -153,7 +153,7 @@ CASES = [
     ("apply", Case("statistics of another model", tensors(STATS, lambda a: a.popitem()), "no statistics of", BAD)),
     ("allocate", Case("no calibration", remove(STATS), "stats.safetensors is missing", BAD)),
     ("search", Case("a target that cannot be met", edit("config/models/tiny.yaml", min_keep=60),
-                    "sparsity 0.30 cannot be met: with these min_keep at most .*Lower the grid's sparsities")),
+                    "sparsity 0.3 cannot be met: with these min_keep at most .*Lower the sparsity")),
     ("search", Case("more windows than there are", edit("config/grid.yaml", search__windows_per_evaluation=99),
                     "windows_per_evaluation = 99 exceeds search.windows = 8. Lower")),
     ("evaluate", Case("no masks", remove(MASKS), "masks.safetensors is missing", BAD)),

@@ -171,7 +171,7 @@ def test_too_little_memory_is_named(
     monkeypatch.chdir(tmp_path)
     tiny.configure(tmp_path)
     assert cli.main(["report", "--config", "config/grid.yaml", "--out", "out"]) == 2
-    assert "ffp report: out of memory. Lower batch_tokens in the model's YAML, or give more (mem_mb)." in (
+    assert "ffp report: out of memory. Lower batch_tokens, or give more (mem_mb of a grid's model)." in (
         capsys.readouterr().err
     )
 

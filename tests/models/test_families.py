@@ -111,9 +111,7 @@ def test_blocks_that_stay_whole_keep_all_their_units_in_every_granularity(granul
         whole = decision.block in ("block00", "block02")
         assert decision.min_keep == (decision.n_units if whole else other.min_keep)
         assert dataclasses.replace(decision, min_keep=other.min_keep) == other
-    with pytest.raises(
-        BudgetError, match="Lower the grid's sparsities, or min_keep or keep_blocks in the model's YAML"
-    ):
+    with pytest.raises(BudgetError, match="Lower the sparsity, min_keep or keep_blocks"):
         projection.project(found.at(0.4), np.zeros(len(found.decisions)))
 
 

@@ -111,6 +111,22 @@ def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, load
     pruned.save(folder, overwrite=True)
 
 
+@pytest.mark.parametrize("method, tags", [("uniform", False), ("owl", True)])
+def test_the_models_own_save_pretrained_writes_what_loads_again(method, tags, loaded, texts, tmp_path, hub_modules):
+    from transformers import AutoModelForCausalLM
+
+    params = {"equal": True} if method == "uniform" else {}
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method=method, params=params, evaluate=False, **SMALL)
+    ids = torch.arange(3, 40)[None]
+    expected = pruned.model(ids).logits
+    for model, folder in ((pruned.model, "a"), (copy.deepcopy(pruned.model), "b")):
+        model.save_pretrained(tmp_path / folder)
+        assert (tmp_path / folder / "modeling_pruned.py").exists() is tags
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / folder, trust_remote_code=True)
+        for found in (again, ffp.load_pruned(tmp_path / folder, device="cpu")):
+            assert torch.equal(found(ids).logits, expected)
+
+
 def test_a_copy_is_cut_where_asked_and_the_model_keeps_its_state(loaded, texts):
     model, tokenizer = loaded
     model.train().requires_grad_(True)

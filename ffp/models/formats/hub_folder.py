@@ -37,7 +37,7 @@ def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
             defaults.validate(strict=True)
     except ValueError:
         defaults.do_sample = True
-    model.save_pretrained(folder, max_shard_size=SHARD, **options)
+    type(model).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
     edit(ExportFiles(folder).config, lambda body: body | legacy_keys(body))
 
 

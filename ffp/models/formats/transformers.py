@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from ffp.models.formats.base import Format, Saved
 from ffp.models.formats.hub_folder import Body, edit, load_lines, save_model, save_tokenizer
 from ffp.models.modeling_pruned import selected_heads
 from ffp.models.prunable import PrunableModel
+from ffp.models.sliced import without_empty_blocks
 from ffp.store.layout import ExportFiles
 from ffp.store.schemas import CHECKPOINT
 
@@ -60,13 +62,44 @@ class Transformers(Format):
     def save(self, prunable: PrunableModel, tokenizer: Any, folder: Path, *, parent: Path | None = None) -> Saved:
         """Writes weights, configuration and, where the blocks differ in size, a modelling file."""
         save_tokenizer(tokenizer, folder, parent)
-        config = stock_config(prunable)
-        if config is not None:
-            _save_as(prunable, config, folder)
+        if write_model(prunable, folder):
             return Saved(STOCK, load_lines())
-        save_model(prunable.model, folder, save_original_format=False)
-        add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
         return Saved(SIZES, load_lines(trust_remote_code=True), tags=("custom_code",))
+
+
+def let_save(prunable: PrunableModel) -> None:
+    """Lets `save_pretrained` of a model that was cut write what loads it again; the parent's own one does not."""
+    model: Any = prunable.model
+    model.save_pretrained = partial(_save_pretrained, prunable)
+
+
+def _save_pretrained(prunable: PrunableModel, save_directory: str | Path, **options: Any) -> None:
+    """What `save_pretrained` of a model that was cut does.
+
+    Args:
+        prunable: The model.
+        save_directory: Folder to make.
+        options: Of transformers' own.
+    """
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    with without_empty_blocks(prunable):
+        write_model(prunable, folder, **options)
+
+
+def write_model(prunable: PrunableModel, folder: Path, **options: Any) -> bool:
+    """Writes weights, configuration and, where the parent's class cannot build the model, a modelling file.
+
+    Returns:
+        Whether the parent's class can.
+    """
+    config = stock_config(prunable)
+    if config is not None:
+        _save_as(prunable, config, folder, **options)
+        return True
+    save_model(prunable.model, folder, save_original_format=False, **options)
+    add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
+    return False
 
 
 def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
@@ -97,12 +130,12 @@ def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _save_as(prunable: PrunableModel, config: PreTrainedConfig, folder: Path) -> None:
+def _save_as(prunable: PrunableModel, config: PreTrainedConfig, folder: Path, **options: Any) -> None:
     """Saves the model under another configuration."""
     model, own = prunable.model, prunable.model.config
     model.config = config
     try:
-        save_model(model, folder)
+        save_model(model, folder, **options)
     finally:
         model.config = own
 
