@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.decisions import Tied, share_decision
+from experiments.decisions import CHECKPOINTS, Tied, _search, share_decision
+from ffp.config import Experiment
 from ffp.core.problem import Decision
 from ffp.core.projection import project_shares
 from tests.helpers.synthetic import SyntheticReward, structured_problem
@@ -56,6 +57,13 @@ def test_the_reward_of_an_answer_is_that_of_its_expansion():
     assert utility.shape == (4, 2, 3)
     np.testing.assert_allclose(utility[1, :, :2], each[[1, 3, 5], :, :2].mean(axis=0))
     np.testing.assert_allclose(utility[1, :, 2], each[[1, 3, 5], :, 2].mean(axis=0) / 3**0.5)
+
+
+def test_a_search_leaves_a_curve_over_its_budget():
+    full = structured_problem(0.3)
+    curve = _search(Tied(full, 3, SyntheticReward(full)), Experiment("config/grids/race.yaml"), seed=1)
+    assert len(curve) == len(CHECKPOINTS) and curve[0]["tokens"] == 0
+    assert curve[-1]["selection_excess"] <= curve[0]["selection_excess"]
 
 
 def test_blocks_of_other_sizes_or_numbers_cannot_share():
