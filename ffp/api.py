@@ -377,7 +377,7 @@ def evaluate(
     Zero-shot tasks are scored by ffp.measure.tasks.score_tasks, which needs files for lm-eval's readers.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers, or its PrunableModel.
         windows: Token windows of the text, (n, context) int64.
         batch_tokens: Tokens in one forward; at least one window.
         n_bytes: From ffp.measure.spelled.predicted_bytes, for `bits_per_byte`.
@@ -385,5 +385,6 @@ def evaluate(
     Returns:
         See ffp.measure.perplexity.perplexity.
     """
+    model = model.model if isinstance(model, PrunableModel) else model
     with for_inference(model):
         return perplexity(model, windows, batch_tokens=batch_tokens, n_bytes=n_bytes)

@@ -127,13 +127,16 @@ class Pruned:
         path = str(getattr(self.model.config, "_name_or_path", "")) or str(self.model.config.model_type)
         return ModelConfig(source=LocalSource(kind="local", path=path), title=Path(path).name)
 
-    def save(self, folder: str | Path, *, format: str | Format = "transformers", overwrite: bool = False) -> Path:
+    def save(
+        self, folder: str | Path, *, format: str | Format = "transformers", overwrite: bool = False, **options: Any
+    ) -> Path:
         """Writes the model with its tokenizer, a model card and ffp.json, whole or not at all.
 
         Args:
             folder: Folder to make.
-            format: A name of ffp.models.formats.FORMATS, or a format with options.
+            format: A name of ffp.models.formats.FORMATS, or a format with its options.
             overwrite: Replace a folder that this method, `ffp prune` or `ffp export` wrote.
+            options: Of a format that is given by name: `quantize=["Q8_0"]` and `pad` of "gguf".
 
         Returns:
             The folder; `saved` then says how to run what is in it.
@@ -142,7 +145,9 @@ class Pruned:
             FfpError: The folder exists or cannot be written, or the format cannot hold the model.
         """
         if isinstance(format, str):
-            format = formats.create(format)
+            format = formats.create(format, **options)
+        elif options:
+            raise ConfigError(f"{min(options)} goes with the name of a format. Give it to {format.name} itself.")
         format = fitting(format, zeros=self.dense_shape)
         if format.zeros and not self.dense_shape:
             raise ConfigError(f"units were cut out, which {format.name} needs as zeros. Prune with dense_shape=True.")

@@ -111,6 +111,14 @@ def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, load
     pruned.save(folder, overwrite=True)
 
 
+def test_a_format_takes_its_options_by_name(loaded, texts, tmp_path):
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method="uniform", evaluate=False, **SMALL)
+    folder = pruned.save(tmp_path / "small", format="gguf", quantize=["F16", "Q8_0"])
+    assert sorted(file.name for file in folder.glob("*.gguf")) == ["model-F16.gguf", "model-Q8_0.gguf"]
+    with pytest.raises(ConfigError, match="the format transformers has no option 'quantize'"):
+        pruned.save(tmp_path / "other", quantize=["Q8_0"])
+
+
 @pytest.mark.parametrize("method, tags", [("uniform", False), ("owl", True)])
 def test_the_models_own_save_pretrained_writes_what_loads_again(method, tags, loaded, texts, tmp_path, hub_modules):
     from transformers import AutoModelForCausalLM
@@ -282,7 +290,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
     ("options", "error", "message"),
     [
         ({"sparsity": 1.2}, ConfigError, r"sparsity = '1.2': a share is in \(0, 1\)"),
-        ({"sparsity": 0.999}, BudgetError, r"sparsity 1.00 cannot be met"),
+        ({"sparsity": 0.999}, BudgetError, r"sparsity 0.999 cannot be met"),
         ({"method": "olw"}, ConfigError, r"unknown method 'olw': did you mean owl"),
         ({"method": "owl", "params": {"strenght": 1}}, ConfigError, "strenght"),
         (
