@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ffp
 from ffp import api
 from ffp.allocators import create
 from ffp.allocators.base import SearchBudget
@@ -131,3 +132,12 @@ def test_the_public_functions_are_listed_and_imported_on_demand():
 
     assert {"prune", "allocate", "Pruned", "load_pruned", "list_methods"} <= set(ffp.__all__)
     assert all(callable(getattr(ffp, name)) for name in ffp.__all__)
+
+
+def test_the_step_by_step_example_of_the_docs_runs_and_saves_what_loads_again(tmp_path, monkeypatch, hub_modules):
+    code = Path("docs/python.md").read_text().partition("## Step by step")[2].partition("```python\n")[2]
+    model, ids = tiny("llama", num_hidden_layers=6), torch.randint(0, 64, (72, 16))
+    monkeypatch.chdir(tmp_path)
+    exec(code.partition("```")[0], {"model": model, "ids": ids, "test_ids": ids[:4]})
+    again = ffp.load_pruned("small-by-hand", device="cpu")
+    assert torch.equal(again(ids[:2]).logits, model(ids[:2]).logits)
