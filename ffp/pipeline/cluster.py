@@ -28,8 +28,20 @@ SLURM_RESOURCES = {
     "constraint": "constraint",
     "gres": "gres",
 }
+# What Slurm's programs print where a job is not taken: the answer to the plug-in's sbatch, or that there is no cluster.
+REFUSED = re.compile(r"The error message was '?(.*?)'?\.?$", re.MULTILINE)
+UNREACHED = re.compile(r"^(?:sacctmgr|sshare|sinfo|sbatch|squeue): (?:fatal|error): (.+)$", re.MULTILINE)
+PREFIX = re.compile(r"^(sbatch: )?(error: )?(Batch job submission failed: )?")
 DEMO = "config/grids/demo.yaml"  # the grid of a workflow that names none
 _claimed: list[FileLock] = []  # released when this process ends
+
+
+def submission_error(said: str) -> str:
+    """Returns why Slurm did not take a job, by what Snakemake printed; empty if it took it."""
+    if refused := REFUSED.search(said):
+        return PREFIX.sub("", refused[1].strip().splitlines()[0])
+    unreached = UNREACHED.findall(said)
+    return f"Slurm does not answer: {unreached[-1]}" if unreached else ""
 
 
 def grid_file(config: Mapping[str, object]) -> Path:

@@ -33,8 +33,6 @@ HOPELESS = {
 LIMIT = re.compile(r"^(QOS|Assoc)\w*PerJob\w*$")
 LOGGED = re.compile(r"^ +log: (.+) \(check log file", re.M)
 SLURM_ERROR = re.compile(r"^(?:srun|sbatch|slurmstepd): error: (.+)$", re.M)
-SUBMISSION = re.compile(r"The error message was '?(.*?)'?\.?$", re.M)
-NOISE = re.compile(r"^(sbatch: )?(error: )?(Batch job submission failed: )?")
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ def _stop(run: subprocess.Popen[str], job: str) -> None:
 
 def _reason(said: str) -> str:
     """The line that says why a job failed: sbatch's, else one of Slurm's in its logs, else the last line of those."""
-    if found := SUBMISSION.search(said):
-        return NOISE.sub("", found[1].strip().splitlines()[0])
+    if refused := cluster.submission_error(said):
+        return refused
     paths = [Path(path) for paths in LOGGED.findall(said) for path in paths.split(", ")]
     logs = [path.read_text() for path in paths if path.is_file()]
     if errors := [error for log in logs for error in SLURM_ERROR.findall(log)]:
