@@ -146,9 +146,7 @@ def _plot(table: dict[str, dict[str, float]], path: Path) -> None:
         for step, (suffix, label) in enumerate((("", "no compensation"), (RIDGE, "ridge"))):
             values = [rows.get(method + suffix, np.nan) for method in methods]
             bars = ax.barh(np.arange(len(methods)) + 0.4 * step, values, 0.38, label=label)
-            ax.bar_label(
-                bars, fmt=lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}", padding=2, fontsize=7
-            )
+            ax.bar_label(bars, fmt=_label, padding=2, fontsize=7)
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter("")
         ax.set_yticks(np.arange(len(methods)) + 0.2, methods)
