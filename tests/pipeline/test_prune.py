@@ -324,6 +324,17 @@ def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, load
         ffp.prune(given.pop("model"), given.pop("tokenizer"), **given)
 
 
+@pytest.mark.parametrize("function", [ffp.prune, ffp.allocate])
+def test_an_unknown_argument_is_refused_with_those_that_are_near_or_all(function, loaded):
+    named = rf"unknown argument '{{}}' of {function.__name__}: "
+    with pytest.raises(ConfigError, match=named.format("keep_block") + r"did you mean keep_blocks"):
+        function(*loaded, sparsity=0.3, keep_block="0")
+    with pytest.raises(
+        ConfigError, match=named.format("zzz") + "known: align, .*bos, .*keep_blocks, .*min_keep, .*text"
+    ):
+        function(*loaded, sparsity=0.3, zzz=1)
+
+
 def test_a_search_by_the_api_takes_a_model_whose_parameters_need_gradients(loaded, texts):
     model, _ = loaded
     model.train().requires_grad_(True)
