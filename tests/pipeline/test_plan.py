@@ -366,6 +366,13 @@ def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     assert sizes.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])
 
 
+def test_a_variant_that_no_cell_has_is_warned_of(tmp_path):
+    variants = {"mine": {"use": "owl"}, "owl": {"compensate": "ridge"}}
+    text = plan.report(experiment(tmp_path, variants=variants), tflops=100.0)
+    assert "warning: variants.mine is not listed under methods, and never runs." in text
+    assert "variants.owl" not in text
+
+
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
