@@ -25,7 +25,7 @@ def read_text_files(paths: Iterable[Path], column: str = "text") -> list[str]:
     """Returns the documents of .txt, .jsonl (also .gz) and .parquet files.
 
     A row is a document. A .txt file has none, so that its paragraphs are joined into documents of at least 2,000
-    characters.
+    characters. Documents without text are left out.
 
     Args:
         paths: Files, or folders of such files.
@@ -37,9 +37,13 @@ def read_text_files(paths: Iterable[Path], column: str = "text") -> list[str]:
     found: list[str] = []
     for path in paths:
         for file in local_files(LocalSource(kind="local", path=str(path))):
-            found += _documents(file, column)
-    LOG.info("text: %d documents", len(found))
+            found += (text for text in _documents(file, column) if text.strip())
+    LOG.info("text: %s", _counted(len(found)))
     return found
+
+
+def _counted(documents: int) -> str:
+    return f"{documents} document{'' if documents == 1 else 's'}"
 
 
 def _documents(file: Path, column: str) -> Iterator[str]:
@@ -103,8 +107,9 @@ def split_documents(texts: Sequence[str]) -> dict[str, list[str]]:
     found.sort(key=lambda members: unit_hash(members[0].id))
     if len(found) < len(SHARES):
         raise AssetError(
-            f"the text has {len(found)} documents that share no run of {SHINGLE} words; it is split into "
-            f"{len(SHARES)} parts. Give more documents."
+            f"the text has {_counted(len(found))} that share{'s' if len(found) == 1 else ''} no run of {SHINGLE} words "
+            f"with another; it is split into {len(SHARES)} parts. Give more documents: a row of .jsonl or .parquet "
+            f"is one; a .txt file is cut at blank lines, into documents of at least {SECTION:,} characters."
         )
     left = sum(len(member.text) for members in found for member in members)
     parts: dict[str, list[str]] = {}

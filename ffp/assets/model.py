@@ -84,7 +84,10 @@ def _convert(files: list[Path], into: Path, config: ModelConfig) -> None:
             place(file, into / file.name)
 
 
-def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) -> list[str]:
+def model_files(
+    folder: Path, *, where: str = "", allow_pickle: bool = False,
+    check_family: Callable[[str], object] = lambda model_type: None,
+) -> list[str]:  # fmt: skip
     """Checks a folder of this machine with a model, and returns the names of the files that the model consists of.
 
     They are its JSON files, its tokenizer and its weights: those that model.safetensors.index.json names, or
@@ -94,6 +97,7 @@ def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) ->
         folder: A folder such as save_pretrained writes.
         where: What errors call the model; the folder by default.
         allow_pickle: Whether pytorch_model.bin may stand for weights that are missing.
+        check_family: Raises an FfpError for a model_type that cannot be pruned.
 
     Raises:
         AssetError: It has no configuration, no tokenizer, weights that are missing, damaged or pickled, or was pruned
@@ -106,6 +110,7 @@ def model_files(folder: Path, *, where: str = "", allow_pickle: bool = False) ->
         names = [path.name for path in files_of(folder)]
         _refuse_pickled(names, where, only=True, convert=allow_pickle)
         found = _choose(_allowed(names, allow_pickle), where, folder.joinpath)
+        check_family(str(_json(folder / "config.json").get("model_type")))
         for name in (name for name in found if name.endswith(".safetensors")):
             try:
                 with safe_open(folder / name, framework="numpy"):

@@ -13,6 +13,7 @@ from typing import Any
 from ffp.assets.fetch import AnySource, fetch_files, hub, warn_unpinned
 from ffp.config import HubSource
 from ffp.core.errors import AssetError
+from ffp.core.json_lines import parse_line
 
 LOG = logging.getLogger("ffp")
 Row = Mapping[str, Any]
@@ -62,13 +63,20 @@ def _lines(path: Path) -> Iterator[str]:
         yield from stream
 
 
+def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, gzipped or not, with the numbers of their lines."""
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                row = parse_line(line, number)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                yield number, row
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no JSON object")
-            yield row
+    for _, row in _numbered(path):
+        yield row
 
 
 def _txt(path: Path) -> Iterator[Row]:
@@ -79,9 +87,9 @@ def _txt(path: Path) -> Iterator[Row]:
 def _olmo_requests(path: Path) -> Iterator[Row]:
     """The documents behind the requests of an oe-eval dump, each once (there is one request per choice)."""
     seen = set()
-    for row in _jsonl(path):
+    for number, row in _numbered(path):
         if not isinstance(row.get("doc"), dict):
-            raise ValueError("a request has no 'doc'")
+            raise ValueError(f"the request in line {number} has no 'doc'")
         key = json.dumps(row["doc"], sort_keys=True)
         if key not in seen:
             seen.add(key)

@@ -137,7 +137,8 @@ class Experiment:
         found = path if path.is_file() else find_entry(kind, name)
         if found is None:
             known = {p.stem for p in (self.root / kind).glob("*.yaml")} | set(entries(kind))
-            raise ConfigError(f"{self.file}: {path} does not exist: {did_you_mean(name, known)}")
+            own = "To name one of your own, write that file, as docs/extend.md shows."
+            raise ConfigError(f"{self.file}: {path} does not exist: {did_you_mean(name, known)} {own}")
         return found
 
     def _part(self, kind: Kind, name: str, shape: type[S]) -> S:

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath, percent
+from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath, entry_name, percent
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -19,8 +19,11 @@ Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv", "pairwise", "obs"]
 GRAM_SCORES = ("pairwise", "obs")  # scores that need Gram matrices of the calibration text
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
+ModelName = Annotated[Name, entry_name("models")]
+TextName = Annotated[Name, entry_name("texts")]
 Tasks = Annotated[
-    Annotated[Name, Tag("file")] | Annotated[tuple[StockTask, ...], Field(min_length=1), Tag("list")],
+    Annotated[Name, entry_name("tasks"), Tag("file")]
+    | Annotated[tuple[StockTask, ...], Field(min_length=1), Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "file"),
 ]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -123,7 +126,7 @@ class InitConfig(Strict):
     sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(
         alias="from", description="Sparsity of that cell, e.g. s0.20."
     )
-    model: Name | None = Field(
+    model: ModelName | None = Field(
         None, description="Model of that cell, with as many decisions as this one; the same model without it."
     )
 
@@ -174,10 +177,10 @@ class MethodConfig(Strict):
 class TextsConfig(Strict):
     """The texts of a grid that is tested on several, or on another one than it is calibrated on."""
 
-    calibrate: Name = Field(
+    calibrate: TextName = Field(
         description="Text whose calibration, search and selection splits methods are fitted to: a file in texts/."
     )
-    test: tuple[Name, ...] = Field(
+    test: tuple[TextName, ...] = Field(
         min_length=1,
         description="Texts on whose test splits every cell is scored: files in texts/. Rankings, ablations and figures "
         "are of the first one.",
@@ -193,8 +196,8 @@ class GridConfig(Strict):
     """A grid: config/grids/NAME.yaml. It names models, texts and tasks of the configuration folder."""
 
     title: Title = Field(description="Title of the report.")
-    models: tuple[Name, ...] = Field(min_length=1, description="Models: names of files in models/.")
-    text: Name | None = Field(
+    models: tuple[ModelName, ...] = Field(min_length=1, description="Models: names of files in models/.")
+    text: TextName | None = Field(
         None,
         exclude_if=lambda text: text is None,
         description="Text: name of a file in texts/. Short for texts: {calibrate: NAME, test: [NAME]}.",

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)  # fmt: skip
+from pydantic_core import ErrorDetails
 
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path, one_line
 from ffp.core.suggest import did_you_mean
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+NAME, SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", r"^[0-9a-f]{64}$"
+PATTERNS = {  # in words, for errors
+    NAME: "not a name: 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit",
+    SHA256: "not a SHA-256: 64 of the digits 0 to 9 and a to f",
+}
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -40,6 +58,23 @@ def _names_blocks(text: Any) -> Any:
     except ConfigError as error:
         raise ValueError(str(error).rstrip(".")) from error
     return text
+
+
+def _of_entry(name: Any, check: ValidatorFunctionWrapHandler, *, kind: str) -> Any:
+    try:
+        return check(name)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "string_pattern_mismatch":
+            raise
+        raise ValueError(
+            f"a name of a file in config/{kind}/ is wanted. Write config/{kind}/NAME.yaml with that as its source, "
+            "as docs/extend.md shows, and give its NAME"
+        ) from error
+
+
+def entry_name(kind: str) -> WrapValidator:
+    """Returns what makes a Name the name of an entry of config/KIND/: the error says where the entry is written."""
+    return WrapValidator(partial(_of_entry, kind=kind))
 
 
 KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
@@ -82,7 +117,9 @@ def _load(path: Path) -> dict[str, Any]:
     if len(text) > MAX_YAML_BYTES:
         raise ConfigError(f"config file {path} has {len(text)} characters, over {MAX_YAML_BYTES}. Make it smaller.")
     try:
-        body = yaml.load(text, _UniqueLoader)
+        stream = io.StringIO(text)
+        stream.name = str(path)  # errors name it
+        body = yaml.load(stream, _UniqueLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if body is None:
@@ -116,19 +153,37 @@ def read_part(shape: type[S], path: Path) -> S:
 
 def first_fault(error: ValidationError, shape: type[Strict]) -> str:
     """Returns one line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
-    fault = error.errors()[0]
+    fault, *others = error.errors()
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        sections = _sections(shape, fault["loc"][:-1])
-        known = {field.alias or name for section in sections for name, field in section.model_fields.items()}
-        hints = "".join(f" {section.hint}" for section in sections if section.hint)
-        return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), known)}{hints}"
+        return _unknown(fault, shape)
     if fault["type"] == "missing":
-        return f"key {where!r} is missing."
-    message = re.sub(r"^Value error, ", "", fault["msg"])
+        beside = [
+            each for each in others if each["type"] == "extra_forbidden" and each["loc"][:-1] == fault["loc"][:-1]
+        ]
+        return f"key {where!r} is missing" + (f", and there is an {_unknown(beside[0], shape)}" if beside else ".")
+    return f"{where} = {str(fault['input'])[:80]!r}: {_in_words(fault)}." if where else f"{_in_words(fault)}."
+
+
+def _unknown(fault: ErrorDetails, shape: type[Strict]) -> str:
+    """A key that no section has, with near matches."""
+    sections = _sections(shape, fault["loc"][:-1])
+    known = {field.alias or name for section in sections for name, field in section.model_fields.items()}
+    hints = "".join(f" {section.hint}" for section in sections if section.hint)
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), known)}{hints}"
+
+
+def _in_words(fault: ErrorDetails) -> str:
+    """What is wrong with a value, in plain words where pydantic speaks of Python's types and patterns."""
+    given = fault.get("ctx", {})
     if fault["type"] == "tuple_type" and isinstance(fault["input"], str | int | float):
-        message = f"a list is wanted, such as [{fault['input']}]"
-    return f"{where} = {str(fault['input'])[:80]!r}: {message}." if where else f"{message}."
+        return f"a list is wanted, such as [{fault['input']}]"
+    if fault["type"] == "too_short" and not given["actual_length"]:
+        return f"the list is empty, and needs at least {given['min_length']} item"
+    if fault["type"] == "string_pattern_mismatch" and given["pattern"] in PATTERNS:
+        return PATTERNS[given["pattern"]]
+    return re.sub(r"^Value error, ", "", fault["msg"])
 
 
 def _sections(shape: type[Strict], keys: Sequence[int | str]) -> list[type[Strict]]:

@@ -129,6 +129,11 @@ def _refusal(model_type: str) -> str:
         return f"model family {model_type!r} {REFUSED[model_type]}. Prune a model of another family."
     if text := getattr(config, "sub_configs", {}).get("text_config"):
         return _wrapped(model_type, getattr(text, "model_type", ""))
+    if config is not None and not _is_causal(model_type):
+        return (
+            f"model family {model_type!r} is no causal language model: it is an encoder, has one, or predicts no text. "
+            "ffp prunes models that predict the next token; prune one of these."
+        )
     if "moe" in model_type or keys & set(EXPERTS):
         return (
             f"model family {model_type!r} is a mixture of experts, whose FFNs are one tensor of all experts, with no "
@@ -138,6 +143,14 @@ def _refusal(model_type: str) -> str:
         f"model family {model_type!r} is not in the table, {did_you_mean(model_type, FAMILIES)} An entry in "
         "ffp/models/families.py needs the paths of its blocks, attention and FFN linears."
     )
+
+
+def _is_causal(model_type: str) -> bool:
+    """Whether transformers reads a family from left to right alone: masked tokens and a source text need both sides."""
+    from transformers.models.auto import modeling_auto as auto
+
+    both_sides = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    return model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(model_type in names for names in both_sides)
 
 
 def _wrapped(model_type: str, text: str) -> str:

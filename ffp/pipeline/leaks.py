@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ffp.assets.rows import READERS
 from ffp.assets.splits import normalised, shingles
 from ffp.config import Experiment, TasksConfig
 from ffp.core.errors import ArtifactError
-from ffp.store.documents import json_lines
+from ffp.store.documents import json_rows
 from ffp.store.layout import SPLITS, AssetFiles, Layout
 from ffp.store.schemas import DatasetsFile
 
@@ -74,7 +73,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix == ".arrow":
             return [dict(row) for row in READERS["arrow"](path)]
-        return [json.loads(line) for line in json_lines(path)]
+        return json_rows(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Fetch it again.") from error
 

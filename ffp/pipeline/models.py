@@ -66,7 +66,7 @@ def open_model(name: str, *, data: Path, changes: Mapping[str, Any]) -> OpenedMo
         return _fetched(name, f"{path.stem}-{digest(str(path.absolute()))}", config, data, changes)
     if path.is_dir() and name.strip():
         config = ModelConfig(source=LocalSource(kind="local", path=str(path)), title=path.absolute().name)
-        files = {file: sha256(path / file) for file in model_files(path)}
+        files = {file: sha256(path / file) for file in model_files(path, check_family=family_of)}
         return OpenedModel(name, path, _changed(config, changes), digest(files))
     if not name.strip() or path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf":
         what = "a file that is no .gguf" if path.is_file() else "no folder and no file"

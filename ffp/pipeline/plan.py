@@ -214,6 +214,7 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]
     warnings += [f"{repo}: its revision is no commit." for repo in loose]
+    warnings += _idle_variants(experiment)
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",
@@ -230,6 +231,12 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
         *_checked(plans),
     ]
     return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])
+
+
+def _idle_variants(experiment: Experiment) -> list[str]:
+    """Returns a sentence for each variant that no cell has: nothing but `methods` refers to variants."""
+    idle = [name for name in experiment.grid.variants if name not in experiment.grid.methods]
+    return [f"variants.{name} is not listed under methods, and never runs. Add it there, or drop it." for name in idle]
 
 
 def _checked(plans: list[ModelPlan]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from ffp.pipeline.checks import contexts_of
 from ffp.pipeline.inputs import asset_digest, fitted_windows, recovery_windows, scored_windows
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.preflight import Planned, preflight
-from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, units_of
+from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, sizes_folder, units_of
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
 from ffp.store.identity import preflight_settings
@@ -39,7 +39,8 @@ def planned_model(experiment: Experiment, name: str) -> Planned:
     """
     layout, grid = Layout.from_grid(experiment.grid), experiment.grid
     each = prunables_of(experiment, name, load_sizes(experiment, name))
-    known = is_fetched(experiment, name) or "max_position_embeddings" in (experiment.models[name].architecture or {})
+    architecture = experiment.models[name].architecture or {}
+    known = sizes_folder(experiment, name) is not None or "max_position_embeddings" in architecture
     found = _planned(experiment, name, each, contexts=contexts_of(grid) if known else None)
     if not layout.model(name).manifest.is_file():
         return found

@@ -7,7 +7,8 @@ the same settings, text and threads have equal allocations and equal weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.problem import AttentionUnits
+from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.placement import for_inference
@@ -74,6 +76,7 @@ def prune(
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
     check_given(model, tokenizer)
+    _check_names(prune, settings)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
     asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
@@ -120,6 +123,7 @@ def allocate(
         BudgetError: The sparsity cannot be met.
     """
     check_given(model, tokenizer)
+    _check_names(allocate, settings)
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
     )
@@ -196,6 +200,15 @@ def check_given(model: Any, tokenizer: Any) -> None:
             f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "
             "transformers.AutoTokenizer.from_pretrained."
         )
+
+
+def _check_names(function: Callable[..., Any], settings: Iterable[str]) -> None:
+    """Raises ConfigError if a further argument of a function is no field of PruneSettings."""
+    own = [each.name for each in inspect.signature(function).parameters.values() if each.kind != each.VAR_KEYWORD]
+    known = {*own, *PruneSettings.model_fields}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"unknown argument {name!r} of {function.__name__}: {did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ffp.allocators import is_search
-from ffp.config import Cell, Experiment
+from ffp.config import Cell, Experiment, LocalSource
 from ffp.core.errors import ConfigError
+from ffp.core.plain import shell_line
 from ffp.models.checkpoint import build_skeleton, is_spread, load_skeleton
 from ffp.models.placement import choose_device
 from ffp.models.prunable import PrunableModel
@@ -20,23 +22,35 @@ from ffp.store.layout import Layout
 
 
 def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
-    """Returns a model without weights: by its fetched config.json, else by the architecture that its YAML gives.
+    """Returns a model without weights: by its config.json (see sizes_folder), else by the architecture of its YAML.
 
     Its dtype is what that says, or float32.
 
     Raises:
-        ConfigError: It is not fetched, and its YAML gives no architecture.
+        ConfigError: There is no config.json, and its YAML gives no architecture.
     """
-    config, folder = experiment.models[name], Layout.from_grid(experiment.grid).model(name).folder
-    if is_fetched(experiment, name):
-        return load_skeleton(folder)
+    if found := sizes_folder(experiment, name):
+        return load_skeleton(found)
+    config, entry = experiment.models[name], experiment.entry("models", name)
     if config.architecture is None:
+        folder = Layout.from_grid(experiment.grid).model(name).folder
+        fetch = shell_line(["ffp", "asset", "model", "--config", entry, "--out", folder])
         raise ConfigError(
-            f"the sizes of {name} are not known: {folder}/config.json does not exist, and "
-            f"{experiment.entry('models', name)} has no architecture. Run `ffp asset model` for it, or give it its "
-            "model_type and sizes."
+            f"the sizes of {name} are not known: {folder}/config.json does not exist, and {entry} has no architecture. "
+            f"Run `{fetch}`, or give it its model_type and sizes."
         )
     return build_skeleton(config.architecture)
+
+
+def sizes_folder(experiment: Experiment, name: str) -> Path | None:
+    """Returns the folder whose config.json has a model's sizes: of the fetched model, else its source on this machine.
+
+    None where neither is there.
+    """
+    source = experiment.models[name].source
+    folders = [Layout.from_grid(experiment.grid).model(name).folder]
+    folders += [Path(source.path).expanduser()] if isinstance(source, LocalSource) else []
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def prunables_of(experiment: Experiment, name: str, skeleton: PreTrainedModel) -> list[PrunableModel]:

@@ -235,7 +235,7 @@ def test_documents_limits_a_corpus_whatever_the_order(tmp_path: Path) -> None:
         ([{"text": "one"}], {}, "got no document. Add documents"),
         ([{"text": "one"}], {"between": ["<", ">"]}, "nothing between '<' and '>': 'one'"),
         ([{"text": "one"}], {"reader": "parquet"}, "cannot be read as parquet"),
-        ([{"text": "one"}], {"reader": "olmo-requests"}, "a request has no 'doc'"),
+        ([{"text": "one"}], {"reader": "olmo-requests"}, "the request in line 1 has no 'doc'"),
     ],
 )
 def test_faults_are_one_line(

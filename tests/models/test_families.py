@@ -251,6 +251,7 @@ def test_an_unknown_family_is_refused_with_what_an_entry_needs():
 
 
 EXPERTS = ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3", "olmoe", "granitemoe", "phimoe"]
+ENCODERS = ["bert", "roberta", "distilbert", "modernbert", "t5", "bart", "vit"]
 
 
 @pytest.mark.bad_input
@@ -258,6 +259,7 @@ EXPERTS = ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3", "olmoe
     ("family", "match"),
     [
         *((family, "is a mixture of experts, .* Prune a model without experts") for family in EXPERTS),
+        *((family, "is no causal language model: .*the next token; prune one of these") for family in ENCODERS),
         ("gpt2", "keeps its weights transposed .* Prune a model of another family"),
         ("bloom", "ALiBi"),
         ("falcon", "KV groups"),

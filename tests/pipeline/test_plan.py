@@ -320,7 +320,8 @@ def test_what_cannot_be_is_refused_before_it_starts(tmp_path):
         BudgetError, match=r"owl on tiny: sparsity 0\.99 cannot be met: .*at most 0\.\d+ .*360,448 tokens later"
     ):
         plan.plan_model(experiment(tmp_path, sparsities=[0.99]), "tiny")
-    with pytest.raises(ConfigError, match=r"sizes of tiny are not known: .* no architecture\. Run `ffp asset model`"):
+    command = rf"ffp asset model --config {tmp_path}/models/tiny\.yaml --out data/models/tiny"
+    with pytest.raises(ConfigError, match=rf"sizes of tiny are not known: .* no architecture\. Run `{command}`"):
         plan.plan_model(experiment(tmp_path, {"architecture": None}), "tiny")
     with pytest.raises(ConfigError, match=r"model family 'mamba' is not in the table"):
         plan.plan_model(experiment(tmp_path, {"architecture": {"model_type": "mamba"}}), "tiny")
@@ -343,6 +344,17 @@ def test_a_context_beyond_the_models_positions_is_refused_where_they_are_known(t
         plan.plan_model(found, "tiny")
 
 
+def test_sizes_and_positions_come_from_a_source_on_this_machine_before_it_is_fetched(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "source")
+    local = {"architecture": None, "source": {"kind": "local", "path": str(tmp_path / "source")}}
+    contexts = {"search": {"context": 64}, "calibration": {"context": 64}, "evaluation": {"context": 64}}
+    found = plan.plan_model(experiment(tmp_path, local, data=str(tmp_path / "data"), **contexts), "tiny")
+    assert found.params == PrunableModel(tiny("llama")).model_params() and not (tmp_path / "data").exists()
+    contexts["search"] = {"context": 10_000}
+    with pytest.raises(ConfigError, match=r"search\.context = 10000 exceeds the \d+ positions"):
+        plan.plan_model(experiment(tmp_path, local, data=str(tmp_path / "data"), **contexts), "tiny")
+
+
 def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     """Nothing is streamed where no unit is compensated for, and no search forwards anything where there is none."""
     many = {"calibration": {"windows": 4_000, "context": 64}, "search": {"context": 64}, "evaluation": {"context": 64}}
@@ -352,6 +364,13 @@ def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     memory = plan.plan_model(plain, "tiny").memory
     assert sizes.peak_memory(prunable, ridge, "tiny") == memory["apply"] > sizes.peak_memory(prunable, plain, "tiny")
     assert sizes.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])
+
+
+def test_a_variant_that_no_cell_has_is_warned_of(tmp_path):
+    variants = {"mine": {"use": "owl"}, "owl": {"compensate": "ridge"}}
+    text = plan.report(experiment(tmp_path, variants=variants), tflops=100.0)
+    assert "warning: variants.mine is not listed under methods, and never runs." in text
+    assert "variants.owl" not in text
 
 
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):

@@ -304,7 +304,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
         ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
         ({"text": "embeded"}, ConfigError, r"text 'embeded' is no file, and no known text: did you mean embedded"),
-        ({"text": ["short", "texts"]}, AssetError, "has 2 documents that share no run of 13 words; it is split into 4"),
+        ({"text": ["short", "texts"]}, AssetError, "has 2 documents that share no run of 13 words .*split into 4"),
         (
             {"text": ["a b", "c d", "e f", "g h"]},
             ConfigError,
@@ -324,6 +324,18 @@ def test_bad_input_is_refused_before_a_token_is_spent(options, error, message, l
         ffp.prune(*loaded, **{"sparsity": 0.3, "text": texts, **SMALL, **options})
     assert len(str(refusal.value).splitlines()) == 1
     assert not spent
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("content", "count"), [("one two " * 9000, "1 document that shares"), ("\n \n", "0 documents")]
+)
+def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(content, count, loaded, tmp_path, caplog):
+    (tmp_path / "one.txt").write_text(content)
+    with caplog.at_level("INFO", "ffp"), pytest.raises(AssetError, match=f"the text has {count} .*blank lines") as said:
+        ffp.prune(*loaded, sparsity=0.3, text=tmp_path / "one.txt")
+    assert f"text: {count[:10].strip()}" in caplog.text
+    assert "a row of .jsonl" in str(said.value)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +358,17 @@ def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, load
     given = {"model": model, "tokenizer": tokenizer, "sparsity": 0.3, "text": texts, **SMALL, **asked}
     with pytest.raises(ConfigError, match=said):
         ffp.prune(given.pop("model"), given.pop("tokenizer"), **given)
+
+
+@pytest.mark.parametrize("function", [ffp.prune, ffp.allocate])
+def test_an_unknown_argument_is_refused_with_those_that_are_near_or_all(function, loaded):
+    named = rf"unknown argument '{{}}' of {function.__name__}: "
+    with pytest.raises(ConfigError, match=named.format("keep_block") + r"did you mean keep_blocks"):
+        function(*loaded, sparsity=0.3, keep_block="0")
+    with pytest.raises(
+        ConfigError, match=named.format("zzz") + "known: align, .*bos, .*keep_blocks, .*min_keep, .*text"
+    ):
+        function(*loaded, sparsity=0.3, zzz=1)
 
 
 def test_a_search_by_the_api_takes_a_model_whose_parameters_need_gradients(loaded, texts):

@@ -201,6 +201,13 @@ def test_a_token_that_the_model_lacks_is_refused_before_the_search(folder, capsy
 
 
 @pytest.mark.bad_input
+def test_an_encoder_is_refused_before_its_tokenizer_is_read(folder, capsys, no_search):
+    (folder / "source/config.json").write_text('{"model_type": "t5"}')
+    (folder / "source/tokenizer.json").write_text("{}")
+    assert "model family 't5' is no causal language model" in refused(capsys, "source")
+
+
+@pytest.mark.bad_input
 def test_a_short_test_text_is_refused_before_the_search(folder, capsys, no_search):
     from transformers import AutoTokenizer
 

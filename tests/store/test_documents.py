@@ -20,7 +20,12 @@ def test_separators_inside_a_document_are_no_ends_of_lines(tmp_path):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("content", "said"), [("", "is empty"), ('{"text": "cut', "Unterminated string"), ("{}", "text")]
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ('{"text": "whole"}\n{"text": "cut', "line 2 is no JSON at column 10: Unterminated string"),
+        ("{}", "text"),
+    ],
 )
 def test_a_damaged_file_is_named_with_the_remedy(content, said, tmp_path):
     path = tmp_path / "search.jsonl"
