@@ -75,8 +75,7 @@ def prune(
     Raises:
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
-    check_given(model, tokenizer)
-    _check_names(prune, settings)
+    _check_call(prune, model, tokenizer, settings)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
     asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
@@ -122,8 +121,7 @@ def allocate(
         ConfigError: A value is not accepted, or the text is too short; one line with the remedy.
         BudgetError: The sparsity cannot be met.
     """
-    check_given(model, tokenizer)
-    _check_names(allocate, settings)
+    _check_call(allocate, model, tokenizer, settings)
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
     )
@@ -186,8 +184,8 @@ def run(
     )  # fmt: skip
 
 
-def check_given(model: Any, tokenizer: Any) -> None:
-    """Raises ConfigError unless these are a causal language model and a tokenizer of transformers."""
+def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settings: Iterable[str]) -> None:
+    """Raises ConfigError for a model and a tokenizer that are none of transformers, and for an unknown argument."""
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
@@ -200,10 +198,6 @@ def check_given(model: Any, tokenizer: Any) -> None:
             f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "
             "transformers.AutoTokenizer.from_pretrained."
         )
-
-
-def _check_names(function: Callable[..., Any], settings: Iterable[str]) -> None:
-    """Raises ConfigError if a further argument of a function is no field of PruneSettings."""
     own = [each.name for each in inspect.signature(function).parameters.values() if each.kind != each.VAR_KEYWORD]
     known = {*own, *PruneSettings.model_fields}
     for name in settings:
