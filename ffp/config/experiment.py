@@ -99,6 +99,7 @@ class Experiment:
             read_part(PublishedConfig, published) if published.is_file() else PublishedConfig(models={}, sets=())
         )
         self._methods = {name: self._create(name) for name in (*self.grid.methods, *self.grid.variants)}
+        self._reading_grams = {name for name, method in self._methods.items() if reads_grams(method)}
         for name, row in {"dense": "the unpruned model", TUNED: "recover.dense"}.items():
             if name in (*self.grid.methods, *self.grid.variants):
                 raise ConfigError(f"{self.file}: {name} is the row of {row}. Give the variant another name.")
@@ -230,7 +231,7 @@ class Experiment:
 
     def needs_grams(self, name: str) -> bool:
         """Returns whether structured cells of a method of the grid need the calibration text's Gram matrices."""
-        needed = reads_grams(self.create(name)) or self.score(name) in GRAM_SCORES
+        needed = name in self._reading_grams or self.score(name) in GRAM_SCORES
         return needed or self.compensated_search(name)
 
     @property

@@ -98,7 +98,7 @@ def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
 
 
 def test_an_align_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower it"):
+    with pytest.raises(ConfigError, match=r"align 16 does not divide the 40 FFN channels of .*down_proj\. Lower align"):
         PrunableModel(tiny("llama"), align=16)
 
 

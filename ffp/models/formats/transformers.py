@@ -97,7 +97,7 @@ def write_model(prunable: PrunableModel, folder: Path, **options: Any) -> bool:
     if config is not None:
         _save_as(prunable, config, folder, **options)
         return True
-    save_model(prunable.model, folder, save_original_format=False, **options)
+    save_model(prunable.model, folder, **{**options, "save_original_format": False})
     add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
     return False
 
