@@ -2,7 +2,8 @@
 
     make demo GRID=config/grids/baselines.yaml && python -m experiments.baselines
     make demo GRID=config/grids/unit-searches.yaml
-    python -m experiments.baselines --config config/grids/unit-searches.yaml --out experiments/results/unit_searches.json
+    python -m experiments.baselines --config config/grids/unit-searches.yaml \\
+        --out experiments/results/unit_searches.json
 
 Reads the grid's cells. `cells` lists every score, `missing` the cells without one. `marks` compares pairs of methods
 at each sparsity of single weights or of units: the mean difference of the loss on the same test windows in nats per
