@@ -1,8 +1,8 @@
-"""Compares every method on one small model, and shows which published orderings hold there.
+r"""Compares every method on one small model, and shows which published orderings hold there.
 
     make demo GRID=config/grids/baselines.yaml && python -m experiments.baselines
     make demo GRID=config/grids/unit-searches.yaml
-    python -m experiments.baselines --config config/grids/unit-searches.yaml \\
+    python -m experiments.baselines --config config/grids/unit-searches.yaml \
         --out experiments/results/unit_searches.json
 
 Reads the grid's cells. `cells` lists every score, `missing` the cells without one. `marks` compares pairs of methods
