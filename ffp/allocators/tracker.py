@@ -357,16 +357,17 @@ class _Progress:
         log.info("%s: up to %d tokens, worth %d evaluations", method, tokens, budget.evaluations)
 
     def step(self, evaluations: int, spent: int, best: float) -> None:
-        """Reports after an evaluation."""
+        """Reports after an evaluation; best: NaN where no candidate was scored yet."""
+        shown = "none yet" if math.isnan(best) else f"{best:.4f}"
         if self._bar is not None:
-            self._bar.set_postfix(evaluations=evaluations, best=f"{best:.4f}", refresh=False)
+            self._bar.set_postfix(evaluations=evaluations, best=shown, refresh=False)
             self._bar.update(spent - self._bar.n)
         elif spent >= self._next:
             self._next += self._every * math.ceil((spent - self._next + 1) / self._every)
             rate = spent / max(time.monotonic() - self._start, 1e-9)
             left = (self._tokens - spent) / max(rate, 1e-9)
-            line = "%s: %d evaluations, %d/%d tokens, best %.4f, %.0f tokens/s, %.0f s left"
-            log.info(line, self.method, evaluations, spent, self._tokens, best, rate, left)
+            line = "%s: %d evaluations, %d/%d tokens, best %s, %.0f tokens/s, %.0f s left"
+            log.info(line, self.method, evaluations, spent, self._tokens, shown, rate, left)
 
     def close(self) -> None:
         """Ends the bar's line."""

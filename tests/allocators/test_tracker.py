@@ -171,6 +171,13 @@ def test_a_log_that_is_no_terminal_gets_some_lines(caplog):
     assert re.search(r"test: 60 evaluations, 1200/2000 tokens, best 0\.\d{4}, \d+ tokens/s, \d+ s left", lines[-1])
 
 
+def test_a_log_before_the_first_reward_says_that_there_is_none(caplog):
+    t = tracker(evaluations=10, windows=2)
+    with caplog.at_level(logging.INFO, logger="ffp"):
+        t.removal_costs((0, 1))
+    assert re.search(r"test: 1 evaluations, \d+/200 tokens, best none yet, ", caplog.text)
+
+
 def test_uniform_keeps_the_same_share_of_all_channels():
     keep = uniform_allocation(structured_problem(0.3)).keep
     assert np.ptp(keep[1::2]) <= 1
