@@ -153,8 +153,17 @@ def _keep(
         "marks": merge(earlier["marks"], body["marks"]),
         "cells": kept + body["cells"],
         "missing": [path for path in body["missing"] if path not in had],
-        "kept": {**earlier.get("kept", {}), origin["commit"]: sorted(had)},
+        "kept": _by_commit(earlier.get("kept", {}), origin["commit"], had),
     }
+
+
+def _by_commit(earlier: dict[str, list[str]], commit: str, had: set[str]) -> dict[str, list[str]]:
+    """Returns the kept cells by the commit that ran them: the first that an earlier JSON names, else its own."""
+    first = {path: by for by, paths in reversed(earlier.items()) for path in paths}
+    found: dict[str, list[str]] = {}
+    for path in sorted(had):
+        found.setdefault(first.get(path, commit), []).append(path)
+    return found
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,11 @@ def test_what_another_machine_has_run_stays_where_it_is_asked_for(tiny, monkeypa
     assert list(both["marks"]["test_ppl"]) == ["tiny 30%", "tiny 40%"] and both["marks"]["ranks"] == {"owl": 1}
     assert len(both["cells"]) == 5 and both["cells"][0] == elsewhere
     assert list(both["kept"]) == [body["provenance"]["commit"]]
+    both["provenance"]["commit"] = "later"
+    both.pop("checksum")
+    write_json(out, models.SCHEMA, both)
+    models.main()
+    assert json.loads(out.read_text())["kept"] == both["kept"]  # by the commit that ran them
     write_json(out, models.SCHEMA, body | {"provenance": {**body["provenance"], "settings": {}}})
     with pytest.raises(SystemExit, match="other settings"):
         models.main()
