@@ -30,7 +30,8 @@ from ffp.config import Experiment
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import logits_of, project
 from ffp.measure.loss import token_losses
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.cuts import StructuredCut
 

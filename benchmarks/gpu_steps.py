@@ -20,7 +20,8 @@ from ffp import api
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.config import Experiment
 from ffp.core.problem import Allocation
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_disk
 from ffp.pipeline.plan import ModelPlan, plan_model

@@ -38,7 +38,8 @@ from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.config import Experiment
 from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.pipeline.steps import cut_of
 from ffp.store.files import read_json, write_json
 

@@ -44,6 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "guided": {"method": "fastforward-guided"},  # the defaults before: order of Wanda, nothing compensated
     "table": {"method": "fisher-table", "score": "pairwise"},
     "default": {},
+    "knapsack": {"method": "guided-knapsack", "score": "obs", "search": SEARCH.model_dump() | {"compensated": True}},
 }
 RUNS = [
     *((row, sparsity, 32_768) for sparsity in (0.3, 0.5, 0.2) for row in ROWS),

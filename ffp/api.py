@@ -38,7 +38,8 @@ from ffp.measure.loss import window_losses
 from ffp.measure.perplexity import perplexity
 from ffp.measure.recovery import Recovery, TrainingState
 from ffp.measure.recovery import recover as train
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.formats.transformers import let_save
 from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from ffp.core.errors import ConfigError
-from ffp.core.problem import GRANULARITIES, Allocation, FloatArray, Gates, IntArray, PruningProblem
+from ffp.core.problem import GRANULARITIES, Allocation, CostCurve, FloatArray, Gates, IntArray, PruningProblem
 
 if TYPE_CHECKING:
     from ffp.allocators.tracker import Tracker
@@ -104,6 +104,10 @@ class Reward(Protocol):
         were removed, and of the first removed ones; NaN where there are none. Axis 2: slope, the curvature term to add
         to it for a finite step, standard error of the slope.
         """
+        ...
+
+    def cost_curves(self, allocation: Allocation, *, windows: Sequence[int]) -> list[CostCurve]:
+        """Returns for each decision what other numbers of kept units would cost, by gradients at the allocation."""
         ...
 
     def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
@@ -229,10 +233,11 @@ class Search(Method, ABC):
 
     Attributes:
         learns_policy: Whether it sets `tracker.policy`, which another search can start from (`init` in a variant).
-        takes_gradients: Whether it asks for marginal utilities, costs of removals, Taylor scores or slopes of gates;
-            False plans less memory.
+        takes_gradients: Whether it asks for marginal utilities, curves of costs, costs of removals, Taylor scores or
+            slopes of gates; False plans less memory.
         holds_gradients: Whether it asks for Taylor scores, which take the gradients of all weights of the decisions.
-        reads_grams: Whether it asks for costs of removals, for which calibration keeps Gram matrices; see needs_grams.
+        reads_grams: Whether it asks for costs of removals or curves, for which calibration keeps Gram matrices; see
+            needs_grams.
     """
 
     fitnesses: ClassVar[tuple[str, ...]] = ("ppl", "kl")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ffp.allocators.base import Reward, SearchBudget
 from ffp.core.errors import ConfigError, FfpError
-from ffp.core.problem import Allocation, FloatArray, Gates, IntArray, PruningProblem
+from ffp.core.problem import Allocation, CostCurve, FloatArray, Gates, IntArray, PruningProblem
 from ffp.core.projection import kept_budget
 
 log = logging.getLogger("ffp")
@@ -152,6 +152,23 @@ class Tracker:
             raise FfpError(f"the gate gradients of {candidate.keep} are not finite. Use dtype float32 for this model.")
         self._measure(candidate, windows, stage, self.problem.target, before)
         return utility
+
+    def cost_curves(self, candidate: Allocation, windows: Windows, *, stage: str) -> list[CostCurve]:
+        """Returns what other numbers of units would cost a candidate, see `Reward.cost_curves`, and records its reward.
+
+        It costs GRADIENT_FORWARDS forwards of the windows.
+
+        Raises:
+            Exhausted: The budget cannot pay for it.
+            FfpError: A cost is not finite.
+        """
+        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
+            raise Exhausted
+        before = self.spent
+        curves = self.reward.cost_curves(candidate, windows=windows)
+        self._check_finite([np.stack(curve[1:]) for curve in curves], f"gate gradients of {candidate.keep}")
+        self._measure(candidate, windows, stage, self.problem.target, before)
+        return curves
 
     def removal_costs(self, windows: Windows) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals would cost each decision alone, see `Reward.removal_costs`; a row for the dense model.

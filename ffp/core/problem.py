@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,22 @@ class PruningProblem:
     def sparsity_of(self, keep: Sequence[int] | IntArray) -> float:
         """Returns removed / all parameters of the decisions for these numbers of kept units, (n_decisions,)."""
         return self.removed_by(keep) / self.total_params
+
+
+class CostCurve(NamedTuple):
+    """What other numbers of kept units would cost one decision, if a given allocation is kept elsewhere.
+
+    Attributes:
+        levels: Numbers of kept units, ascending from 0 to n_units, (n_levels,).
+        slope: First term of the rise of the mean loss if so many stay, expanded at the allocation, nats per token.
+        curvature: Second term.
+        table: Cost of the removal of all others by a Kronecker-factored expansion, nats per token.
+    """
+
+    levels: IntArray
+    slope: FloatArray
+    curvature: FloatArray
+    table: FloatArray
 
 
 @dataclass(frozen=True)

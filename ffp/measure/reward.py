@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,38 +17,18 @@ import torch
 
 from ffp.core.errors import ConfigError
 from ffp.core.knapsack import levels
-from ffp.core.problem import Allocation, FloatArray, Gates, IntArray
+from ffp.core.problem import Allocation, CostCurve, FloatArray, Gates, IntArray
 from ffp.measure.journal import Journal, MemoryJournal
 from ffp.measure.loss import last_hidden, token_losses, window_losses
+from ffp.measure.text import Text, reward_of
 from ffp.models.gates import Gate
 from ffp.models.placement import float64
 from ffp.models.sliced import SlicedModel
 from ffp.pruning.cuts import Candidates
 from ffp.store.files import digest
 
-REWARD_FLOOR = 1e-6
 GATE_BAND = 0.1
 SLOPE_DIGITS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """Token windows of one text and the dense model's losses.
-
-    Attributes:
-        name: The text's name, "search" or "selection"; journal keys begin with it.
-        windows: Token ids, (n, context) int64.
-        dense_loss: Mean loss of each window, (n,), nats per token.
-    """
-
-    name: str
-    windows: torch.Tensor
-    dense_loss: FloatArray
-
-    @property
-    def context(self) -> int:
-        """Tokens of a window."""
-        return int(self.windows.shape[1])
 
 
 class ModelReward:
@@ -107,14 +86,14 @@ class ModelReward:
         losses, fresh = self._losses(self.search, allocation, windows)
         self.evaluations += fresh > 0
         self.spent_tokens += fresh * self.window_tokens
-        return _reward(self.search, windows, losses)
+        return reward_of(self.search, windows, losses)
 
     def select(self, allocation: Allocation) -> float:
         """Returns exp(dense loss - pruned loss) over the whole selection text; its tokens are counted apart."""
         everything = range(len(self.selection.windows))
         losses, fresh = self._losses(self.selection, allocation, everything)
         self.selection_tokens += fresh * self.selection.context
-        return _reward(self.selection, everything, losses)
+        return reward_of(self.selection, everything, losses)
 
     def marginal_utility(self, allocation: Allocation, *, windows: Sequence[int]) -> FloatArray:
         """Returns what the units at each decision's threshold are worth, nats per token and parameter.
@@ -145,6 +124,37 @@ class ModelReward:
         self.evaluations += 1
         self.spent_tokens += tokens
         return np.array(values[len(windows) :]).reshape(-1, 2, 3)
+
+    def cost_curves(self, allocation: Allocation, *, windows: Sequence[int]) -> list[CostCurve]:
+        """Returns what other numbers of kept units would cost each decision alone, beside an allocation.
+
+        Costs one forward and one backward, counted as three forwards of the windows and one evaluation. The loss of the
+        forward is remembered, so that rewarding the same allocation on the same windows costs nothing more. Costs have
+        SLOPE_DIGITS digits, much fewer than their noise leaves, so that a journal stays small.
+
+        Args:
+            allocation: The candidate.
+            windows: Indices into the search text's windows.
+
+        Returns:
+            For each decision, at its levels: the two terms of a second-order expansion of the mean loss at the
+            candidate (see models/gates.CurveGate), with the empirical Fisher information as curvature; and
+            removal_costs with the candidate's gradients in place of the dense model's.
+
+        Raises:
+            ConfigError: The fitness is kl, the candidates are not structured, or there are no Gram matrices.
+        """
+        self._check_gradients()
+        candidates, windows = self._structured(), list(dict.fromkeys(windows))
+        key, tokens = f"curves:{digest([allocation.keep, windows])}", 3 * len(windows) * self.window_tokens
+        values = self._known(key, tokens, lambda: self._measure_curves(allocation, windows))
+        self._remember(self.search, allocation, windows, values[: len(windows)])
+        self.evaluations += 1
+        self.spent_tokens += tokens
+        priced = [levels(module.decision.n_units) for module in candidates.prunable.modules]
+        ends = np.cumsum([len(level) for level in priced])
+        parts = np.split(np.array(values[len(windows) :]).reshape(3, -1), ends[:-1], axis=1)
+        return [CostCurve(level, *part) for level, part in zip(priced, parts, strict=True)]
 
     def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns what removals would cost each decision alone, see removal_costs of SlicedModel and MaskedModel.
@@ -212,7 +222,7 @@ class ModelReward:
         losses = self._gated_losses(self.search, gates, windows)
         self.evaluations += 1
         self.spent_tokens += len(windows) * self.window_tokens
-        return _reward(self.search, windows, losses)
+        return reward_of(self.search, windows, losses)
 
     def gate_slopes(self, gates: Gates, windows: Sequence[int]) -> tuple[float, list[FloatArray]]:
         """Returns the same, and the derivative of the mean loss in every factor.
@@ -234,14 +244,14 @@ class ModelReward:
         self.spent_tokens += tokens
         losses, slopes = values[: len(windows)], np.array(values[len(windows) :])
         ends = np.cumsum([len(each) for each in gates])
-        return _reward(self.search, windows, losses), np.split(slopes, ends[:-1])
+        return reward_of(self.search, windows, losses), np.split(slopes, ends[:-1])
 
     def select_gated(self, gates: Gates) -> float:
         """Returns the reward of `gated` over the whole selection text; its tokens are counted apart."""
         everything = range(len(self.selection.windows))
         losses = self._gated_losses(self.selection, gates, everything)
         self.selection_tokens += len(everything) * self.selection.context
-        return _reward(self.selection, everything, losses)
+        return reward_of(self.selection, everything, losses)
 
     def by_index(self, gates: Gates) -> dict[str, npt.NDArray[np.float32]]:
         """Returns the same factors in the model's own order, see SlicedModel.by_index."""
@@ -363,6 +373,17 @@ class ModelReward:
                 values += found if band else [math.nan] * 3
         return values
 
+    def _measure_curves(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
+        """The mean loss of each window; then all slopes, all curvatures and all costs by Kronecker factors."""
+        candidates, n_tokens = self._structured(), len(windows) * (self.window_tokens - 1)
+        priced = [levels(module.decision.n_units) for module in candidates.prunable.modules]
+        with candidates.curve_gates(allocation.keep, priced) as (gates, fishers):
+            losses = self._backward(windows)
+        slopes, squares = np.concatenate([gate.sums.numpy() for gate in gates], axis=1) / n_tokens
+        every = zip(candidates.removal_costs(fishers, n_tokens), priced, strict=True)
+        table = np.concatenate([cost[level] for cost, level in every])
+        return losses + [float(f"{v:.{SLOPE_DIGITS - 1}e}") for v in np.concatenate([slopes, squares / 2, table])]
+
     @torch.no_grad()
     def _dense_states(self, text: Text) -> torch.Tensor:
         """The dense model's last hidden states, (n, context - 1, hidden); called before anything is switched off."""
@@ -373,9 +394,3 @@ class ModelReward:
 def _key(gates: Gates, windows: Sequence[int]) -> str:
     """A digest of factors and windows, for the journal."""
     return digest([np.concatenate(gates).astype(np.float64).tobytes().hex(), list(windows)])
-
-
-def _reward(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:
-    """Bounded: a loss that is not finite gives the floor instead of spoiling the batch."""
-    gap = float(np.mean(text.dense_loss[list(windows)]) - np.mean(losses))
-    return max(math.exp(min(gap, 50.0)), REWARD_FLOOR) if math.isfinite(gap) else REWARD_FLOOR

@@ -6,11 +6,13 @@ empirical Fisher information).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -18,6 +20,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from ffp.models.placement import float64, forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.models.refit import Refit
+
+GATE_TOKENS = 128  # whose changes a CurveGate computes at once
 
 
 class UnitGate:
@@ -100,6 +104,70 @@ class RefitGate(Gate):
             _add_slopes(sums, residual * (gradient.float() @ projected))
 
 
+class CurveGate:
+    """A gate on every unit of one decision, at the entry of its output linear: 1 on those that stay, 0 on the others.
+
+    It tells what other numbers of units would do. If k stay instead of `keep`, the gates between the two change
+    together. The derivative of the loss in that change at token t, d_t(k), is the sum of input times gradient over the
+    columns of these units, negative where they leave. A backward pass adds sum_t d_t(k) (slope) and sum_t d_t(k)^2
+    (curvature) to `sums`.
+
+    Attributes:
+        sums: (2, n_levels) float64.
+    """
+
+    def __init__(self, module: PrunableModule, keep: int, levels: Sequence[int] | npt.NDArray[np.int64]):
+        """Takes the number of units that stay, and the numbers k to tell about, ascending."""
+        width = module.output_width * module.decision.bundle
+        self._n, self._kept = module.decision.n_units * width, keep * width
+        self._levels = torch.as_tensor(levels) * width
+        self.sums = torch.zeros(2, len(levels), dtype=torch.float64)
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Puts the gates before the output linear; returns the handle of the hook."""
+        return _gate(linear, (torch.arange(self._n) < self._kept).float(), self)
+
+    def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds one backward pass; x: (batch, tokens, in), gradient: of the gates' outputs, or of the linear's."""
+        column = torch.arange(self._n, device=x.device)[:, None]
+        between = (column < self._levels.to(x.device)).float()
+        between -= (column < self._kept).float()
+        flat = (torch.split(each.flatten(0, -2), GATE_TOKENS) for each in (x, gradient))
+        for some, slopes in zip(*flat, strict=True):
+            changes = float64(self._by_column(some.float(), slopes.float()) @ between)
+            self.sums += torch.stack([changes.sum(0), changes.square().sum(0)]).cpu()
+
+    def _by_column(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Returns what each column adds to a change, (tokens, in)."""
+        return x * gradient
+
+
+class RefitCurveGate(CurveGate):
+    """The same where the other units make up for those that are off: a change goes to the refitted weight.
+
+    The weights for k and for `keep` units differ, applied to an input x, by the sum over the columns between them of
+    (W L)_j r_j: r_j is what column j has that the columns before it do not tell (see Refit).
+    """
+
+    def __init__(
+        self, module: PrunableModule, keep: int, levels: Sequence[int] | npt.NDArray[np.int64], refit: Refit
+    ):  # fmt: skip
+        super().__init__(module, keep, levels)
+        self._refit = refit
+
+    def attach(self, linear: nn.Linear) -> Any:
+        """Gives the linear the weight of the kept units, 0 for the others, and watches it."""
+        weight = linear.weight.new_zeros(len(linear.weight), self._n)
+        weight[:, : self._kept] = self._refit.weight(self._kept)
+        linear.weight.data = weight
+        return _watch(linear, self, inputs=True)
+
+    def _by_column(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        residual = x @ self._refit.inverse.to(x.device).T
+        found: torch.Tensor = residual * (gradient @ self._refit.projected.to(x.device))
+        return found
+
+
 class Fisher:
     """Second moment of the loss gradients at the outputs of one linear: their sum over tokens of g g^T.
 
@@ -161,7 +229,7 @@ class WeightGradient:
         self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
 
 
-def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate) -> Any:
+def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate | CurveGate) -> Any:
     """Multiplies a linear's inputs by `on`, (in,), and reports the backward pass; returns the handle of the hook."""
     on = on.clone().requires_grad_()
 
@@ -172,7 +240,7 @@ def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate) -> Any:
     return linear.register_forward_pre_hook(multiply)
 
 
-Watcher = Gate | UnitGate | Fisher | OutputSquares | WeightGradient
+Watcher = Gate | UnitGate | CurveGate | Fisher | OutputSquares | WeightGradient
 
 
 @contextmanager
@@ -216,7 +284,7 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate | UnitGate) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, on: torch.Tensor, gate: Gate | UnitGate | CurveGate) -> torch.Tensor:
         ctx.save_for_backward(x, on)
         ctx.gate = gate
         return x * on

@@ -9,7 +9,6 @@ prefixes are copied together when the allocation changes.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,13 @@ from torch import nn
 
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, Gates
-from ffp.models.gates import Fisher, Gate, RefitGate, UnitGate, WeightGradient, watched
+from ffp.models.gates import CurveGate, Fisher, Gate, RefitCurveGate, RefitGate, UnitGate, WeightGradient, watched
 from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
 from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
 
 GramOf = Callable[[PrunableModule, torch.Tensor], torch.Tensor]
-BY_BLOCK = ("layer_types", "no_rope_layers")  # keys of configurations with a value for each block
 
 
 class SlicedModel:
@@ -111,6 +109,41 @@ class SlicedModel:
         return RefitGate(module, keep, band, refit) if refit else Gate(module, keep, band)
 
     @contextmanager
+    def curve_gates(
+        self, keep: Sequence[int], levels: Sequence[npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[list[CurveGate], list[Fisher]]]:
+        """Puts a gate on every unit; a backward pass fills the gates' sums, and Fisher matrices of the outputs.
+
+        The function stays that of `keep`. Blocks are checkpointed, see gated.
+
+        Args:
+            keep: Units that are on (gate 1), by decision.
+            levels: By decision, the numbers of kept units that its gate tells about, ascending.
+
+        Yields:
+            The gates and the matrices, in the order of `prunable.modules`.
+
+        Raises:
+            ConfigError: There are no Gram matrices, see output_fishers.
+        """
+        self._check_grams()
+        of = zip(self.prunable.modules, keep, levels, strict=True)
+        gates = [
+            RefitCurveGate(module, k, level, refit)
+            if (refit := self.refits.get(module.decision.name))
+            else CurveGate(module, k, level)
+            for module, k, level in of
+        ]
+        fishers = [Fisher() for _ in gates]
+        self._set_dense()
+        try:
+            with watched(self.prunable, zip(self._outputs * 2, [*gates, *fishers], strict=True)):
+                yield gates, fishers
+        finally:
+            if self.refits:  # the gates leave other weights behind
+                self.keep = tuple(-1 for _ in self.keep)
+
+    @contextmanager
     def unit_gates(self, factors: Gates) -> Iterator[list[UnitGate]]:
         """Makes the model dense and multiplies every unit by a factor; a backward pass fills the gates' slopes.
 
@@ -146,21 +179,20 @@ class SlicedModel:
         Raises:
             ConfigError: There are no Gram matrices, so that removal_costs would not know what to do with them.
         """
-        if not self.refits and self._gram is None:
-            raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
+        self._check_grams()
         self._set_dense()
         fishers = [Fisher() for _ in self.prunable.modules]
         with watched(self.prunable, zip(self._outputs, fishers, strict=True)):
             yield fishers
 
     def removal_costs(self, fishers: Sequence[Fisher], n_tokens: int) -> list[npt.NDArray[np.float64]]:
-        """Returns what each decision's removals cost by a Kronecker-factored expansion of the loss at the dense model.
+        """Returns what each decision's removals cost by a Kronecker-factored expansion of the loss.
 
-        With dW the change of the output projection's weight, refitted or not, the mean loss rises by
+        With dW the change of the dense output projection's weight, refitted or not, the mean loss rises by
         tr(S dW E[x x^T] dW^T) / 2, S the Fisher matrix of its outputs.
 
         Args:
-            fishers: From output_fishers, after a backward pass of the summed token losses.
+            fishers: From output_fishers or curve_gates, after a backward pass of the summed token losses.
             n_tokens: Tokens in that sum.
 
         Returns:
@@ -213,6 +245,10 @@ class SlicedModel:
             found.append(scores.numpy() / n_tokens)
         return found
 
+    def _check_grams(self) -> None:
+        if not self.refits and self._gram is None:
+            raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
+
     def _set_dense(self) -> None:
         self.set_keep([module.decision.n_units for module in self.prunable.modules])
 
@@ -263,40 +299,6 @@ def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tens
             linear.bias = nn.Parameter(linear.bias.data.index_select(0, index), requires_grad=False)
         _set_features(linear)
     _set_heads(prunable, module, kept)
-
-
-@contextmanager
-def without_empty_blocks(prunable: PrunableModel) -> Iterator[None]:
-    """Takes the blocks in which nothing is left out of the model while the context is open.
-
-    Block 0 always stays, since its attention keeps a KV group. Configurations that name a kind of attention for each
-    block lose those of the blocks that are left out.
-    """
-    model, blocks, config = prunable.model, prunable.blocks, prunable.model.config
-    stay = [number for number in range(len(blocks)) if not _is_empty(prunable, number)]
-    if len(stay) == len(blocks):
-        yield
-        return
-    owner, _, name = prunable.family.blocks.rpartition(".")
-    shorter = copy.copy(config)
-    shorter.num_hidden_layers = len(stay)
-    for key in BY_BLOCK:
-        if values := getattr(config, key, None):
-            setattr(shorter, key, [values[number] for number in stay])
-    prunable.blocks = nn.ModuleList([blocks[number] for number in stay])
-    setattr(model.get_submodule(owner), name, prunable.blocks)
-    prunable.config = model.config = shorter
-    try:
-        yield
-    finally:
-        prunable.blocks, prunable.config, model.config = blocks, config, config
-        setattr(model.get_submodule(owner), name, blocks)
-
-
-def _is_empty(prunable: PrunableModel, block: int) -> bool:
-    """Whether neither attention nor FFN of a block has a unit or a bias left."""
-    outputs = [prunable.linear(module.output) for module in prunable.modules if module.block == block]
-    return all(linear.in_features == 0 and linear.bias is None for linear in outputs)
 
 
 def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:

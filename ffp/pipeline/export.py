@@ -11,9 +11,9 @@ from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.models.card import model_card, remake_commands, run_command
 from ffp.models.checkpoint import load_tokenizer
+from ffp.models.empty_blocks import without_empty_blocks
 from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import without_empty_blocks
 from ffp.pipeline.inputs import asset_digest, cut_digests, recovered_digest
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas

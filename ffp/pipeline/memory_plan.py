@@ -9,6 +9,7 @@ since an allocation can leave any of them so; `evaluate`, by the logits of a who
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
@@ -16,8 +17,10 @@ from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
 from ffp.config.grid import reads_grams
 from ffp.config.pruning import PruneSettings
+from ffp.core.knapsack import LEVELS
 from ffp.measure.loss import CHUNK_TOKENS
 from ffp.models.checkpoint import dtype_of
+from ffp.models.gates import GATE_TOKENS
 from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.models.refit import ANCHORS
 
@@ -79,7 +82,7 @@ def step_memory(
     if grams:
         pairs, order = gram_bytes(prunable), max(_inverse(prunable, module) for module in modules)
         needs["calibrate"] += pairs
-        needs["allocate"] += pairs + (_refits(prunable) if compensated else 0)
+        needs["allocate"] += pairs + (_refits(prunable) if compensated else 0) + _curve_gate(prunable, modules)
         needs["allocate"], needs["apply"] = (max(needs[step], pairs + order) for step in ("allocate", "apply"))
     return {step: int(b * prunable.model_params() - away + need) for step, need in needs.items()}
 
@@ -91,6 +94,12 @@ def _parameters(module: torch.nn.Module) -> int:
 def gram_bytes(prunable: PrunableModel) -> int:
     """Returns the bytes of the Gram matrices of all output projections' inputs, in memory and on disk."""
     return sum(4 * prunable.linear(module.output).in_features ** 2 for module in prunable.modules)
+
+
+def _curve_gate(prunable: PrunableModel, modules: Sequence[PrunableModule]) -> int:
+    """Bytes that a gate computes with in its backward pass: columns between levels, and numbers by column, float32."""
+    widest = max(prunable.linear(module.output).in_features for module in modules)
+    return 4 * widest * (LEVELS + 4 * GATE_TOKENS)
 
 
 def _weight_gradients(prunable: PrunableModel, tokens: int) -> int:

@@ -138,6 +138,12 @@ class OtherKernel(SyntheticReward):
         utility = super().marginal_utility(allocation, windows=windows)
         return utility * (1 + 1e-5 * self._errors(allocation.keep, windows, utility.shape))
 
+    def cost_curves(self, allocation, *, windows):
+        return [
+            curve._replace(slope=curve.slope * (1 + 1e-5 * self._errors(allocation.keep, windows, curve.slope.shape)))
+            for curve in super().cost_curves(allocation, windows=windows)
+        ]
+
     def gated(self, gates, windows):
         return super().gated(gates, windows) * math.exp(1e-6 * self._errors(gates, windows))
 

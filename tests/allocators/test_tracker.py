@@ -43,6 +43,19 @@ def test_the_synthetic_reward_is_a_reward_and_its_marginal_utility_predicts_it()
             assert step * np.log(ratio) / decision.params_per_unit == pytest.approx(utility[i, side, :2].sum())
 
 
+def test_cost_curves_of_the_synthetic_reward_are_exact():
+    problem = structured_problem()
+    reward = SyntheticReward(problem)
+    start = uniform_allocation(problem)
+    curves = reward.cost_curves(start, windows=(0, 3))
+    assert reward.spent_tokens == 3 * 2 * reward.window_tokens
+    for i, curve in enumerate(curves):
+        for k, slope, curvature in zip(curve.levels, curve.slope, curve.curvature, strict=True):
+            other = Allocation(start.problem_id, tuple(int(k) if i == j else u for j, u in enumerate(start.keep)))
+            ratio = reward(other, windows=(0, 3)) / reward(start, windows=(0, 3))
+            assert -np.log(ratio) == pytest.approx(slope + curvature, abs=1e-12)
+
+
 def test_rows_say_what_was_scored():
     t = tracker()
     one, two = candidates(t.problem, 2)
@@ -95,6 +108,15 @@ def test_gate_gradients_cost_three_forwards_and_yield_the_reward_in_one_row():
     with pytest.raises(Exhausted):
         t.utility(one, (2, 3), stage="gates")
     assert t.spent == 60
+
+
+def test_cost_curves_cost_three_forwards_and_yield_the_reward_in_one_row():
+    t = tracker(evaluations=4, windows=2)
+    [one] = candidates(t.problem, 1)
+    assert len(t.cost_curves(one, (0, 1), stage="gates")) == len(t.problem.decisions)
+    assert [(row["tokens"], row["stage"], row["reward"]) for row in t.rows] == [(60, "gates", t.rows[0]["best"])]
+    with pytest.raises(Exhausted):
+        t.cost_curves(one, (2, 3), stage="gates")
 
 
 def test_only_the_searchs_own_tokens_count():

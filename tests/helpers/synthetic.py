@@ -12,7 +12,7 @@ import numpy as np
 from ffp.allocators.base import LinearStats, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
 from ffp.core import projection
-from ffp.core.problem import Allocation, Decision, FloatArray, Gates, IntArray, PruningProblem
+from ffp.core.problem import Allocation, CostCurve, Decision, FloatArray, Gates, IntArray, PruningProblem
 
 
 def structured_problem(target: float = 0.2, blocks: int = 6) -> PruningProblem:
@@ -126,6 +126,18 @@ class SyntheticReward:
                 if there:
                     utility[i, side] = 2 * (decision.n_units - keep) * scale, (1 - 2 * side) * scale, 0.0
         return utility
+
+    def cost_curves(self, allocation: Allocation, *, windows: Sequence[int]) -> list[CostCurve]:
+        """Returns the expansion and the costs of all removals, both exact for this reward; a forward and a backward.
+
+        The reward on the same windows is free afterwards.
+        """
+        self._memo.update((allocation.keep, window) for window in windows)
+        damage, curves = self.damage[list(windows)].mean(axis=0), []
+        for (level, table), c, keep in zip(self.removal_costs(windows), damage, allocation.keep, strict=True):
+            less, removed = (keep - level) / level[-1], 1 - keep / level[-1]
+            curves.append(CostCurve(level, 2 * c * removed * less, c * less**2, table))
+        return curves
 
     def removal_costs(self, windows: Sequence[int]) -> list[tuple[IntArray, FloatArray]]:
         """Returns each decision's own damage, which is exact for this reward; charges a forward and a backward."""

@@ -11,7 +11,8 @@ from ffp.core.errors import ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.journal import MemoryJournal
 from ffp.measure.loss import token_losses
-from ffp.measure.reward import REWARD_FLOOR, ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import REWARD_FLOOR, Text
 from ffp.models.prunable import PrunableModel
 from ffp.models.refit import damped
 from ffp.models.sliced import SlicedModel, mask
@@ -212,6 +213,120 @@ def test_gates_of_refitted_units_move_between_the_weights_with_and_without_a_ban
             handle.remove()
             scale = ids[:, 1:].numel() * (high - low) * module.decision.params_per_unit
             assert utility[position, side, 0] == pytest.approx(-gate.grad.item() / scale, rel=1e-2, abs=1e-9)
+
+
+def some(n, keep):
+    """A few numbers of units on both sides of `keep`."""
+    return sorted({0, max(0, keep - 1), min(n, keep + 1), (keep + n) // 2, n} - {keep})
+
+
+def test_cost_curves_are_slope_and_curvature_of_a_gate_that_all_units_between_share():
+    """Against autograd with one gate for them at each token, on the whole model with everything else masked."""
+    reward = make()
+    allocation, windows = candidates(reward)[0], [0, 2]
+    curves = reward.cost_curves(allocation, windows=windows)
+    assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
+    sliced, ids = reward.candidates, reward.search.windows[windows]
+    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
+
+    def gated(position, columns, on):
+        """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
+        gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
+        hooks = []
+        for i, each in enumerate(sliced.prunable.modules):
+            width = each.output_width
+            scale = (torch.arange(each.decision.n_units * width) < allocation.keep[i] * width).double()
+
+            def hook(module, arguments, scale=scale, own=i == position):
+                scaled = arguments[0] * scale
+                if own:
+                    chosen = torch.zeros_like(scale)
+                    chosen[columns] = 1
+                    scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
+                return (scaled,)
+
+            hooks.append(sliced.prunable.linear(each.output).register_forward_pre_hook(hook))
+        token_losses(sliced.model, ids).sum().backward()
+        for hook in hooks:
+            hook.remove()
+        return gate.grad[..., 0]
+
+    n_tokens = ids[:, 1:].numel()
+    for position, (each, curve) in enumerate(zip(sliced.prunable.modules, curves, strict=True)):
+        keep, n, width = allocation.keep[position], each.decision.n_units, each.output_width
+        assert curve.levels[0] == 0 and curve.levels[-1] == n
+        assert curve.slope[curve.levels == keep] == curve.curvature[curve.levels == keep] == 0
+        for k in some(n, keep):
+            slopes = gated(position, slice(min(k, keep) * width, max(k, keep) * width), float(k < keep))
+            sign, here = (-1 if k < keep else 1), curve.levels.tolist().index(k)
+            expected = [sign * slopes.sum().item() / n_tokens, slopes.square().sum().item() / n_tokens / 2]
+            found = [curve.slope[here], curve.curvature[here]]
+            assert found == pytest.approx(expected, rel=2e-3), (each.decision.name, k)
+
+
+def test_cost_curves_make_the_reward_of_the_same_windows_free():
+    reward, plain = make(), make()
+    allocation = candidates(reward)[1]
+    reward.cost_curves(allocation, windows=[1, 3])
+    spent = reward.spent_tokens
+    assert reward(allocation, windows=[1, 3]) == pytest.approx(plain(allocation, windows=[1, 3]), rel=1e-9)
+    assert reward.spent_tokens == spent
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_the_table_of_cost_curves_is_that_of_removals_with_the_candidates_gradients(compensated):
+    reward = make(compensated=compensated)
+    problem, allocation = reward.candidates.prunable.problem(0.0), candidates(reward)[0]
+    dense = reward.cost_curves(projection.dense(problem), windows=[0, 3])
+    for curve, (level, costs) in zip(dense, reward.removal_costs([0, 3]), strict=True):
+        np.testing.assert_array_equal(curve.levels, level)
+        np.testing.assert_allclose(curve.table, costs, rtol=1e-3, atol=1e-9)
+    pruned = reward.cost_curves(allocation, windows=[0, 3])
+    assert all(curve.table[-1] == 0 and np.isfinite(curve.table).all() for curve in pruned)
+    assert not np.allclose(pruned[1].table, dense[1].table, rtol=1e-2)
+
+
+def test_cost_curves_come_from_the_journal_the_second_time_and_need_gram_matrices():
+    journal = MemoryJournal()
+    first = make(journal)
+    curves = first.cost_curves(candidates(first)[0], windows=[0, 3])
+    again = make(MemoryJournal(journal.entries))
+    again._backward = None
+    for one, two in zip(curves, again.cost_curves(candidates(again)[0], windows=[0, 3]), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    first.candidates._gram = None
+    with pytest.raises(ConfigError, match="holds no Gram matrices"):
+        first.cost_curves(candidates(first)[1], windows=[0])
+
+
+def test_curves_of_refitted_units_move_between_the_refitted_weights():
+    """The slope is the derivative of the loss along the line from the weight for the kept units to another one."""
+    reward = make(compensated=True)
+    allocation, windows = candidates(reward)[0], [0, 2]
+    curves = reward.cost_curves(allocation, windows=windows)
+    sliced, ids = reward.candidates, reward.search.windows[windows]
+    sliced.set_allocation(allocation)
+    plain = token_losses(sliced.model, ids).mean(1).tolist()
+    assert reward(allocation, windows=windows) == pytest.approx(
+        math.exp(reward.search.dense_loss[windows].mean() - np.mean(plain)), rel=1e-4
+    )
+    for position, (module, curve) in enumerate(zip(sliced.prunable.modules, curves, strict=True)):
+        keep, n, width = allocation.keep[position], module.decision.n_units, module.output_width
+        refit, linear = sliced.refits[module.decision.name], sliced.prunable.linear(module.output)
+        for k in some(n, keep):
+            sliced.set_keep([n if i == position else other for i, other in enumerate(allocation.keep)])
+            here, there = (torch.nn.functional.pad(refit.weight(u * width), (0, (n - u) * width)) for u in (keep, k))
+            gate = torch.tensor(0.0, requires_grad=True)
+
+            def hook(linear, arguments, output, here=here, change=there - here, gate=gate):
+                weight = (here + gate * change).to(output)
+                return arguments[0] @ weight.T + (0 if linear.bias is None else linear.bias)
+
+            handle = linear.register_forward_hook(hook)
+            token_losses(sliced.model, ids).sum().backward()
+            handle.remove()
+            expected = gate.grad.item() / ids[:, 1:].numel()
+            assert curve.slope[curve.levels.tolist().index(k)] == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
 @pytest.mark.parametrize("compensated", [True, False])

@@ -13,11 +13,12 @@ import ffp
 from ffp.core import projection
 from ffp.core.errors import ConfigError
 from ffp.models import formats
+from ffp.models.empty_blocks import without_empty_blocks
 from ffp.models.families import family_of
 from ffp.models.formats import DenseShape, Transformers
 from ffp.models.formats.dense_shape import kept_bits
 from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import cut, mask, without_empty_blocks
+from ffp.models.sliced import cut, mask
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
 from ffp.store.layout import ExportFiles
 from tests.helpers.families import CONFIGS, pruned, tiny, tokenizer, tokens

@@ -18,7 +18,8 @@ from ffp.core import projection
 from ffp.core.errors import ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.loss import window_losses
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.checkpoint import dtype_of, load_model
 from ffp.models.placement import BorrowBlock, choose_device, float64, forward_as, offload, replacement_block
 from ffp.models.prunable import PrunableModel

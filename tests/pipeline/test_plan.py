@@ -18,7 +18,8 @@ from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.config import Experiment
 from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.problem import Allocation
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline import estimate, plan, sizes
 from ffp.pipeline.memory_plan import takes_gradients
@@ -241,10 +242,10 @@ def test_a_compensated_search_and_its_gram_matrices_are_planned(tmp_path):
     def search():
         reward = ModelReward(cut.candidates(found[0].statistics), text, text, batch_tokens=batch)
         for sparsity in (0.1, 0.3, 0.5):
-            reward.marginal_utility(uniform_allocation(prunable.problem(sparsity)), windows=range(WINDOWS))
+            reward.cost_curves(uniform_allocation(prunable.problem(sparsity)), windows=range(WINDOWS))
 
     allocate = peak(search)
-    guided = {"use": "fastforward-guided", "score": "obs", "compensate": "ridge", "compensated": True}
+    guided = {"use": "guided-knapsack", "score": "obs", "compensate": "ridge", "compensated": True}
     parts = {part: {"context": CONTEXT, "windows": WINDOWS} for part in ("calibration", "search")}
     grid = experiment(
         tmp_path, {"architecture": sizes, "batch_tokens": batch}, methods=["guided"], variants={"guided": guided},
@@ -281,7 +282,10 @@ def test_searches_that_take_gradients_are_planned_with_a_backward():
     """A method takes them from its tracker, or the table that it starts from does."""
     for name, method in METHODS.items():
         module = inspect.getsource(inspect.getmodule(method))
-        asked = any(call in module for call in (".utility(", "table_allocation(", ".taylor_scores(", ".gate_slopes("))
+        asked = any(
+            call in module
+            for call in (".utility(", ".cost_curves(", "table_allocation(", ".taylor_scores(", ".gate_slopes(")
+        )
         made = create(name, {"values": [0.5]} if name == "import" else {})
         assert takes_gradients(made) == (is_search(method) and asked), name
         if "start" in method.model_fields:

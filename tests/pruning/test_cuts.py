@@ -11,7 +11,8 @@ from ffp.core import projection
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure.calibration import collect
 from ffp.measure.journal import MemoryJournal
-from ffp.measure.reward import ModelReward, Text
+from ffp.measure.reward import ModelReward
+from ffp.measure.text import Text
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import StructuredCut, WeightCut
 from ffp.pruning.masked import MaskedModel

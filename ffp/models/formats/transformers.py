@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ffp.models import modeling_pruned
+from ffp.models.empty_blocks import without_empty_blocks
 from ffp.models.formats.base import Format, Saved
 from ffp.models.formats.hub_folder import Body, edit, load_lines, save_model, save_tokenizer
 from ffp.models.modeling_pruned import selected_heads
 from ffp.models.prunable import PrunableModel
-from ffp.models.sliced import without_empty_blocks
 from ffp.store.layout import ExportFiles
 from ffp.store.schemas import CHECKPOINT
 
