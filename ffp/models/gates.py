@@ -132,10 +132,11 @@ class CurveGate:
         column = torch.arange(self._n, device=x.device)[:, None]
         between = (column < self._levels.to(x.device)).float()
         between -= (column < self._kept).float()
-        flat = (torch.split(each.flatten(0, -2), GATE_TOKENS) for each in (x, gradient))
+        flat, sums = (torch.split(each.flatten(0, -2), GATE_TOKENS) for each in (x, gradient)), []
         for some, slopes in zip(*flat, strict=True):
             changes = float64(self._by_column(some.float(), slopes.float()) @ between)
-            self.sums += torch.stack([changes.sum(0), changes.square().sum(0)]).cpu()
+            sums.append(torch.stack([changes.sum(0), changes.square().sum(0)]))
+        self.sums += torch.stack(sums).sum(0).cpu()
 
     def _by_column(self, x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Returns what each column adds to a change, (tokens, in)."""

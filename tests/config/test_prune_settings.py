@@ -16,20 +16,21 @@ def chosen(settings: PruneSettings) -> tuple[str, Any, str, bool]:
     return settings.method.name, start, settings.calibration.score, settings.compensated_search
 
 
-GUIDED = "fastforward-guided"
+GUIDED, KNAPSACK = "fastforward-guided", "guided-knapsack"
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (GUIDED, "fisher-table", "obs", True)),
-        ({"compensate": "ridge-dense"}, (GUIDED, "fisher-table", "obs", True)),
+        ({}, (KNAPSACK, None, "obs", True)),
+        ({"compensate": "ridge-dense"}, (KNAPSACK, None, "obs", True)),
         ({"compensate": "none"}, (GUIDED, "fisher-table", "pairwise", False)),
         ({"compensate": "bias"}, (GUIDED, "fisher-table", "pairwise", False)),
-        ({"params": {"start": "uniform"}}, (GUIDED, "uniform", "obs", True)),
-        ({"calibration": CALIBRATION.model_copy(update={"score": "wanda"})}, (GUIDED, "fisher-table", "wanda", True)),
+        ({"params": {"memory": 0.5}}, (KNAPSACK, None, "obs", True)),
+        ({"params": {"start": "uniform"}, "compensate": "none"}, (GUIDED, "uniform", "pairwise", False)),
+        ({"calibration": CALIBRATION.model_copy(update={"score": "wanda"})}, (KNAPSACK, None, "wanda", True)),
         ({"search": SEARCH.model_copy(update={"compensated": False})}, (GUIDED, "fisher-table", "pairwise", False)),
-        ({"search": {"evaluations": 9}}, (GUIDED, "fisher-table", "obs", True)),
+        ({"search": {"evaluations": 9}}, (KNAPSACK, None, "obs", True)),
         ({"method": GUIDED}, (GUIDED, "ffn-only", "wanda", False)),
         ({"method": "owl"}, ("owl", None, "wanda", False)),
         ({"tokens": 0}, ("ffn-only", None, "wanda", False)),

@@ -1,4 +1,4 @@
-"""The default search of `ffp prune` on every family: units in second-order order, compensated, from the error table."""
+"""The searches by second order on every family: units in the order `obs`, candidates compensated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from ffp import api
 from ffp.allocators import create
-from ffp.allocators.base import SearchBudget
+from ffp.allocators.base import Method, SearchBudget
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import make_cut
 from tests.helpers.families import CONFIGS, tiny, tokens
 
 # One of each kind of block: gated, with biases, with fused projections, in parallel, with norms of another place.
 QUICK = ("llama", "opt", "phi3", "gpt_neox", "gemma2", "olmo2")
+DEFAULT = create("guided-knapsack", {})
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,19 @@ QUICK = ("llama", "opt", "phi3", "gpt_neox", "gemma2", "olmo2")
     ids=str,
 )
 def test_the_default_search_prunes_every_family(family: str, units: dict[str, Any]) -> None:
+    _prune(family, units, DEFAULT)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_search_from_the_table_prunes_too(family: str) -> None:
+    _prune(family, {}, create("fastforward-guided", {"start": "fisher-table"}))
+
+
+def _prune(family: str, units: dict[str, Any], method: Method) -> None:
     prunable = PrunableModel(tiny(family), **units)
     windows = api.Windows(tokens(8), tokens(4), tokens(3))
     calibration = api.calibrate(prunable, windows, grams=True)
     cut = make_cut("structured", score="obs", compensation="ridge", pruner="wanda", compensated_search=True)
-    method = create("fastforward-guided", {"start": "fisher-table"})
     found = api.allocate(prunable, calibration, method, sparsity=0.2, cut=cut, budget=SearchBudget(12, 1, 2), seed=0)
     masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
     removed = api.install(prunable, found.problem, masks, cut)
