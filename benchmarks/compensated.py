@@ -9,6 +9,7 @@ Both score the same tokens in turn. A time is that of switching to a candidate a
   of evolution, which moves a few decisions.
 - `fresh_over_plain`: the same over candidates in which every decision has another width.
 - `gradient_over_plain`: the same for a gradient step (forward and backward) at fresh candidates.
+- `curves_over_plain`: a compensated step of `guided-knapsack` over a plain gradient step at the same candidates.
 - `factorise_s`: time to order the units and to factorise all modules, once a search.
 - `refit_bytes`: what the factors and the weights at anchors take at the end.
 """
@@ -58,7 +59,7 @@ def main() -> None:
     marks = {
         "neighbour_over_plain": _forward_ratio(views, neighbours, ids),
         "fresh_over_plain": _forward_ratio(views, fresh, ids),
-        "gradient_over_plain": _gradient_ratio(views, fresh, calibration, options.windows),
+        **_gradient_ratios(views, fresh, calibration, options.windows),
         "factorise_s": factorise,
         "refit_bytes": sum(refit.nbytes for refit in views[True].refits.values()),
     }
@@ -104,20 +105,26 @@ def _forward_ratio(views: dict[bool, SlicedModel], candidates: list[Allocation],
     return statistics.median(ratios[1:])
 
 
-def _gradient_ratio(
+def _gradient_ratios(
     views: dict[bool, SlicedModel], candidates: list[Allocation], calibration: api.Calibration, windows: int
-) -> float:
+) -> dict[str, float]:
+    """Median ratios of the steps of two searches to a plain step; the first candidate warms up."""
     assert calibration.windows.search is not None
     text = Text("search", calibration.windows.search, calibration.dense_loss["search"])
-    rewards = {kind: ModelReward(view, text, text, batch_tokens=api.BATCH_TOKENS) for kind, view in views.items()}
-    ratios = []
+    plain, refitted = (ModelReward(views[kind], text, text, batch_tokens=api.BATCH_TOKENS) for kind in (False, True))
+    steps = {
+        "plain": plain.marginal_utility,
+        "gradient_over_plain": refitted.marginal_utility,
+        "curves_over_plain": refitted.cost_curves,
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in steps}
     for candidate in candidates:
         times = {
-            kind: seconds(lambda r=reward, c=candidate: r.marginal_utility(c, windows=range(windows)))  # type: ignore[misc]
-            for kind, reward in rewards.items()
-        }
-        ratios.append(times[True] / times[False])
-    return statistics.median(ratios[1:])
+            name: seconds(lambda s=step, c=candidate: s(c, windows=range(windows))) for name, step in steps.items()
+        }  # type: ignore[misc]
+        for name, taken in times.items():
+            ratios[name].append(taken / times["plain"])
+    return {name: statistics.median(found[1:]) for name, found in ratios.items() if name != "plain"}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Prunes the demo's model as `ffp prune` does, in memory, and scores each result o
 seen, by which the defaults are chosen, and on the test text, by which they are not. A row that is in the JSON is not
 run again. About seven minutes a row on one core.
 
-- `runs[]`: `row`, `sparsity` and `calibration_tokens`; perplexity of both texts with its standard error;
+- `runs[]`: `row`, `sparsity`, `seed` and `calibration_tokens`; perplexity of both texts with its standard error;
   `search_tokens`; CPU seconds of the search and of the whole row without its calibration.
 - `calibrations[]`: CPU seconds by number of tokens, with Gram matrices; losses of the other texts included.
 - `marks`: by row and calibration tokens, the mean loss over the dense model on the selection text over sparsities that
@@ -20,6 +20,7 @@ import json
 import math
 import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,21 @@ from ffp.store.layout import Layout
 
 SCHEMA = "ffp/experiment/defaults/1"
 UNSEEN = 24  # windows of the selection text behind those of the search
+COMPENSATED = {"score": "obs", "search": SEARCH.model_dump() | {"compensated": True}}
 # What each row says in place of the defaults.
 ROWS: dict[str, dict[str, Any]] = {
-    "guided": {"method": "fastforward-guided"},  # the defaults before: order of Wanda, nothing compensated
+    "guided-plain": {"method": "fastforward-guided"},  # order of Wanda, nothing compensated
     "table": {"method": "fisher-table", "score": "pairwise"},
-    "default": {},
-    "knapsack": {"method": "guided-knapsack", "score": "obs", "search": SEARCH.model_dump() | {"compensated": True}},
+    "guided": {"method": "fastforward-guided", "params": {"start": "fisher-table"}, **COMPENSATED},
+    "knapsack": {"method": "guided-knapsack", **COMPENSATED},
 }
+CLOSE = ("guided", "knapsack")  # the rows that take more than one seed to tell apart
 RUNS = [
-    *((row, sparsity, 32_768) for sparsity in (0.3, 0.5, 0.2) for row in ROWS),
-    ("guided", 0.3, 8192),
-    *(("table", 0.3, tokens) for tokens in (8192, 16_384, 65_536)),
+    *((row, sparsity, 32_768, 0) for sparsity in (0.3, 0.5, 0.2) for row in CLOSE),
+    *((row, 0.5, 32_768, 1) for row in CLOSE),
+    *((row, sparsity, 32_768, 0) for sparsity in (0.3, 0.5, 0.2) for row in ("guided-plain", "table")),
+    ("guided-plain", 0.3, 8192, 0),
+    *(("table", 0.3, tokens, 0) for tokens in (8192, 16_384, 65_536)),
 ]
 
 
@@ -61,10 +66,10 @@ def main() -> None:
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     runs, calibrations = done.get("runs", []), done.get("calibrations", [])
     bench = _Bench(experiment, options.model)
-    for row, sparsity, tokens in RUNS:
-        if any((run["row"], run["sparsity"], run["calibration_tokens"]) == (row, sparsity, tokens) for run in runs):
+    for asked in RUNS:
+        if asked in {(run["row"], run["sparsity"], run["calibration_tokens"], run["seed"]) for run in runs}:
             continue
-        runs.append(bench.run(row, sparsity, tokens, calibrations))
+        runs.append(bench.run(*asked, calibrations))
         body = {"marks": _marks(runs, bench.dense_loss), "runs": runs, "calibrations": calibrations}
         settings = {"model": options.model, "threads": options.threads, "rows": ROWS, "unseen_windows": UNSEEN}
         write_marks(options.out, SCHEMA, body, settings)
@@ -96,9 +101,11 @@ class _Bench:
         self.dense_loss = math.log(api.evaluate(self._load().model, self.texts["selection"])["value"])
         self.calibration: tuple[int, api.Calibration] | None = None
 
-    def run(self, row: str, sparsity: float, tokens: int, calibrations: list[dict[str, Any]]) -> dict[str, Any]:
+    def run(
+        self, row: str, sparsity: float, tokens: int, seed: int, calibrations: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         """Prunes by one row and scores the result."""
-        settings = _settings(row, sparsity, tokens)
+        settings = _settings(row, sparsity, tokens, seed)
         prunable = self._load()
         calibration = self._calibrated(prunable, settings, tokens, calibrations)
         cut = make_cut(
@@ -115,7 +122,8 @@ class _Bench:
         api.install(prunable, found.problem, masks, cut)
         scores = {name: api.evaluate(prunable.model, windows) for name, windows in self.texts.items()}
         return {
-            "row": row, "sparsity": sparsity, "calibration_tokens": tokens, "search_tokens": found.cost.n_tokens,
+            "row": row, "sparsity": sparsity, "seed": seed, "calibration_tokens": tokens,
+            "search_tokens": found.cost.n_tokens,
             **{name: {"ppl": score["value"], "stderr": score["stderr"]} for name, score in scores.items()},
             "search_cpu_s": searched, "cpu_s": time.process_time() - started,
         }  # fmt: skip
@@ -138,23 +146,24 @@ class _Bench:
         return api.Calibration(one.windows, one.dense_loss, fresh)
 
 
-def _settings(row: str, sparsity: float, tokens: int) -> PruneSettings:
+def _settings(row: str, sparsity: float, tokens: int, seed: int) -> PruneSettings:
     asked = dict(ROWS[row])
     order = {"score": asked.pop("score")} if "score" in asked else {}
     calibration = CALIBRATION.model_copy(update={"windows": tokens // CALIBRATION.context, **order})
-    return prune_settings(sparsity, calibration=calibration, **asked)
+    return prune_settings(sparsity, calibration=calibration, seed=seed, **asked)
 
 
 def _marks(runs: list[dict[str, Any]], dense_loss: float) -> dict[str, dict[str, float]]:
-    """Mean loss over dense by row and calibration tokens, over the sparsities that all rows of these tokens have."""
+    """Mean loss over dense by row and calibration tokens, over seeds, then over sparsities that all of these rows have."""
     found: dict[str, dict[str, float]] = {}
     for tokens in sorted({run["calibration_tokens"] for run in runs}):
         mine = [run for run in runs if run["calibration_tokens"] == tokens]
-        by_row = {row: {r["sparsity"]: r for r in mine if r["row"] == row} for row in {r["row"] for r in mine}}
-        common = set.intersection(*(set(each) for each in by_row.values()))
-        if common:
-            losses = {row: [math.log(each[s]["selection"]["ppl"]) for s in common] for row, each in by_row.items()}
-            found[str(tokens)] = {row: statistics.fmean(loss) - dense_loss for row, loss in sorted(losses.items())}
+        by_row: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for run in mine:
+            by_row[run["row"]][run["sparsity"]].append(math.log(run["selection"]["ppl"]))
+        if common := set.intersection(*(set(each) for each in by_row.values())):
+            means = {row: [statistics.fmean(each[s]) for s in common] for row, each in by_row.items()}
+            found[str(tokens)] = {row: statistics.fmean(loss) - dense_loss for row, loss in sorted(means.items())}
     return found
 
 
