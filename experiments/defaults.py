@@ -154,7 +154,7 @@ def _settings(row: str, sparsity: float, tokens: int, seed: int) -> PruneSetting
 
 
 def _marks(runs: list[dict[str, Any]], dense_loss: float) -> dict[str, dict[str, float]]:
-    """Mean loss over dense by row and calibration tokens, over seeds, then over sparsities that all of these rows have."""
+    """Mean loss over dense by row and calibration tokens: over seeds, then over sparsities that all rows have."""
     found: dict[str, dict[str, float]] = {}
     for tokens in sorted({run["calibration_tokens"] for run in runs}):
         mine = [run for run in runs if run["calibration_tokens"] == tokens]

@@ -26,10 +26,9 @@ from ffp.core.errors import ConfigError
 Compensation = Literal["none", "bias", "ridge", "ridge-dense"]
 CONTEXT = 256
 TOKENS = 24_576
-# The best of our measurements (docs/search.md, docs/baselines.md): with a search that is compensated, with a plain one,
-# without one, and on single weights.
-COMPENSATED, PLAIN, UNSEARCHED, SINGLE_WEIGHTS = "guided-knapsack", "fastforward-guided", "ffn-only", "uniform"
-START = {"start": "fisher-table"}  # of the plain search, where no method is named
+# The best of our measurements (docs/search.md, docs/baselines.md): with a search, without one, and on single weights.
+SEARCHED, UNSEARCHED, SINGLE_WEIGHTS = "fastforward-guided", "ffn-only", "uniform"
+START = {"start": "fisher-table"}  # of the search, where no method is named
 CALIBRATION = CalibrationConfig(windows=128, context=CONTEXT)
 SEARCH = SearchConfig(
     context=CONTEXT, windows=32, selection_windows=8, evaluations=TOKENS // CONTEXT, windows_per_evaluation=1,
@@ -117,9 +116,8 @@ def prune_settings(
         raise ConfigError(f"tokens = {tokens!r} is no whole number. Write it without quotes.")
     compensate = ("ridge" if structured else "none") if compensate is None else compensate
     if method is None and structured and tokens != 0:
+        method, params = SEARCHED, {**START, **(params or {})}
         others |= _second_order(is_refitted(compensate), others)
-        compensated = getattr(others.get("search"), "compensated", False)
-        method, params = (COMPENSATED, params) if compensated else (PLAIN, {**START, **(params or {})})
     elif method is None:
         method = UNSEARCHED if structured else SINGLE_WEIGHTS
     if isinstance(method, str):

@@ -51,8 +51,7 @@ def prune(
         tokenizer: Its tokenizer.
         sparsity: Share of the parameters of all attention and FFN modules to remove, in (0, 1).
         method: What chooses the share of each module: a name of `ffp.list_methods()`, or a method of your own. Default:
-            "guided-knapsack"; "fastforward-guided" from "fisher-table" without ridge; "ffn-only" with `tokens=0`;
-            "uniform" on single weights.
+            "fastforward-guided" from "fisher-table"; "ffn-only" with `tokens=0`; "uniform" on single weights.
         compensate: What makes up for removed units: "none", "bias", "ridge" (the default) or "ridge-dense".
         text: Documents as strings, files (pathlib.Path), a name of config/texts, or lists of documents by part.
         tokens: Tokens that a search may forward. Default: 24,576.

@@ -16,21 +16,20 @@ def chosen(settings: PruneSettings) -> tuple[str, Any, str, bool]:
     return settings.method.name, start, settings.calibration.score, settings.compensated_search
 
 
-GUIDED, KNAPSACK = "fastforward-guided", "guided-knapsack"
+GUIDED = "fastforward-guided"
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, (KNAPSACK, None, "obs", True)),
-        ({"compensate": "ridge-dense"}, (KNAPSACK, None, "obs", True)),
+        ({}, (GUIDED, "fisher-table", "obs", True)),
+        ({"compensate": "ridge-dense"}, (GUIDED, "fisher-table", "obs", True)),
         ({"compensate": "none"}, (GUIDED, "fisher-table", "pairwise", False)),
         ({"compensate": "bias"}, (GUIDED, "fisher-table", "pairwise", False)),
-        ({"params": {"memory": 0.5}}, (KNAPSACK, None, "obs", True)),
-        ({"params": {"start": "uniform"}, "compensate": "none"}, (GUIDED, "uniform", "pairwise", False)),
-        ({"calibration": CALIBRATION.model_copy(update={"score": "wanda"})}, (KNAPSACK, None, "wanda", True)),
+        ({"params": {"start": "uniform"}}, (GUIDED, "uniform", "obs", True)),
+        ({"calibration": CALIBRATION.model_copy(update={"score": "wanda"})}, (GUIDED, "fisher-table", "wanda", True)),
         ({"search": SEARCH.model_copy(update={"compensated": False})}, (GUIDED, "fisher-table", "pairwise", False)),
-        ({"search": {"evaluations": 9}}, (KNAPSACK, None, "obs", True)),
+        ({"search": {"evaluations": 9}}, (GUIDED, "fisher-table", "obs", True)),
         ({"method": GUIDED}, (GUIDED, "ffn-only", "wanda", False)),
         ({"method": "owl"}, ("owl", None, "wanda", False)),
         ({"tokens": 0}, ("ffn-only", None, "wanda", False)),

@@ -183,7 +183,7 @@ def test_summary_and_figures_tell_the_same(loaded, texts):
     for name in ("dense", "pruned"):
         assert f"{figures[name]['perplexity']['value']:,.2f} ± " in summary
         assert f"{figures[name]['speed']['decode_s'] * 1e3:,.1f} ms" in summary
-    assert "by guided-knapsack and ridge compensation" in summary
+    assert "by fastforward-guided and ridge compensation" in summary
     assert figures["pruned"]["bytes"] < figures["dense"]["bytes"]
     assert sum(figures["seconds"].values()) > 0
 
@@ -301,7 +301,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ({"method": "flap", "granularity": "unstructured"}, ConfigError, "flap serves structured pruning only"),
         ({"granularity": "unstructured", "compensate": "ridge"}, ConfigError, "compensation serves structured"),
         ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),
-        ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by guided-knapsack"),
+        ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
         ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
         ({"text": "embeded"}, ConfigError, r"text 'embeded' is no file, and no known text: did you mean embedded"),
         ({"text": ["short", "texts"]}, AssetError, "has 2 documents that share no run of 13 words .*split into 4"),
