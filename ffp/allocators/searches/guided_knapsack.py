@@ -4,16 +4,17 @@ A `fisher-table` prices all removals once, at the dense model, as if they did no
 so at the allocation that it answers. One backward pass there tells, for each decision i and each number k of its units,
 what it would cost to keep k instead of k_i, in two ways:
 
-- By gates on all units, with d_it(k) the derivative of the loss of token t in the gates between k_i and k:
-      local_i(k) = sum_t d_it(k) + sum_t d_it(k)^2 / 2.
+- By gates on all units, with d_it(k) the derivative of the loss of token t in the gates between k_i and k, as a mean
+  over tokens:
+      local_i(k) = E_t d_it(k) + E_t d_it(k)^2 / 2.
   In a compensated search a gate moves the refitted weight, see models/gates.RefitCurveGate, so that costs are those of
   the compensated model. Exact close by, but it has the noise of few tokens.
 - By Kronecker factors, see `fisher-table`, whose gradients are those of the pruned model:
       table_i(k) = tr(S_i dW_i(k) G_i dW_i(k)^T) / 2.
   Less noise, and it holds further away.
 
-The mean of both is better than either. It is averaged over steps, older ones with less weight, and the exact optimum of
-the sum over decisions is the next allocation. Every step draws fresh windows of the search text. The first one is the
+Their mean needs no bound on a step. It is averaged over steps, older ones with less weight, and the exact optimum of the
+sum over decisions is the next allocation. Every step draws fresh windows of the search text. The first one is the
 table of the dense model. The last answers are compared on the selection text.
 
 A step costs three forwards of its windows (one forward, one backward counted as two). As in FastForward (Yuan et al.,
@@ -48,7 +49,7 @@ class GuidedKnapsack(Search):
     summary: ClassVar[str] = "exact knapsack of costs, measured again at its answers"
     citation: ClassVar[str] = "ours, after Yuan et al., arXiv:2511.18977"
     equation: ClassVar[str] = (
-        r"c_i(k) = (1-s)\left(\sum_t d_{it}(k) + \tfrac12 \sum_t d_{it}(k)^2\right) + "
+        r"c_i(k) = (1-s)\left(\mathbb{E}_t\, d_{it}(k) + \tfrac12 \mathbb{E}_t\, d_{it}(k)^2\right) + "
         r"\tfrac{s}{2} \operatorname{tr}\left(S_i\,\Delta W_i(k)\,G_i\,\Delta W_i(k)^\top\right)"
         "\n"
         r"k \leftarrow \arg\min_{k'} \sum_i \bar c_i(k'_i)"
