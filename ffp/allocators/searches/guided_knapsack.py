@@ -13,8 +13,8 @@ what it would cost to keep k instead of k_i, in two ways:
       table_i(k) = tr(S_i dW_i(k) G_i dW_i(k)^T) / 2.
   Less noise, and it holds further away.
 
-Their mean needs no bound on a step. It is averaged over steps, older ones with less weight, and the exact optimum of the
-sum over decisions is the next allocation. Every step draws fresh windows of the search text. The first one is the
+Their mean needs no bound on a step. It is averaged over steps, older ones with less weight, and the exact optimum of
+the sum over decisions is the next allocation. Every step draws fresh windows of the search text. The first one is the
 table of the dense model. The last answers are compared on the selection text.
 
 A step costs three forwards of its windows (one forward, one backward counted as two). As in FastForward (Yuan et al.,
