@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -119,9 +120,7 @@ def _gradient_ratios(
     }
     ratios: dict[str, list[float]] = {name: [] for name in steps}
     for candidate in candidates:
-        times = {
-            name: seconds(lambda s=step, c=candidate: s(c, windows=range(windows))) for name, step in steps.items()
-        }  # type: ignore[misc]
+        times = {name: seconds(partial(step, candidate, windows=range(windows))) for name, step in steps.items()}
         for name, taken in times.items():
             ratios[name].append(taken / times["plain"])
     return {name: statistics.median(found[1:]) for name, found in ratios.items() if name != "plain"}

@@ -144,8 +144,7 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A utility is not finite.
         """
-        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
-            raise Exhausted
+        self._check_affordable(GRADIENT_FORWARDS * len(windows))
         before = self.spent
         utility = self.reward.marginal_utility(candidate, windows=windows)
         if not np.isfinite(np.nanmean(utility, axis=(1, 2))).all():
@@ -162,8 +161,7 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A cost is not finite.
         """
-        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
-            raise Exhausted
+        self._check_affordable(GRADIENT_FORWARDS * len(windows))
         before = self.spent
         curves = self.reward.cost_curves(candidate, windows=windows)
         self._check_finite([np.stack(curve[1:]) for curve in curves], f"gate gradients of {candidate.keep}")
@@ -205,8 +203,7 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: The reward is not finite.
         """
-        if len(windows) > self.windows_left:
-            raise Exhausted
+        self._check_affordable(len(windows))
         value = self.reward.gated(gates, windows)
         self._add_gated(gates, windows, stage, value)
         return value
@@ -220,8 +217,7 @@ class Tracker:
             Exhausted: The budget cannot pay for it.
             FfpError: A slope is not finite.
         """
-        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
-            raise Exhausted
+        self._check_affordable(GRADIENT_FORWARDS * len(windows))
         value, slopes = self.reward.gate_slopes(gates, windows)
         self._check_finite(slopes, "slopes of the units' gates")
         self._add_gated(gates, windows, stage, value)
@@ -235,11 +231,15 @@ class Tracker:
 
     def _of_dense(self, measure: Callable[[Windows], T], windows: Windows) -> T:
         """Measures by a backward pass of the dense model, whose reward is 1."""
-        if GRADIENT_FORWARDS * len(windows) > self.windows_left:
-            raise Exhausted
+        self._check_affordable(GRADIENT_FORWARDS * len(windows))
         found = measure(windows)
         self._add_row("table", 0.0, windows, 1.0, self.problem.n_units.tolist())
         return found
+
+    def _check_affordable(self, forwards: int) -> None:
+        """Raises Exhausted where the budget cannot pay for so many forwards of a window."""
+        if forwards > self.windows_left:
+            raise Exhausted
 
     def _check_finite(self, found: Sequence[FloatArray], what: str) -> None:
         if not all(np.isfinite(values).all() for values in found):
@@ -248,8 +248,7 @@ class Tracker:
     def _score_one(self, candidate: Allocation, windows: Windows, stage: str, target: float) -> float:
         key = (candidate.keep, windows)
         if key not in self._memory:
-            if len(windows) > self.windows_left:
-                raise Exhausted
+            self._check_affordable(len(windows))
             self._memory[key] = self._measure(candidate, windows, stage, target, self.spent)
         return self._memory[key]
 

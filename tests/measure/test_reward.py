@@ -125,6 +125,34 @@ def test_a_journal_says_what_each_measurement_cost():
     assert all(MemoryJournal(journal.entries).find(entry["key"]) == entry for entry in journal.entries)
 
 
+def slopes_of_a_gate(reward, allocation, ids, position, columns, on):
+    """d(sum of losses)/d(a gate on these columns of one output linear) at every token, (windows, tokens).
+
+    The whole model, with every unit that the allocation removes masked.
+    """
+    sliced = reward.candidates
+    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
+    gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
+    hooks = []
+    for i, each in enumerate(sliced.prunable.modules):
+        width = each.output_width
+        scale = (torch.arange(each.decision.n_units * width) < allocation.keep[i] * width).double()
+
+        def hook(module, arguments, scale=scale, own=i == position):
+            scaled = arguments[0] * scale
+            if own:
+                chosen = torch.zeros_like(scale)
+                chosen[columns] = 1
+                scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
+            return (scaled,)
+
+        hooks.append(sliced.prunable.linear(each.output).register_forward_pre_hook(hook))
+    token_losses(sliced.model, ids).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return gate.grad[..., 0]
+
+
 def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
     """Against autograd with one gate for a band at each token, on the whole model with everything else masked."""
     reward = make()
@@ -132,30 +160,6 @@ def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
     utility = reward.marginal_utility(allocation, windows=windows)
     assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
     sliced, ids = reward.candidates, reward.search.windows[windows]
-    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
-
-    def gated(position, columns, on):
-        """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
-        gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
-        hooks = []
-        for i, each in enumerate(sliced.prunable.modules):
-            width = each.output_width
-            scale = (torch.arange(each.decision.n_units * width) < allocation.keep[i] * width).double()
-
-            def hook(module, arguments, scale=scale, own=i == position):
-                scaled = arguments[0] * scale
-                if own:
-                    chosen = torch.zeros_like(scale)
-                    chosen[columns] = 1
-                    scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
-                return (scaled,)
-
-            hooks.append(sliced.prunable.linear(each.output).register_forward_pre_hook(hook))
-        token_losses(sliced.model, ids).sum().backward()
-        for hook in hooks:
-            hook.remove()
-        return gate.grad[..., 0]
-
     n_tokens = ids[:, 1:].numel()
     for position, each in enumerate(sliced.prunable.modules):
         keep, n, width = allocation.keep[position], each.decision.n_units, each.output_width
@@ -164,7 +168,9 @@ def test_marginal_utility_is_slope_and_curvature_of_a_gate_that_a_band_shares():
             if not units:
                 assert np.isnan(utility[position, side]).all()
                 continue
-            slopes = gated(position, slice(units.start * width, units.stop * width), 1.0 - side)
+            slopes = slopes_of_a_gate(
+                reward, allocation, ids, position, slice(units.start * width, units.stop * width), 1.0 - side
+            )
             scale = n_tokens * len(units) * each.decision.params_per_unit
             square = slopes.square().sum().item()
             expected = [-slopes.sum().item() / scale, (0.5 - side) * square / scale, math.sqrt(square) / scale]
@@ -178,6 +184,19 @@ def test_marginal_utility_makes_the_reward_of_the_same_windows_free():
     spent = reward.spent_tokens
     assert reward(allocation, windows=[1, 3]) == pytest.approx(plain(allocation, windows=[1, 3]), rel=1e-9)
     assert reward.spent_tokens == spent
+
+
+def slope_along(sliced, linear, ids, weight, change, at):
+    """d(sum of losses)/d(gate) of one linear whose weight is weight + gate * change, where the gate is `at`."""
+    gate = torch.tensor(at, requires_grad=True)
+
+    def hook(linear, arguments, output):
+        return arguments[0] @ (weight + gate * change).to(output).T + (0 if linear.bias is None else linear.bias)
+
+    handle = linear.register_forward_hook(hook)
+    token_losses(sliced.model, ids).sum().backward()
+    handle.remove()
+    return gate.grad.item()
 
 
 def test_gates_of_refitted_units_move_between_the_weights_with_and_without_a_band():
@@ -202,17 +221,9 @@ def test_gates_of_refitted_units_move_between_the_weights_with_and_without_a_ban
             without = torch.nn.functional.pad(refit.weight(low * width), (0, (high - low) * width))
             change = refit.weight(high * width) - without
             linear = sliced.prunable.linear(module.output)
-            gate = torch.tensor(1.0 - side, requires_grad=True)
-
-            def hook(linear, arguments, output, without=without, change=change, gate=gate):
-                weight = (without + gate * change).to(output)
-                return arguments[0] @ weight.T + (0 if linear.bias is None else linear.bias)
-
-            handle = linear.register_forward_hook(hook)
-            token_losses(sliced.model, ids).sum().backward()
-            handle.remove()
+            slope = slope_along(sliced, linear, ids, without, change, 1.0 - side)
             scale = ids[:, 1:].numel() * (high - low) * module.decision.params_per_unit
-            assert utility[position, side, 0] == pytest.approx(-gate.grad.item() / scale, rel=1e-2, abs=1e-9)
+            assert utility[position, side, 0] == pytest.approx(-slope / scale, rel=1e-2, abs=1e-9)
 
 
 def some(n, keep):
@@ -227,37 +238,15 @@ def test_cost_curves_are_slope_and_curvature_of_a_gate_that_all_units_between_sh
     curves = reward.cost_curves(allocation, windows=windows)
     assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 2 * 20)
     sliced, ids = reward.candidates, reward.search.windows[windows]
-    sliced.set_keep([each.decision.n_units for each in sliced.prunable.modules])
-
-    def gated(position, columns, on):
-        """d(sum of losses)/d(gate of these columns) at every token, (windows, tokens)."""
-        gate = torch.full((*ids.shape, 1), on, dtype=torch.float64, requires_grad=True)
-        hooks = []
-        for i, each in enumerate(sliced.prunable.modules):
-            width = each.output_width
-            scale = (torch.arange(each.decision.n_units * width) < allocation.keep[i] * width).double()
-
-            def hook(module, arguments, scale=scale, own=i == position):
-                scaled = arguments[0] * scale
-                if own:
-                    chosen = torch.zeros_like(scale)
-                    chosen[columns] = 1
-                    scaled = arguments[0] * (scale * (1 - chosen) + gate * chosen)
-                return (scaled,)
-
-            hooks.append(sliced.prunable.linear(each.output).register_forward_pre_hook(hook))
-        token_losses(sliced.model, ids).sum().backward()
-        for hook in hooks:
-            hook.remove()
-        return gate.grad[..., 0]
-
     n_tokens = ids[:, 1:].numel()
     for position, (each, curve) in enumerate(zip(sliced.prunable.modules, curves, strict=True)):
         keep, n, width = allocation.keep[position], each.decision.n_units, each.output_width
         assert curve.levels[0] == 0 and curve.levels[-1] == n
         assert curve.slope[curve.levels == keep] == curve.curvature[curve.levels == keep] == 0
         for k in some(n, keep):
-            slopes = gated(position, slice(min(k, keep) * width, max(k, keep) * width), float(k < keep))
+            slopes = slopes_of_a_gate(
+                reward, allocation, ids, position, slice(min(k, keep) * width, max(k, keep) * width), float(k < keep)
+            )
             sign, here = (-1 if k < keep else 1), curve.levels.tolist().index(k)
             expected = [sign * slopes.sum().item() / n_tokens, slopes.square().sum().item() / n_tokens / 2]
             found = [curve.slope[here], curve.curvature[here]]
@@ -316,16 +305,7 @@ def test_curves_of_refitted_units_move_between_the_refitted_weights():
         for k in some(n, keep):
             sliced.set_keep([n if i == position else other for i, other in enumerate(allocation.keep)])
             here, there = (torch.nn.functional.pad(refit.weight(u * width), (0, (n - u) * width)) for u in (keep, k))
-            gate = torch.tensor(0.0, requires_grad=True)
-
-            def hook(linear, arguments, output, here=here, change=there - here, gate=gate):
-                weight = (here + gate * change).to(output)
-                return arguments[0] @ weight.T + (0 if linear.bias is None else linear.bias)
-
-            handle = linear.register_forward_hook(hook)
-            token_losses(sliced.model, ids).sum().backward()
-            handle.remove()
-            expected = gate.grad.item() / ids[:, 1:].numel()
+            expected = slope_along(sliced, linear, ids, here, there - here, 0.0) / ids[:, 1:].numel()
             assert curve.slope[curve.levels.tolist().index(k)] == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
