@@ -10,6 +10,8 @@ one machine.
 - `busy_share`, with --slurm and a running cluster (tests/slurm/cluster.sh up): CPU seconds held by jobs over CPU
   seconds of the cluster from the first job's start to the last one's end, for a grid whose commands sleep.
   `busy.work_share` counts the sleeping alone.
+- `job_cpu_s`: CPU seconds for each of 240 jobs that only sleep, so Snakemake's own, with the workstation's profile;
+  `jobs.ilp` is the same with Snakemake's default scheduler.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
 
 ROOT = Path(__file__).parents[1]
 WHEEL = {"kind": "wheel", "package": "x", "version": "1", "sha256": "0" * 64, "members": ["m.gguf"]}
-SEARCH_S, OTHER_S = 30, 5
+SEARCH_S, OTHER_S, SHORT_S = 30, 5, 0.5
 REPEATS = 3
 CALIBRATION, CELL = CalibrationFiles(Path()), CellFiles(Path())
 WRITTEN = {
@@ -65,7 +67,9 @@ def configure(folder: Path, *, models: int, sparsities: int, methods: int, seeds
     }
     shares = dict.fromkeys(("calibration", "search", "selection", "test"), 0.25)
     parts["texts/t"] = {"title": "T", "sources": [{"name": "c", "source": WHEEL}], "shares": shares}
-    variants = {f"v{i}": {"use": "evolutionary"} for i in range(methods)}
+    variants = {
+        f"v{i}": {"use": "evolutionary", "params": {"offspring": 8 + i}} for i in range(methods)
+    }  # no two alike
     parts["grid"] = {
         "title": "Scale", "models": [f"m{i}" for i in range(models)], "text": "t", "methods": list(variants),
         "sparsities": [round(0.05 * (i + 1), 2) for i in range(sparsities)], "seeds": list(range(seeds)),
@@ -112,14 +116,31 @@ def plan(folder: Path) -> dict[str, Any]:
     }
 
 
-def keep_busy(folder: Path) -> dict[str, Any]:
-    """Runs a grid of sleeping commands on the cluster; the share of its CPU seconds that jobs held."""
-    cells = configure(folder, models=1, sparsities=4, methods=6, seeds=1)
+def install_sleeper(folder: Path, *, search: float, other: float) -> None:
+    """Puts an `ffp` into `folder` that sleeps so many seconds."""
     sleeper = folder / "bin/ffp"
     sleeper.parent.mkdir()
     written = json.dumps({command: [str(path) for path in paths] for command, paths in WRITTEN.items()})
-    sleeper.write_text(SLEEPER.format(python=sys.executable, search=SEARCH_S, other=OTHER_S, written=written))
+    sleeper.write_text(SLEEPER.format(python=f"{sys.executable} -IS", search=search, other=other, written=written))
     sleeper.chmod(0o755)
+
+
+def run_through(folder: Path, *words: str) -> dict[str, Any]:
+    """Runs many searches that only sleep on this machine; CPU seconds for each of them."""
+    cells = configure(folder, models=1, sparsities=10, methods=12, seeds=2)
+    install_sleeper(folder, search=SHORT_S, other=0)
+    profile = ["--profile", str(ROOT / "profiles/local"), "--quiet", "all", "--until", "allocate_search", *words]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(snakemake(folder, *profile), cwd=folder, env=environment(folder), check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cells": cells, "job_cpu_s": cpu_s / cells}
+
+
+def keep_busy(folder: Path) -> dict[str, Any]:
+    """Runs a grid of sleeping commands on the cluster; the share of its CPU seconds that jobs held."""
+    cells = configure(folder, models=1, sparsities=4, methods=6, seeds=1)
+    install_sleeper(folder, search=SEARCH_S, other=OTHER_S)
     since = time.strftime("%Y-%m-%dT%H:%M:%S")
     profile = ["--profile", str(ROOT / "profiles/slurm"), "--quiet", "all", "--until", "evaluate"]
     subprocess.run(snakemake(folder, *profile), cwd=folder, env=environment(folder), check=True)
@@ -150,12 +171,15 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="ffp-scaling-"))
     try:
         planned = plan(scratch / "plan")
+        jobs = {"profile": run_through(scratch / "profile"), "ilp": run_through(scratch / "ilp", "--scheduler", "ilp")}
         busy = keep_busy(scratch / "busy") if options.slurm else {}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     marks = {name: planned[name] for name in ("dag_s", "dag_peak_mem_bytes")}
-    marks |= {"busy_share": busy["busy_share"]} if busy else {}
-    write_marks(options.out, "ffp/benchmark-scaling/1", {"marks": marks, "plan": planned, "busy": busy}, None)
+    marks |= {"job_cpu_s": jobs["profile"]["job_cpu_s"]} | ({"busy_share": busy["busy_share"]} if busy else {})
+    write_marks(
+        options.out, "ffp/benchmark-scaling/1", {"marks": marks, "plan": planned, "jobs": jobs, "busy": busy}, None
+    )
 
 
 if __name__ == "__main__":
