@@ -1,6 +1,6 @@
 # make demo     install the locked packages into .venv, run the benchmark on a real model, write results/report/
 # make test     all tests but the long ones; one of them: make test PYTEST_ARGS="-k owl"
-# make quick    the unit tests, a few minutes; of one package: make quick QUICK=tests/core
+# make quick    the unit tests that need no model, about a minute; of others: make quick QUICK=tests/models
 # make check    formatter, linters, types, import order, dry run
 # make docs     the documentation site, in site/
 # make audit    look the locked packages up in a database of vulnerabilities
@@ -17,7 +17,7 @@ PROFILE ?= $(or $(SNAKEMAKE_PROFILE),profiles/local)
 PYTEST_ARGS ?=
 # A process for each core, and in each a single thread: the models of the tests are tiny.
 SHARED := -n logical --maxprocesses 4 --dist loadfile
-QUICK := $(addprefix tests/,core allocators models pruning measure store config assets)
+QUICK := $(addprefix tests/,core config store allocators)
 
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"

@@ -23,13 +23,19 @@ from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats, a
 
 GRIDS = Path(__file__).parents[2] / "config/grids"
 CASES = [(name, kind) for name, method in METHODS.items() for kind in sorted(method.granularities)]
+SLOWEST = ["cma-es", "fastforward", "policy-gradient"]
 BUDGETS = [SearchBudget(1, 1, 1), SearchBudget(7, 2, 2), SearchBudget(40, 4, 4)]
 
 
 def by_case(cases):
-    """A test for each; of the two patterns, which methods treat alike, one is among the long tests."""
-    long = [pytest.param(*case, marks=pytest.mark.long) if case[1] == "n-of-4" else case for case in cases]
-    return pytest.mark.parametrize(("name", "kind"), long)
+    """A test for each; `make quick` runs those of whole units, and of the two patterns, treated alike, one is long."""
+
+    def marks(name, kind):
+        if kind == "n-of-4":
+            return pytest.mark.long
+        return pytest.mark.slow if kind != "structured" or name in SLOWEST else ()
+
+    return pytest.mark.parametrize(("name", "kind"), [pytest.param(*case, marks=marks(*case)) for case in cases])
 
 
 each_case = by_case(CASES)
@@ -255,6 +261,7 @@ def test_infeasible_targets_are_refused_with_the_largest_feasible_one(name, kind
         answer(method_for(name, problem), problem, BUDGETS[-1])
 
 
+@pytest.mark.slow
 @each_case
 def test_the_largest_feasible_target_is_met(name, kind):
     problem = problem_of(name, kind)

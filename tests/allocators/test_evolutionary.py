@@ -114,6 +114,7 @@ def test_stages_grow_to_the_full_windows(windows, stages):
     assert [stage.windows for stage in stages_for(windows)] == stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [1, 2, 4, 8])
 @pytest.mark.parametrize("offspring", [1, 2, 7, 10, 40])
 def test_a_generation_costs_what_is_planned(windows, offspring):
@@ -171,6 +172,7 @@ def test_the_parent_stays_unless_it_is_beaten_on_the_same_windows():
     assert rewards[-1] > rewards[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_beats_uniform(problem, seed):

@@ -71,6 +71,7 @@ def test_batches_shrink_with_the_budget():
     assert FastForward(batch=7).plan(0.2, SearchBudget(1000, 4))[0].episodes == 7
 
 
+@pytest.mark.slow
 def test_the_trace_holds_the_curriculum_and_the_final_comparison():
     problem, budget = structured_problem(), SearchBudget(96, 4)
     allocation, tracker = run_search(FastForward(), problem, SyntheticReward(problem), budget)
@@ -118,6 +119,7 @@ def test_equal_rewards_leave_the_mean_where_it_is():
     np.testing.assert_allclose(agent.mean(0.2), before, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_the_wanted_action_of_each_state():
     agent = PpoAgent(2, FastForward(), seed=0)
     wanted = {0.1: np.array([1.0, -1.0]), 0.5: np.array([-1.0, 1.0])}
@@ -134,6 +136,7 @@ def test_it_learns_the_wanted_action_of_each_state():
         assert reward(state, agent.mean(state)[None])[0] > first[state] + 0.2
 
 
+@pytest.mark.slow
 def test_the_mean_reward_of_episodes_rises():
     problem = structured_problem()
     reward = SyntheticReward(problem, n_windows=4)
@@ -143,6 +146,7 @@ def test_the_mean_reward_of_episodes_rises():
     assert np.mean(rewards[-150:]) > np.mean(rewards[:150]) + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("target", [0.2, 0.3])
 def test_it_beats_uniform(seed, target):
@@ -159,6 +163,7 @@ def test_a_budget_of_one_evaluation_gives_the_mean_action():
     allocation.check(problem)
 
 
+@pytest.mark.slow
 def test_the_policy_is_returned_and_torchs_settings_are_left_alone():
     problem = structured_problem()
     threads = torch.get_num_threads()

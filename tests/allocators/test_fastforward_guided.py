@@ -144,6 +144,7 @@ def test_a_coarse_decision_that_moved_starts_its_average_again():
     assert moved[2] == pytest.approx(average - 1)  # still worth more than the price
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_policy_serves_another_sparsity_without_a_search(name):
     problem = structured_problem(0.2)
@@ -156,6 +157,7 @@ def test_a_policy_serves_another_sparsity_without_a_search(name):
     assert reward.select(found) > reward.select(uniform_allocation(harder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_warm_start_begins_where_the_policy_ended(name):
     problem = structured_problem(0.2)
@@ -164,6 +166,7 @@ def test_a_warm_start_begins_where_the_policy_ended(name):
     assert cold != warm == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_policy_of_another_number_of_blocks_is_refused(name):
     policy = search(structured_problem(blocks=4), name=name)[1].policy
@@ -173,6 +176,7 @@ def test_a_policy_of_another_number_of_blocks_is_refused(name):
         search(structured_problem(blocks=6), policy=policy, name=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_without_rescoring_the_selection_text_is_not_read(name):
     problem = structured_problem()

@@ -22,6 +22,7 @@ def found():
     return prunable, api.calibrate(prunable, api.Windows(tokens(4), tokens(8), tokens(4)), grams=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_that_takes_a_divergence_measures_it(name, found):
     prunable, calibration = found

@@ -39,6 +39,7 @@ def removed_shares(problem, allocation):
     return 1 - np.array(allocation.keep) / problem.n_units
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.05, 0.2, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_equal_uniform_gives_all_blocks_the_same_sizes_for_less_than_a_unit_each(family, target):
@@ -114,6 +115,7 @@ def slow_alpha(values):
     return best[1]
 
 
+@pytest.mark.slow
 def test_hill_alpha_equals_the_loop_and_finds_a_power_law():
     rng = np.random.default_rng(0)
     for shape in ((40, 60), (60, 40)):

@@ -104,6 +104,7 @@ def expected(parts, v):
     return sum(float((each - v).clamp(0, 1).sum()) for each in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adam", [True, False])
 def test_it_keeps_the_units_of_a_slow_loop(adam):
     prunable = PrunableModel(tiny("llama"))
@@ -155,6 +156,7 @@ def test_the_projection_is_a_shift_of_each_kind_to_its_budget_and_leaves_what_ha
     np.testing.assert_array_equal(lower, np.where(whole, 1, np.clip(p - 1.1, 0, 1)))
 
 
+@pytest.mark.slow
 def test_more_tokens_get_ahead_of_the_start():
     problem = structured_problem(0.3)
     truth, method = SyntheticReward(problem), create("policy-gradient", {"learning_rate": 0.02})

@@ -118,6 +118,7 @@ def example(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_pip_installs_a_package_whose_method_is_found(tmp_path):
     source = shutil.copytree(THIRD_PARTY, tmp_path / "source")
     options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
@@ -136,6 +137,7 @@ def test_a_method_of_another_package_allocates_and_checks_its_parameters(example
     assert python(code, example, Path(__file__).parents[2]) == expected
 
 
+@pytest.mark.slow
 def test_the_list_of_methods_names_the_package_of_a_method_that_is_not_from_ffp(example):
     code = "from ffp.config import listing; print(*listing.lines(listing.rows('methods')), sep='\\n')"
     *ours, last = python(code, example).splitlines()
@@ -153,6 +155,7 @@ class Method(Heuristic):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -111,6 +111,7 @@ def slow_search(problem, loss, rng):
     return list(dict.fromkeys(parents))
 
 
+@pytest.mark.slow
 def test_it_is_the_slow_search_on_a_real_model():
     prunable = PrunableModel(copy.deepcopy(DENSE))
     windows = api.Windows(tokens(4), tokens(8), tokens(11)[8:])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from ffp.store.files import read_tensors, sha256, write_tensors
 
@@ -11,6 +12,7 @@ TENSORS = {"b.ü": np.arange(6, dtype=np.int32).reshape(2, 3), "a": np.ones(3)}
 META = {"seed": 0, "note": 'ü "quoted" \\'}
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     """safetensors orders metadata by a hash that differs from process to process."""
     digests = set()
