@@ -21,7 +21,7 @@ from ffp.assets.build import DISK_FULL, check_space, locked
 from ffp.assets.folders import files_of
 from ffp.config import HubSource, LocalSource, WheelPart, WheelPartsSource, WheelSource
 from ffp.config.reading import Strict
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, reason_of
 from ffp.store.files import sha256
 
 LOG = logging.getLogger("ffp")
@@ -372,7 +372,7 @@ def _hub_error(repo: str, revision: str | None, error: BaseException) -> str:
         return f"the hub has no repository {repo}. Check the name; if it is private, log in with `hf auth login`."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"hub repository {repo} has no revision {revision}. Give one of its commits, branches or tags."
-    reason = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+    reason = reason_of(error)
     answered = isinstance(error, errors.HfHubHTTPError)
     if isinstance(error, (errors.HTTPError, ConnectionError)) and not answered:  # type: ignore[attr-defined]
         return f"no connection to the hub for {repo}: {reason}. Connect, or use a source of kind local."

@@ -12,7 +12,7 @@ from typing import Any
 
 from ffp.assets.fetch import AnySource, fetch_files, hub, warn_unpinned
 from ffp.config import HubSource
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, reason_of
 from ffp.core.json_lines import parse_line
 
 LOG = logging.getLogger("ffp")
@@ -37,9 +37,8 @@ def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -
         try:
             yield from READERS[reader](path)
         except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise AssetError(
-                f"{path} cannot be read as {reader}: {reason.rstrip('.')}. Correct reader or source."
+                f"{path} cannot be read as {reader}: {reason_of(error)}. Correct reader or source."
             ) from error
 
 

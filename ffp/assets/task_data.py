@@ -18,7 +18,7 @@ from typing import Any
 from ffp.assets.fetch import hub, resolve_revision
 from ffp.assets.stock import find_stock, stubs
 from ffp.config import HubSource, LocalSource, TaskConfig, TasksConfig
-from ffp.core.errors import ArtifactError, AssetError
+from ffp.core.errors import ArtifactError, AssetError, reason_of
 from ffp.core.extras import needs
 from ffp.store.layout import AssetFiles
 from ffp.store.schemas import DatasetsFile, StoredDataset
@@ -73,8 +73,7 @@ def stock_objects(manager: Any, name: str, task: TaskConfig) -> list[Any]:
     except (ArtifactError, AssetError):
         raise
     except Exception as error:  # a task is code of its own, with packages of its own
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
-        raise AssetError(f"task {name!r}: lm-eval cannot build {task.stock!r}: {reason}.") from error
+        raise AssetError(f"task {name!r}: lm-eval cannot build {task.stock!r}: {reason_of(error)}.") from error
     if find_stock(task.stock).kind == "group":
         return [found["groups"][task.stock]]
     return list(found["tasks"].values())
@@ -220,9 +219,8 @@ def _from_folder(true: Loader, folder: Path, name: str | None, arguments: dict[s
         splits = {path.stem: str(path) for path in files}
         return true(SUFFIXES[files[0].suffix], data_files=splits, **arguments)
     except Exception as error:
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise AssetError(
-            f"{folder} has no data set{f' {name}' if name else ''}: {reason}. "
+            f"{folder} has no data set{f' {name}' if name else ''}: {reason_of(error)}. "
             f"Make it a copy of the hub's repository, or put {name or ''}/SPLIT.jsonl there."
         ) from error
 

@@ -25,3 +25,8 @@ class ArtifactError(FfpError):
     """A file is damaged, has another schema, or does not belong to the files beside it. Exit code 3."""
 
     exit_code = 3
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns what an error of another library says, as part of a sentence: one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(" .")

@@ -13,17 +13,19 @@ import torch
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one sequence, each the median over rounds.
+    """Seconds of one sequence.
 
     Attributes:
         prompt: Tokens of the prompt.
-        prefill_s: From the prompt to its last token's logits.
-        decode_s: For one more token.
+        prefill_s: From the prompt to its last token's logits; the median over rounds.
+        decode_s: For one more token; the median over rounds.
+        rounds: Seconds of the two in each round.
     """
 
     prompt: int
     prefill_s: float
     decode_s: float
+    rounds: tuple[tuple[float, float], ...]
 
 
 @torch.inference_mode()
@@ -43,8 +45,12 @@ def measure_speed(
         for name, model in models.items():
             prefill_s, decode_s, _ = time_round(model, prompt.to(model.device), steps)
             times[name] += [(prefill_s, decode_s)] if number else []
-    medians = {name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in times.items()}
-    return {name: Speed(prompt.shape[1], prefill, decode) for name, (prefill, decode) in medians.items()}
+    return {name: _speed(prompt.shape[1], found) for name, found in times.items()}
+
+
+def _speed(prompt: int, rounds: list[tuple[float, float]]) -> Speed:
+    prefill_s, decode_s = (statistics.median(each) for each in zip(*rounds, strict=True))
+    return Speed(prompt, prefill_s, decode_s, tuple(rounds))
 
 
 def time_round(model: Any, ids: torch.Tensor, steps: int) -> tuple[float, float, Any]:
@@ -62,9 +68,9 @@ def _decode(model: Any, output: Any, steps: int) -> None:
 
 
 def _timed(action: Any) -> tuple[float, Any]:
-    """Seconds of an action, and its result; waits until a GPU has done it."""
+    """Seconds of an action, and its result; waits until an accelerator (CUDA, MPS, XPU) has done it."""
     started = time.perf_counter()
     result = action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter() - started, result

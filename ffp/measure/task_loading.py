@@ -18,7 +18,7 @@ import yaml
 from ffp.assets.stock import check_tasks, shots, stock_body, stub
 from ffp.assets.task_data import Stored, answered_by, build_stock, leaves, stock_objects
 from ffp.config import TaskConfig, TasksConfig
-from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.errors import ArtifactError, ConfigError, reason_of
 from ffp.store.layout import AssetFiles
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _merged(entries: Mapping[str, list[Any]]) -> dict[str, Any]:
     try:
         return dict(TaskManager(include_defaults=False).load([one for objects in entries.values() for one in objects]))
     except ValueError as error:
-        raise ConfigError(f"a task is named twice: {' '.join(str(error).split())}. Leave one of them out.") from error
+        raise ConfigError(f"a task is named twice: {reason_of(error)}. Leave one of them out.") from error
 
 
 def _from_files(tasks: TasksConfig, folder: Path, scratch: Path) -> dict[str, list[Any]]:
@@ -116,8 +116,9 @@ def _from_files(tasks: TasksConfig, folder: Path, scratch: Path) -> dict[str, li
     try:
         found = TaskManager(include_path=str(scratch), include_defaults=False).load(names)
     except (DatasetsError, ValueError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"tasks {', '.join(names)} in {folder} cannot be read by lm-eval: {reason}.") from error
+        raise ArtifactError(
+            f"tasks {', '.join(names)} in {folder} cannot be read by lm-eval: {reason_of(error)}."
+        ) from error
     return {name: [found["tasks"][name]] for name in names}
 
 

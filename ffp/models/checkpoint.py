@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from ffp.config import ModelConfig
-from ffp.core.errors import ArtifactError, ConfigError
+from ffp.core.errors import ArtifactError, ConfigError, reason_of
 from ffp.models import modeling_pruned
 from ffp.models.families import family_of
 from ffp.models.placement import choose_device, offload
@@ -49,7 +49,7 @@ def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto"
             folder, use_safetensors=True, output_loading_info=True, **options, **LOCAL
         )
     except LOAD_ERRORS as error:
-        raise ArtifactError(f"checkpoint {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"checkpoint {folder} cannot be loaded: {reason_of(error)}. Export it again.") from error
     if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise ArtifactError(f"checkpoint {folder} does not fit its config.json at {lost[0]}. Export it again.")
     loaded: PreTrainedModel = model.to(choose_device(device)).eval().requires_grad_(False)
@@ -118,7 +118,7 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
             **LOCAL,
         )
     except LOAD_ERRORS as error:
-        raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"model in {folder} cannot be loaded: {reason_of(error)}. Get its files again.") from error
     if config.offload:
         offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype_of(model, config))
     elif not spread:
@@ -147,7 +147,7 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
         family_of(config.model_type)
         return _empty(config)
     except LOAD_ERRORS as error:
-        raise ArtifactError(f"model in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"model in {folder} cannot be loaded: {reason_of(error)}. Get its files again.") from error
 
 
 def build_skeleton(architecture: Mapping[str, Any]) -> PreTrainedModel:
@@ -163,8 +163,9 @@ def build_skeleton(architecture: Mapping[str, Any]) -> PreTrainedModel:
     try:
         return _empty(AutoConfig.for_model(**architecture))
     except (StrictDataclassError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"architecture {dict(architecture)} makes no model: {reason}. Correct it.") from error
+        raise ConfigError(
+            f"architecture {dict(architecture)} makes no model: {reason_of(error)}. Correct it."
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -190,5 +191,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the Rust library raises Exception itself; a damaged file, whatever comes of it
+        raise ArtifactError(
+            f"tokenizer in {folder} cannot be loaded: {reason_of(error)}. Get its files again."
+        ) from error

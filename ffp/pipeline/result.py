@@ -202,9 +202,7 @@ class Pruned:
         rows.append(("parameters", _millions(before), _millions(after), f"{after / before - 1:+.1%}"))
         rows.append(("weights", _megabytes(dense), _megabytes(pruned), f"{pruned.bytes / dense.bytes - 1:+.1%}"))
         if dense.speed and pruned.speed:
-            prompt = f"prompt of {dense.speed.prompt} tokens"
-            rows.append(_speed_row(prompt, dense.speed.prefill_s, pruned.speed.prefill_s))
-            rows.append(_speed_row("one token more", dense.speed.decode_s, pruned.speed.decode_s))
+            rows += _speed_rows(dense.speed, pruned.speed)
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
         return "\n".join([*lines, "", self._story()])
@@ -303,8 +301,14 @@ def _megabytes(measures: Measures) -> str:
     return f"{measures.bytes / 1e6:,.0f} MB"
 
 
-def _speed_row(name: str, dense: float, pruned: float) -> Row:
-    return name, f"{dense * 1e3:,.1f} ms", f"{pruned * 1e3:,.1f} ms", f"{dense / pruned:.2f} x as fast"
+def _speed_rows(dense: Speed, pruned: Speed) -> Iterator[Row]:
+    """Yields the times of a prompt and of a token, how many times as fast the medians are, and each round's range."""
+    names = (f"prompt of {dense.prompt} tokens", "one token more")
+    medians = ((dense.prefill_s, pruned.prefill_s), (dense.decode_s, pruned.decode_s))
+    for place, (name, (before, after)) in enumerate(zip(names, medians, strict=True)):
+        ratios = [first[place] / second[place] for first, second in zip(dense.rounds, pruned.rounds, strict=True)]
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
+        yield name, f"{before * 1e3:,.1f} ms", f"{after * 1e3:,.1f} ms", f"{before / after:.2f} x as fast {spread}"
 
 
 def _task_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ffp.core.errors import ArtifactError, FfpError
+from ffp.core.errors import ArtifactError, FfpError, reason_of
 from ffp.store.layout import ExportFiles
 from ffp.store.partials import partial
 
@@ -267,5 +267,4 @@ def _guarded(path: Path, load: Callable[[], T]) -> T:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing. Run the rule that makes it again.") from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path} cannot be read: {reason}. Delete it and run the rule again.") from error
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}. Delete it and run the rule again.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -183,6 +184,10 @@ def test_summary_and_figures_tell_the_same(loaded, texts):
     for name in ("dense", "pruned"):
         assert f"{figures[name]['perplexity']['value']:,.2f} ± " in summary
         assert f"{figures[name]['speed']['decode_s'] * 1e3:,.1f} ms" in summary
+        assert (
+            figures[name]["speed"]["prefill_s"] == sorted(prefill for prefill, _ in figures[name]["speed"]["rounds"])[1]
+        )
+    assert len(re.findall(r"x as fast \([\d.]+ to [\d.]+ in 3 rounds\)", summary)) == 2
     assert "by fastforward-guided and ridge compensation" in summary
     assert figures["pruned"]["bytes"] < figures["dense"]["bytes"]
     assert sum(figures["seconds"].values()) > 0

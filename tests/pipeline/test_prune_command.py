@@ -117,9 +117,9 @@ def no_search(monkeypatch):
     monkeypatch.setattr("ffp.api.allocate", lambda *_, **__: pytest.fail("the search began"))
 
 
-def refused(capsys, *words: str) -> str:
+def refused(capsys, *words: str, code: int = 2) -> str:
     """The one line by which `ffp prune` refuses."""
-    assert prune(*words, "--out", "refused") == 2
+    assert prune(*words, "--out", "refused") == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert not Path("refused").exists()
@@ -205,6 +205,19 @@ def test_an_encoder_is_refused_before_its_tokenizer_is_read(folder, capsys, no_s
     (folder / "source/config.json").write_text('{"model_type": "t5"}')
     (folder / "source/tokenizer.json").write_text("{}")
     assert "model family 't5' is no causal language model" in refused(capsys, "source")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", b'{"model": 3}'), ("tokenizer_config.json", b'{"tokenizer_class": 7}')]
+    + [
+        (name, each) for name in ("tokenizer.json", "tokenizer_config.json") for each in (b"{", b"[]", b"null", b"\xff")
+    ],
+)
+def test_a_damaged_tokenizer_is_one_line(name, content, folder, capsys, no_search):
+    (folder / "source" / name).write_bytes(content)
+    assert "tokenizer in source cannot be loaded: " in refused(capsys, "source", code=3)
 
 
 @pytest.mark.bad_input
