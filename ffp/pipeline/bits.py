@@ -10,7 +10,8 @@ from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError
 from ffp.measure.perplexity import in_bytes
 from ffp.models.checkpoint import load_tokenizer
-from ffp.pipeline.inputs import asset_digest, count_test_bytes
+from ffp.pipeline.inputs import count_test_bytes
+from ffp.store.digests import asset_digest
 from ffp.store.layout import Layout
 from ffp.store.provenance import test_keys
 from ffp.store.schemas import Perplexity, ScoresFile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from ffp.models.checkpoint import load_tokenizer
 from ffp.models.empty_blocks import without_empty_blocks
 from ffp.models.formats import DenseShape, Format, Saved
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.inputs import asset_digest, cut_digests, recovered_digest
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
+from ffp.store.digests import asset_digest, cut_digests, recovered_digest
 from ffp.store.files import whole_folder
+from ffp.store.identity import CODE, changed_settings
 from ffp.store.layout import AssetFiles, CellFiles, ExportFiles, Layout
 from ffp.store.provenance import provenance
+
+log = logging.getLogger("ffp")
 
 
 def export(
@@ -64,12 +68,19 @@ def export(
 
 
 def _check_run(experiment: Experiment, cell: Cell, model_dir: Path, files: CellFiles) -> None:
-    """Raises ArtifactError where a file that the export reads was never made."""
-    layout = Layout.from_grid(experiment.grid)
+    """Raises ArtifactError where a file that the export reads was never made, or was made with other settings."""
+    command = run_command(str(experiment.file), str(Layout.from_grid(experiment.grid).cell(cell).scores))
     missing = next((file for file in (AssetFiles(model_dir).manifest, *files.cut) if not file.exists()), None)
     if missing:
-        command = run_command(str(experiment.file), str(layout.cell(cell).scores))
         raise ArtifactError(f"cell {cell.path} was not run: there is no {missing}. Run `{command}` first.")
+    settings = schemas.MASKS.read_origin(files.masks).provenance.get("settings") or {}
+    changed = [key for key in changed_settings(experiment, "apply", cell, settings) if key not in CODE]
+    if settings and changed:
+        names = ", ".join(changed)
+        raise ArtifactError(
+            f"{files.masks} was made with other settings than {experiment.file} has now ({names}). "
+            f"Run `{command}` first."
+        )
 
 
 def write_export(
@@ -111,6 +122,9 @@ def _card(
     layout, dense = Layout.from_grid(grid), Cell(cell.model, cell.granularity, "0.00", "dense", 0)
     scores = {"dense": layout.cell(dense).scores, "pruned": files.scores}
     found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
+    if (body := found["pruned"]) and body.provenance.get("masks") != origin.get("masks"):
+        log.warning("%s is of other masks: the model card has no scores. Evaluate the cell again.", files.scores)
+        found["pruned"] = None
     calibration, asked, pruned = grid.calibration, experiment.recover(cell), found["pruned"]
     return model_card(
         experiment.model(cell),

@@ -1,4 +1,4 @@
-"""What the steps of the workflow read: digests of what they were given, and windows of the fetched text."""
+"""What the steps of the workflow read: windows of the fetched texts."""
 
 from __future__ import annotations
 
@@ -10,49 +10,12 @@ from typing import Any
 import torch
 
 from ffp.config import Cell, Experiment
-from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure.spelled import predicted_bytes
 from ffp.measure.windows import later_windows, token_windows
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_token_ids
-from ffp.store import schemas
 from ffp.store.documents import read_documents
-from ffp.store.files import crc32, digest, sha256
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
-from ffp.store.provenance import test_keys
-
-
-def asset_digest(folder: Path) -> str:
-    """Returns the digest of a fetched model, text or set of tasks; ArtifactError if one of its files was changed."""
-    files = AssetFiles(folder)
-    manifest = schemas.AssetFile.read(files.manifest)
-    for name, crc in manifest.crc32.items():
-        if not (folder / name).is_file() or crc32(folder / name) != crc:
-            raise ArtifactError(
-                f"{folder / name} is missing, damaged or was edited since it was fetched. Delete "
-                f"{files.manifest} and run again: it is fetched anew."
-            )
-    return manifest.digest
-
-
-def calibration_digest(folder: Path) -> str:
-    """Returns the digest of a calibration, by which results name it."""
-    files = CalibrationFiles(folder)
-    return digest([sha256(files.tokens), sha256(files.stats)])
-
-
-def cut_digests(cell: Cell, folder: Path | None) -> dict[str, str | None]:
-    """Returns the digests of a cell's masks and updates; None for those of the dense model."""
-    if folder is None or cell.is_dense:
-        return {"masks": None, "updates": None}
-    return {"masks": sha256(CellFiles(folder).masks), "updates": sha256(CellFiles(folder).updates)}
-
-
-def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str]:
-    """Returns the digest of a cell's recovered weights; nothing for cells without."""
-    if folder is None or not experiment.recover(cell).wanted:
-        return {}
-    return {"recovered": sha256(CellFiles(folder).recovered)}
+from ffp.store.layout import AssetFiles
 
 
 def text_windows(
@@ -145,22 +108,6 @@ def count_test_bytes(tokenizer: Any, text_dir: Path, context: int, windows: int,
     """Returns the bytes that the predicted tokens of a fetched test text spell; see predicted_bytes."""
     documents = read_documents(AssetFiles(text_dir).documents("test"))
     return predicted_bytes(tokenizer, documents, context=context, windows=windows, bos=bos)
-
-
-def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str, str]:
-    """Returns the digests of the test texts, as a result's provenance has them.
-
-    Raises:
-        ConfigError: There is not one folder for each test text.
-        ArtifactError: A file of one of them was changed.
-    """
-    names = experiment.grid.test_texts
-    if len(text_dirs) != len(names):
-        raise ConfigError(
-            f"{experiment.file} tests on {', '.join(names)}: give --text-dir {len(names)} times, in this order, "
-            f"instead of {len(text_dirs)} times."
-        )
-    return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
 
 
 def recovery_windows(

@@ -18,12 +18,13 @@ from ffp.core.problem import PruningProblem
 from ffp.models.checkpoint import load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import contexts_of
-from ffp.pipeline.inputs import asset_digest, fitted_windows, recovery_windows, scored_windows
+from ffp.pipeline.inputs import fitted_windows, recovery_windows, scored_windows
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.preflight import Planned, preflight
 from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, sizes_folder, units_of
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
+from ffp.store.digests import asset_digest
 from ffp.store.identity import preflight_settings
 from ffp.store.layout import Layout
 from ffp.store.provenance import provenance

@@ -9,10 +9,11 @@ from ffp.config import Cell, Experiment
 from ffp.core.errors import ConfigError
 from ffp.models.checkpoint import load_model, load_tokenizer
 from ffp.pipeline.checks import check_context, check_not_offloaded
-from ffp.pipeline.inputs import asset_digest, cut_digests, recovery_windows
+from ffp.pipeline.inputs import recovery_windows
 from ffp.pipeline.scratch import stage
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
+from ffp.store.digests import asset_digest, cut_digests
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles
 from ffp.store.provenance import provenance
@@ -42,8 +43,6 @@ def recover(
         raise ConfigError(
             f"{cell.path} asks for no recovery in {experiment.file}. Give recover: lora, or leave it out."
         )
-    if cut_dir is None and not cell.is_dense:
-        raise ConfigError(f"{cell.path} is a pruned model: give --cut with the folder of its masks and updates.")
     check_not_offloaded(config, cell.model)
     model_dir = stage(model_dir)
     inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}

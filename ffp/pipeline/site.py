@@ -84,7 +84,7 @@ def check(experiment: Experiment, profile: str, *, wait_s: float) -> Iterator[Ou
 def _check_one(
     experiment: Experiment, name: str, model: ModelConfig, kind: JobKind, profile: str, wait_s: float
 ) -> Outcome:
-    target = Layout.probe(name, kind)
+    target = Layout.from_grid(experiment.grid).probe(name, kind)
     target.unlink(missing_ok=True)
     words = ["snakemake", "--profile", profile, "--cores", "all", "--config", f"grid={experiment.file}"]
     words += ["--restart-times", "0", "--force", "--", str(target)]

@@ -42,7 +42,7 @@ class Progress:
 def lines(experiment: Experiment) -> Iterator[str]:
     """Yields the totals, a line for each search under way and each failed cell, and the work that is left."""
     layout = Layout.from_grid(experiment.grid)
-    records = [read_cell(cell, layout.cell(cell), logs=read_logs(cell)) for cell in experiment.cells()]
+    records = [read_cell(cell, layout.cell(cell), logs=read_logs(layout, cell)) for cell in experiment.cells()]
     states, details = Counter[str](), []
     for record in records:
         state = record.row["status"]

@@ -24,21 +24,20 @@ from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context
-from ffp.pipeline.inputs import (
-    ScoredText,
-    asset_digest,
-    calibration_digest,
-    cut_digests,
-    fitted_windows,
-    read_test_texts,
-    recovered_digest,
-    test_digests,
-)
+from ffp.pipeline.inputs import ScoredText, fitted_windows, read_test_texts
 from ffp.pipeline.scratch import stage
 from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
+from ffp.store.digests import (
+    asset_digest,
+    calibration_digest,
+    check_cell,
+    cut_digests,
+    recovered_digest,
+    test_digests,
+)
 from ffp.store.files import sha256, whole
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
@@ -146,6 +145,7 @@ def apply(
     inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
     prunable = load_prunable(experiment, cell, model_dir)
     found, allocation = read_allocation(allocation_file, prunable)
+    check_cell(cell, found, allocation_file)
     settings = step_settings(experiment, "apply", cell)
     origin = provenance({**inputs, "allocation": sha256(allocation_file)}, settings=settings)
     calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
@@ -314,7 +314,10 @@ def prune_by_files(
         updates, _ = schemas.UPDATES.read(files.updates)
         if recovered and experiment.recover(cell).wanted:
             updates |= schemas.UPDATES.read(files.recovered)[0]
-        masks = api.Masks(schemas.MASKS.read(files.masks)[0], updates)
+        kept, origin = schemas.MASKS.read(files.masks)
+        if origin.problem_id != problem.problem_id:
+            raise ArtifactError(f"{files.masks} was made for other units, or another sparsity. Apply again.")
+        masks = api.Masks(kept, updates)
         cut = cut_of(experiment, cell)
         summary = api.install(prunable, problem, masks, cut, dense_shape=dense_shape, source=files.masks)
     return {

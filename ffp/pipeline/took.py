@@ -43,17 +43,18 @@ class Took:
 
 def took(experiment: Experiment, name: str) -> dict[str, Took]:
     """Returns what the finished jobs of a model took, by step; of cells whose step runs the model."""
-    found = {"calibrate": _sum(_costs([Layout.from_grid(experiment.grid).calibration(name).cost]))}
+    layout = Layout.from_grid(experiment.grid)
+    found = {"calibrate": _sum(_costs([layout.calibration(name).cost]))}
     for step, cells in computing_cells(experiment, name).items():
-        layouts = [Layout.from_grid(experiment.grid).cell(cell) for cell in cells]
+        files = [layout.cell(cell) for cell in cells]
         if step == "apply":
-            found[step] = _sum(_benchmarks([Layout.benchmark(step, cell.path) for cell in cells]))
+            found[step] = _sum(_benchmarks([layout.benchmark(step, cell.path) for cell in cells]))
         elif step == "evaluate":
-            scores = [schemas.ScoresFile.read(cell.scores) for cell in layouts if cell.scores.is_file()]
+            scores = [schemas.ScoresFile.read(cell.scores) for cell in files if cell.scores.is_file()]
             found[step] = _sum([_of_cost(file.cost) for file in scores])
         else:
             found[step] = _sum(
-                _costs([cell.search_cost if step == "allocate" else cell.recover_cost for cell in layouts])
+                _costs([cell.search_cost if step == "allocate" else cell.recover_cost for cell in files])
             )
     return {step: found[step] for step in STEPS if found[step].jobs}
 

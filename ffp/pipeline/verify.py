@@ -29,6 +29,7 @@ from ffp.pipeline.verify_tasks import Faults, equal, task_faults
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept, kept_units, learned_scales
 from ffp.store import schemas
+from ffp.store.digests import calibration_digest
 from ffp.store.files import digest, sha256
 from ffp.store.identity import step_settings
 from ffp.store.layout import SPLITS, AssetFiles, CellFiles, Layout
@@ -129,7 +130,7 @@ class Verifier:
         for origin in origins:
             yield from self._inputs(files.folder, origin, model=f"models/{model}", text=self.text)
             yield from self._settings(files.folder, origin.get("settings"), "calibrate", cell)
-        self.calibrations[model] = digest([sha256(files.tokens), sha256(files.stats)])
+        self.calibrations[model] = calibration_digest(files.folder)
 
     def _inputs(self, where: Path, origin: Provenance, **inputs: str) -> Faults:
         """The digests of assets that a file says it was made from, against those that are here."""

@@ -1,7 +1,6 @@
 """Reads a record for each cell of a grid from the files of the cell: finished, skipped, failed or missing."""
 
 import itertools
-import json
 import math
 import re
 from collections import defaultdict
@@ -12,7 +11,7 @@ from typing import Any
 from ffp.config import Cell, Experiment
 from ffp.config.recover import TUNED
 from ffp.core.errors import ArtifactError
-from ffp.store.identity import step_settings
+from ffp.report.stale import Staleness
 from ffp.store.layout import CellFiles, Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, Perplexity, ScoresFile
 from ffp.store.task_scores import TaskScores, scored_tasks
@@ -69,10 +68,10 @@ class Record:
 def collect(experiment: Experiment) -> list[Record]:
     """Returns every cell in the order of the grid; methods that do not serve a granularity are skipped cells."""
     layout, grid = Layout.from_grid(experiment.grid), experiment.grid
-    records = list(_unserved(experiment))
+    records, staleness = list(_unserved(experiment)), Staleness(experiment)
     for cell in experiment.cells():
-        record = read_cell(cell, layout.cell(cell), logs=read_logs(cell))
-        record.notes += _stale(experiment, record)
+        record = read_cell(cell, layout.cell(cell), logs=read_logs(layout, cell))
+        record.notes += _stale(staleness, record, layout.cell(cell))
         add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
         records.append(record)
     models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", TUNED, *grid.methods)))
@@ -196,11 +195,11 @@ def _status(record: Record) -> tuple[str, str | None]:
     return "missing", f"{'scores.json' if allocated else 'allocation.json'} is not there yet"
 
 
-def read_logs(cell: Cell) -> dict[str, str]:
+def read_logs(layout: Layout, cell: Cell) -> dict[str, str]:
     """Returns the last LOG_CHARACTERS of each log of a cell, by step; of a progress bar only its last state."""
     found = {}
     for step in STEPS:
-        path = Layout.log(step, cell.path)
+        path = layout.log(step, cell.path)
         if path.is_file():
             text = path.read_bytes()[-4 * LOG_CHARACTERS :].decode(errors="replace")
             lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
@@ -235,15 +234,8 @@ def add_mean_accuracy(record: Record, tasks: list[str] | None = None) -> None:
         record.row["mean_acc_stderr"] = math.sqrt(sum(error**2 for error in errors)) / len(chosen)
 
 
-def _stale(experiment: Experiment, record: Record) -> Iterator[str]:
-    """Yields a note for each file that was made under other settings than the configuration has now.
-
-    A setting that stands on one side alone is at its default on the other; see step_settings.
-    """
-    parts = (("allocate", "allocation.json", record.allocation), ("evaluate", "scores.json", record.scores))
-    for step, name, body in parts:
-        if body:
-            now, then = json.loads(json.dumps(step_settings(experiment, step, record.cell))), body.settings
-            changed = ", ".join(key for key in dict.fromkeys([*now, *then]) if now.get(key) != then.get(key))
-            if changed:
-                yield f"{name} was made with other settings than the configuration has now ({changed}): run it again"
+def _stale(staleness: Staleness, record: Record, files: CellFiles) -> list[str]:
+    try:
+        return list(staleness.notes(record.cell, files, record.allocation, record.scores))
+    except ArtifactError as error:
+        return [str(error)]

@@ -228,6 +228,19 @@ def read_tensors(path: Path, tag: str, *, sealed: bool = False) -> tuple[dict[st
     return tensors, json.loads(header["meta"])
 
 
+def read_header(path: Path, tag: str) -> dict[str, Any]:
+    """Reads the metadata of a safetensors artifact alone, unchecked by its checksum; ArtifactError as read_json."""
+    from safetensors import safe_open
+
+    def load() -> dict[str, str]:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+
+    header = _guarded(path, load)
+    _check_tag(path, header.get("schema"), [tag])
+    return dict(json.loads(header["meta"]))
+
+
 def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -> None:
     """Writes rows as parquet with exactly these columns."""
     import pandas as pd

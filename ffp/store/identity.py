@@ -7,6 +7,7 @@ reach (code_version.py). Rules hand it to Snakemake as `params`, results keep it
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ STEP_VERSIONS: Mapping[str, str] = {
     "evaluate": "1",
     "report": "6",
 }
+
+CODE = ("step_version", "code")  # settings that say which code, not what was asked for
 
 
 def code_of(step: str, method: type[Method] | None = None) -> str:
@@ -62,6 +65,15 @@ def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, An
     """
     method = experiment.method(cell.method) if step == "allocate" else None
     return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **_SETTINGS[step](experiment, cell)}
+
+
+def changed_settings(experiment: Experiment, step: str, cell: Cell, then: Mapping[str, Any]) -> list[str]:
+    """Returns the settings of a step that were others when a file was made.
+
+    A setting that stands on one side alone is at its default on the other; see step_settings.
+    """
+    now = json.loads(json.dumps(step_settings(experiment, step, cell)))
+    return [key for key in dict.fromkeys([*now, *then]) if now.get(key) != then.get(key)]
 
 
 def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, Any]:

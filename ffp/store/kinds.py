@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ffp.core.errors import ArtifactError
-from ffp.store.files import read_json, read_tensors, write_json, write_tensors
+from ffp.store.files import read_header, read_json, read_tensors, write_json, write_tensors
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -78,8 +78,15 @@ class TensorFile(Generic[M]):
     def read(self, path: Path, *, sealed: bool = False) -> tuple[dict[str, npt.NDArray[Any]], M]:
         """Reads (arrays, metadata); ArtifactError as JsonFile.read raises it."""
         arrays, meta = read_tensors(path, self.tag, sealed=sealed)
+        return arrays, self._origin(path, meta)
+
+    def read_origin(self, path: Path) -> M:
+        """Reads the metadata alone, unchecked by the file's checksum; ArtifactError as JsonFile.read raises it."""
+        return self._origin(path, read_header(path, self.tag))
+
+    def _origin(self, path: Path, meta: dict[str, Any]) -> M:
         try:
-            return arrays, self.origin.model_validate(meta)
+            return self.origin.model_validate(meta)
         except ValidationError as error:
             raise ArtifactError(f"{path} {_broken_promise(error)}. Delete it and run the rule again.") from error
 

@@ -5,7 +5,7 @@
 - data/calibration/MODEL/: token windows and statistics of the dense model
 - results/cells/MODEL/GRANULARITY/sX.XX/METHOD/seedN/: what each step of a cell wrote
 - results/report/: tables, plots and the page
-- logs/STEP/...: one log a job
+- logs/STEP/...: one log a job; logs/RESULTS/STEP/... with results in another folder than results/
 """
 
 from __future__ import annotations
@@ -181,20 +181,23 @@ class Layout:
         """The files of the report."""
         return ReportFiles(self.results / "report")
 
-    @staticmethod
-    def probe(model: str, kind: str) -> Path:
+    @property
+    def logs(self) -> Path:
+        """The folder of all logs: a folder of their own for results elsewhere, since cells may have the same names."""
+        parts = [part for part in self.results.parts if part not in (self.results.anchor, "..")]
+        return LOGS if parts == ["results"] else LOGS.joinpath(*parts)
+
+    def probe(self, model: str, kind: str) -> Path:
         """Returns what a tiny job of a kind, "search" or "score", found on its node; beside its log."""
-        return LOGS / "site" / model / f"{kind}.json"
+        return self.logs / "site" / model / f"{kind}.json"
 
-    @staticmethod
-    def log(step: str, name: str = "") -> Path:
+    def log(self, step: str, name: str = "") -> Path:
         """Returns the log of a step, of a cell's path or an asset's name where it has one."""
-        return LOGS / step / f"{name}.log" if name else LOGS / f"{step}.log"
+        return self.logs / step / f"{name}.log" if name else self.logs / f"{step}.log"
 
-    @staticmethod
-    def benchmark(step: str, name: str) -> Path:
+    def benchmark(self, step: str, name: str) -> Path:
         """Returns Snakemake's own measurements of a job, beside its log."""
-        return LOGS / step / f"{name}.benchmark.tsv"
+        return self.logs / step / f"{name}.benchmark.tsv"
 
 
 def default_data() -> Path:

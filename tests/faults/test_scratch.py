@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ffp.core.errors import ArtifactError
-from ffp.pipeline.inputs import asset_digest
 from ffp.pipeline.scratch import stage
+from ffp.store.digests import asset_digest
 from ffp.store.files import crc32, digest, sha256
 from ffp.store.layout import AssetFiles
 from ffp.store.schemas import AssetFile

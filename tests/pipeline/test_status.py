@@ -48,7 +48,7 @@ def test_totals_name_every_state(experiment, capsys):
 
 def test_a_search_shows_its_progress_rate_and_time_left(experiment):
     begin(experiment, [("search:a", 200), ("search:b", 200), ("gates:c", 600), ("selection:d", 900)])
-    log = Layout.log("allocate", CELL)
+    log = Layout.from_grid(experiment.grid).log("allocate", CELL)
     log.parent.mkdir(parents=True)
     log.write_text("10:00:00 fastforward: 2 evaluations, 400/4000 tokens, best 0.4321, 400 tokens/s, 9 s left\n")
     text = line_of(experiment)

@@ -32,7 +32,7 @@ def row_of(experiment, method: str) -> dict:
 
 def write_log(experiment, step: str, path: str, text: str) -> None:
     """A step's log, below the working folder."""
-    log = Layout.log(step, path)
+    log = Layout.from_grid(experiment.grid).log(step, path)
     log.parent.mkdir(parents=True)
     log.write_text(text)
 

@@ -92,7 +92,7 @@ def packed_details(source: str) -> dict:
 def test_each_cell_tells_its_commands_provenance_and_logs(experiment, tmp_path, monkeypatch):
     fill(experiment)
     monkeypatch.chdir(tmp_path)
-    log = layout.Layout.log("evaluate", "tiny/structured/s0.30/owl/seed0")
+    log = layout.Layout.from_grid(experiment.grid).log("evaluate", "tiny/structured/s0.30/owl/seed0")
     log.parent.mkdir(parents=True)
     log.write_text("12:00:00 started\rprogress 1\rprogress 2\nffp evaluate: data/text is missing. Fetch it.\n")
     found = packed_details(build(experiment, tmp_path / "report").read_text())

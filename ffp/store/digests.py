@@ -1,0 +1,80 @@
+"""Digests by which files name what they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ffp.config import Cell, Experiment
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.store.files import crc32, digest, sha256
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
+from ffp.store.provenance import test_keys
+from ffp.store.schemas import AllocationFile, AssetFile
+
+
+def asset_digest(folder: Path) -> str:
+    """Returns the digest of a fetched model, text or set of tasks; ArtifactError if one of its files was changed."""
+    files = AssetFiles(folder)
+    manifest = AssetFile.read(files.manifest)
+    for name, crc in manifest.crc32.items():
+        if not (folder / name).is_file() or crc32(folder / name) != crc:
+            raise ArtifactError(
+                f"{folder / name} is missing, damaged or was edited since it was fetched. Delete "
+                f"{files.manifest} and run again: it is fetched anew."
+            )
+    return manifest.digest
+
+
+def calibration_digest(folder: Path) -> str:
+    """Returns the digest of a calibration, by which results name it."""
+    files = CalibrationFiles(folder)
+    return digest([sha256(files.tokens), sha256(files.stats)])
+
+
+def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str, str]:
+    """Returns the digests of the test texts, as a result's provenance has them.
+
+    Raises:
+        ConfigError: There is not one folder for each test text.
+        ArtifactError: A file of one of them was changed.
+    """
+    names = experiment.grid.test_texts
+    if len(text_dirs) != len(names):
+        raise ConfigError(
+            f"{experiment.file} tests on {', '.join(names)}: give --text-dir {len(names)} times, in this order, "
+            f"instead of {len(text_dirs)} times."
+        )
+    return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
+
+
+def cut_digests(cell: Cell, folder: Path | None) -> dict[str, str | None]:
+    """Returns the digests of a cell's masks and updates; None for those of the dense model.
+
+    Raises:
+        ConfigError: The cell is pruned, and the folder is not given.
+        ArtifactError: The folder is another cell's.
+    """
+    if cell.is_dense:
+        return {"masks": None, "updates": None}
+    if folder is None:
+        raise ConfigError(f"{cell.path} is a pruned model: give --cut with the folder of its masks and updates.")
+    files = CellFiles(folder)
+    if files.allocation.exists():
+        check_cell(cell, AllocationFile.read(files.allocation), files.allocation)
+    return {"masks": sha256(files.masks), "updates": sha256(files.updates)}
+
+
+def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str]:
+    """Returns the digest of a cell's recovered weights; nothing for cells without."""
+    if folder is None or not experiment.recover(cell).wanted:
+        return {}
+    return {"recovered": sha256(CellFiles(folder).recovered)}
+
+
+def check_cell(cell: Cell, found: AllocationFile, path: Path) -> None:
+    """Raises ArtifactError where an allocation is another cell's."""
+    theirs = found.cell.model_dump()
+    if theirs != cell.as_dict():
+        own = Cell(**{**theirs, "sparsity": f"{theirs['sparsity']:.2f}"}).path
+        raise ArtifactError(f"{path} is of {own}, not of {cell.path}. Give the folder of this cell.")
