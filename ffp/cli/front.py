@@ -146,7 +146,7 @@ def _params(pairs: list[str], option: str = "--param") -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise ConfigError(f"{option} {pair!r} is not NAME=VALUE, such as strength=0.1.")
+            raise ConfigError(f"{option} {pair!r} is not NAME=VALUE, such as max_deviation=0.16.")
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -31,7 +31,11 @@ Sparsity = Annotated[float, _option("Share of the attention and FFN parameters t
 Out = Annotated[Path, _option("Folder to make.", OUTPUT)]
 Method = Annotated[
     str | None,
-    _option("What chooses the share of each module: `ffp list methods`. Default: the best at this budget.", HOW),
+    _option(
+        "What chooses the share of each module: `ffp list methods`. Default: fastforward-guided; ffn-only with "
+        "--tokens 0; uniform on single weights.",
+        HOW,
+    ),
 ]
 Param = Annotated[
     list[str] | None, _option("Hyper-parameter of the method; repeat it for more.", HOW, metavar="NAME=VALUE")
@@ -81,8 +85,8 @@ CalibrationTokens = Annotated[
 CompensatedSearch = Annotated[
     bool | None,
     _option(
-        "Search among candidates that are compensated by ridge, as the result is. Default: yes, and no with a method "
-        "that is named.",
+        "Search among candidates that are compensated by ridge, as the result is. Default: yes, but no with a named "
+        "method or without ridge.",
         HOW,
         "--compensated-search/--plain-search",
     ),
@@ -109,7 +113,7 @@ Score = Annotated[
     UnitScore | None,
     _option(
         "Order in which heads and channels leave: wanda, wifv, ifv, or pairwise and obs, which know how they act "
-        "together. Default: obs, and wanda with a method that is named.",
+        "together. Default: obs; pairwise if the search is not compensated; wanda with a named method or --tokens 0.",
         WHAT,
         metavar="NAME",
     ),

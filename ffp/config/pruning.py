@@ -98,13 +98,15 @@ def prune_settings(
 
     Args:
         sparsity: Share of the prunable parameters to remove, in (0, 1).
-        method: A method or its name. Default: the best that we measured for the granularity and budget.
+        method: A method or its name. Default: "fastforward-guided" from "fisher-table"; "ffn-only" with `tokens=0`;
+            "uniform" on single weights.
         params: Hyper-parameters of a method that is given by name.
         tokens: Tokens that a search may forward. Default: 24,576. Without a method, 0 means that nothing is searched.
         granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
         compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
-        **others: Further fields of PruneSettings. Where no method is named, units are removed in the order of `score:
-            obs` and the search is compensated, if the result is by ridge; else in that of `score: pairwise`.
+        **others: Further fields of PruneSettings. Where no method is named and one searches, units are removed in the
+            order of `score: obs` and the search is compensated, if the result is by ridge; else in that of `score:
+            pairwise`.
 
     Raises:
         ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
