@@ -12,7 +12,7 @@ import torch
 
 from ffp.allocators.base import Search
 from ffp.api import Windows
-from ffp.assets.documents import read_text_files, split_documents
+from ffp.assets.documents import check_documents, read_text_files, split_documents
 from ffp.assets.text import fetch_text
 from ffp.config import TextConfig, read_part
 from ffp.config.catalog import entries, find_entry
@@ -52,8 +52,8 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
         column: Field of a row that holds the text, for files.
 
     Raises:
-        ConfigError: There is no such name or file, files stand beside strings, or a part is no list of strings.
-        AssetError: It cannot be fetched or read.
+        ConfigError: There is no such name or file, files stand beside strings, or a part is no list.
+        AssetError: It cannot be fetched or read, or a document is no string of characters.
     """
     if isinstance(text, Mapping):
         return SplitText("given text", _parts(text))
@@ -96,7 +96,7 @@ def _files(given: list[Any]) -> list[Path]:
 
 
 def _parts(text: Mapping[Any, Any]) -> dict[str, list[str]]:
-    """The documents of each part that is given; ConfigError where one is no list of strings."""
+    """The documents of each part that is given; an FfpError where one is no list of strings."""
     found = {}
     for name, documents in text.items():
         if name not in SPLITS:
@@ -107,11 +107,7 @@ def _parts(text: Mapping[Any, Any]) -> dict[str, list[str]]:
                 "strings, each a document."
             )
         found[name] = list(documents)
-        if odd := [each for each in found[name] if not isinstance(each, str)]:
-            raise ConfigError(
-                f"part {name!r} of text has a {type(odd[0]).__name__}, {str(odd[0])[:40]!r}. Give strings, each a "
-                "document."
-            )
+        check_documents(found[name], f"part {name!r} of the text")
     return found
 
 
