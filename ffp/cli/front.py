@@ -63,7 +63,8 @@ def prune(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=1, threads=changes["resources"].threads, offline=False)  # read by the imports
+    threads = changes["resources"].threads
+    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 
