@@ -19,7 +19,7 @@ from ffp.config.grid import (
     is_refitted,
     reads_grams,
 )  # fmt: skip
-from ffp.config.reading import Strict, first_fault, percent
+from ffp.config.reading import Seed, Strict, first_fault, percent
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
 
@@ -46,7 +46,7 @@ class PruneSettings(Strict):
     compensate: Compensation = Field("none", description="How what stays makes up for removed units.")
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     recover: Recover = Field(NO_RECOVERY, description="How quality is won back by training after structured pruning.")
-    seed: int = Field(0, ge=0, description="Seed of a search, and of recovery.")
+    seed: Seed = Field(0, description="Seed of a search, and of recovery.")
     bos: Bos = Field("auto", description="Where a BOS stands in the windows of every text; see the model's `bos`.")
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
