@@ -246,6 +246,28 @@ def test_a_folder_is_replaced_only_where_asked_and_where_ffp_wrote_it(folder, ca
     assert "was not written by ffp" in capsys.readouterr().err
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("out", "held"),
+    [(".", "/"), ("", "/"), ("..", "/"), ("/", "/"), ("new/..", "/"), ("mine", "mine/model"), ("mine/model", "mine/m"),
+     ("texts", "texts/docs.jsonl"), ("data", "data")],
+)  # fmt: skip
+def test_a_folder_that_the_run_reads_is_not_replaced(out, held, folder, capsys, no_search, monkeypatch):
+    """Each of these folders looks as if ffp had written it."""
+    shutil.copytree("source", "mine/model")
+    for name in ("texts", "data"):
+        (folder / name).mkdir()
+    shutil.copy("docs.jsonl", "texts")
+    for name in (".", "mine", "mine/model", "texts", "data"):
+        (folder / name / "ffp.json").write_text("{}")
+    before = sorted(folder.rglob("*"))
+    assert prune("mine/model", "--out", out, "--yes", "--data", "data", text="texts/docs.jsonl") == 2
+    lines = capsys.readouterr().err.splitlines()
+    shown = out or "."
+    assert len(lines) == 1 and f"{shown} would be replaced as a whole, but {held}" in lines[0], lines
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
     assert prune("source", "--out", "small", "--dry-run") == 0
     printed = capsys.readouterr().out
