@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from ffp.allocators import Search
@@ -279,10 +278,7 @@ def _check_format(request: PruneRequest, planned: Planned) -> None:
 def _time(pruned: Pruned, opened: OpenedModel) -> None:
     """Times the saved model beside the dense one, where there is memory for both."""
     log.info("timing both models")
-    try:
-        pruned.time_against(load_model(opened.folder, opened.config))
-    except (MemoryError, torch.OutOfMemoryError):
-        log.warning("the models were not timed: there is no memory for both")
+    pruned.time_against(lambda: load_model(opened.folder, opened.config))
 
 
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def prune(
         cut = cut_text(prunable, tokenizer, open_text(text, data=default_data()), asked, evaluate=evaluate)
         pruned = run(prunable, tokenizer, cut, asked, batch_tokens, dense_shape=dense_shape)
         if speed:
-            pruned.time_against(dense)
+            pruned.time_against(lambda: dense)
         return pruned
 
 

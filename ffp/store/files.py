@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ffp.core.errors import ArtifactError, FfpError, reason_of
+from ffp.core.errors import ArtifactError, FfpError, is_out_of_memory, reason_of
 from ffp.store.layout import ExportFiles
 from ffp.store.partials import partial
 
@@ -278,4 +278,6 @@ def _guarded(path: Path, load: Callable[[], T]) -> T:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing. Run the rule that makes it again.") from error
     except Exception as error:
+        if is_out_of_memory(error):  # the file may be sound
+            raise
         raise ArtifactError(f"{path} cannot be read: {reason_of(error)}. Delete it and run the rule again.") from error

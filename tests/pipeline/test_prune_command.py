@@ -68,6 +68,38 @@ def test_json_has_every_figure(folder, capsys):
     assert figures["params"]["kept"] < figures["params"]["dense"]
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("short", ["load_model", "measure_speed"])
+def test_where_both_models_have_no_memory_all_other_figures_are_kept(short, folder, capsys, caplog, monkeypatch):
+    """What torch really raises where a petabyte cannot be had, as the dense model is loaded again or both run."""
+    import torch
+
+    from ffp.models.checkpoint import load_model
+
+    def petabyte(*_):
+        return torch.empty(1 << 50)
+
+    loads = iter([load_model, petabyte])
+    if short == "load_model":
+        monkeypatch.setattr("ffp.pipeline.command.load_model", lambda *given: next(loads)(*given))
+    else:
+        monkeypatch.setattr("ffp.pipeline.result.measure_speed", petabyte)
+    assert prune("tiny", "--out", "small", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["dense"]["speed"] is None and figures["pruned"]["perplexity"]["value"] > 1
+    assert "the models were not timed: there is no memory for both" in caplog.text
+
+
+@pytest.mark.fault
+def test_a_sound_model_that_memory_is_too_small_for_is_not_called_damaged(folder, capsys, monkeypatch):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: torch.empty(1 << 50))
+    assert prune("source", "--out", "small") == 2
+    assert capsys.readouterr().err.startswith("ffp prune: out of memory. Lower batch_tokens")
+
+
 def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, tmp_path_factory, monkeypatch, caplog):
     with hubs.serve() as served:
         hubs.use(served.url, tmp_path_factory.mktemp("home"), monkeypatch)
