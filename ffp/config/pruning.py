@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator, model_validator
@@ -92,7 +92,8 @@ class PruneSettings(Strict):
 
 def prune_settings(
     sparsity: float, *, method: str | Method | None = None, params: Mapping[str, Any] | None = None,
-    tokens: int | None = None, granularity: str = "structured", compensate: str | None = None, **others: Any,
+    tokens: int | None = None, granularity: str = "structured", compensate: str | None = None,
+    units: Collection[str] = (), spell: Callable[[str], str] = str, **others: Any,
 ) -> PruneSettings:  # fmt: skip
     """Completes what a user asks for by the defaults.
 
@@ -103,11 +104,14 @@ def prune_settings(
         tokens: Tokens that a search may forward. Default: 24,576. Without a method, 0 means that nothing is searched.
         granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
         compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
+        units: Those of "align" and "attention_units" that are asked of the model besides.
+        spell: Returns how the caller's user writes an argument.
         **others: Further fields of PruneSettings. Where no method is named, units are removed in the order of `score:
             obs` and the search is compensated, if the result is by ridge; else in that of `score: pairwise`.
 
     Raises:
-        ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
+        ConfigError: A value is not accepted or would have no effect, or two do not go together; one line with the
+            remedy.
     """
     structured = granularity == "structured"
     if params and isinstance(method, Method):
@@ -125,11 +129,31 @@ def prune_settings(
     asked = {"sparsity": sparsity, "method": method, "granularity": granularity, "compensate": compensate}
     try:
         settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
+        _check_effects(settings, {*units, *others, *(("tokens",) if tokens else ())}, spell)
         if tokens is None or not isinstance(method, Search):
             return settings
         return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens)})
     except ValidationError as error:
         raise ConfigError(first_fault(error, PruneSettings)) from error
+
+
+def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:
+    """Refuses what is given and changes nothing with these settings."""
+    structured, granularity, method = settings.granularity == "structured", spell("granularity"), settings.method
+    units = not structured and f"on single weights. Take {granularity} structured"
+    idle = {
+        "pruner": structured and f"with structured pruning. Add {granularity} unstructured",
+        "align": units,
+        "attention_units": units,
+        "tokens": not isinstance(method, Search)
+        and f"with {method.name}, which searches nothing. Take a method that searches",
+        "recover": not settings.recover.wanted
+        and settings.recover != NO_RECOVERY
+        and "with the method none. Take lora",
+    }
+    for name, reason in idle.items():
+        if name in given and reason:
+            raise ConfigError(f"{spell(name)} has no effect {reason}, or leave it out.")
 
 
 def _second_order(ridge: bool, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,6 +278,7 @@ class Pruned:
     def _call(self) -> str:
         """The call of ffp.prune, for a model that was given in memory."""
         asked, units = self.settings, self.prunable
+        structured = asked.granularity == "structured"
         method = asked.method.model_dump(mode="json", exclude_defaults=True)
         given: dict[str, Any] = {
             "sparsity": asked.sparsity,
@@ -285,14 +286,13 @@ class Pruned:
             **({"params": method} if method else {}),
             "granularity": asked.granularity,
             "compensate": asked.compensate,
-            "pruner": asked.pruner,
+            **({} if structured else {"pruner": asked.pruner}),
             "seed": asked.seed,
             "bos": self.bos,
-            "align": units.align,
+            **({"align": units.align, "attention_units": units.attention_units} if structured else {}),
             "min_keep": units.min_keep,
             "keep_blocks": units.keep_blocks,
-            "attention_units": units.attention_units,
-            "dense_shape": self.dense_shape and asked.granularity == "structured",
+            "dense_shape": self.dense_shape and structured,
             "calibration": asked.calibration.model_dump(mode="json"),
             **({"search": asked.search.model_dump(mode="json")} if isinstance(asked.method, Search) else {}),
             **({"recover": asked.recover.model_dump(mode="json")} if asked.recover.wanted else {}),

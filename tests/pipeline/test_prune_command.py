@@ -47,6 +47,16 @@ def test_units_in_another_order_and_a_compensated_search_are_printed_and_repeat(
     assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
 
 
+def test_the_command_for_single_weights_is_accepted_again(folder, capsys):
+    tiny_yaml = folder / "config/models/tiny.yaml"
+    tiny_yaml.write_text(f"{tiny_yaml.read_text()}align: 8\n")
+    words = ("--granularity", "unstructured", "--pruner", "wanda", "--no-evaluate", "--out", "small")
+    assert prune("tiny", *words, text="docs") == 0
+    again = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ffp prune tiny"))
+    assert main([*shlex.split(again)[1:-1], "again"]) == 0, capsys.readouterr().err
+    assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
+
+
 def test_tasks_of_lm_eval_are_scored_before_and_after(folder, hub, tmp_path, monkeypatch, capsys):
     arc.push(hub, tmp_path / "arc-data", "Which", monkeypatch)
     words = ("--tasks", "ai2_arc", "--num-fewshot", "1", "--documents", "2", "--out", "small")
