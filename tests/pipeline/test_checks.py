@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from ffp import api
 from ffp.core.errors import AssetError, ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, check_token_ids
+from ffp.pipeline.host import host_memory
 from tests.helpers.families import CONFIGS, tiny
 
 CPU = torch.device("cpu")
@@ -38,19 +38,16 @@ def test_a_token_that_the_embedding_lacks_is_named_with_its_text():
         check_token_ids(windows, model)
 
 
-def host_kilobytes(name):
-    return int(re.search(rf"^{name}: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)[1])
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's table of memory")
 def test_memory_is_refused_beyond_the_whole_and_warned_of_beyond_what_is_free(caplog):
-    total, free = (1024 * host_kilobytes(name) for name in ("MemTotal", "MemAvailable"))
+    free, total = host_memory()
     caplog.set_level(logging.WARNING, "ffp")
     check_memory(free // 2, CPU)
     assert not caplog.messages
     check_memory(total, CPU)
     assert re.match(r"the model's jobs take about .* GB are free now\. Lower batch_tokens", caplog.messages[0])
-    with pytest.raises(ConfigError, match=rf"on cpu, which has {total / 1e9:.1f} GB\. Lower batch_tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"on cpu, which has {total / 1e9:.1f} GB for this process\. Lower batch_tokens"
+    ):
         check_memory(total + 1, CPU)
 
 
