@@ -7,6 +7,7 @@ checked where it is measured, see ffp.measure.calibration.check_finite.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def check_memory(needed: int, *devices: torch.device) -> None:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Checks that a folder can be made and filled; makes its parent and leaves nothing in it.
+    """Checks that a folder can be made and filled, by a file without a name in the nearest folder that is there.
 
     Args:
         folder: What will be written, or be made.
@@ -114,9 +115,8 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         ConfigError: The place is not writable, or has less space than that.
     """
-    parent = Path(folder).parent
+    parent = next(each for each in Path(folder).absolute().parents if os.path.lexists(each))
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent) as probe:
             probe.write(b"\0" * PROBE_BYTES)
             probe.flush()

@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,19 +60,24 @@ def test_memory_of_a_gpu_is_its_own():
         check_memory(total + 1, torch.device("cuda"))
 
 
-def test_a_disk_is_tried_and_measured_and_left_empty(tmp_path):
+def test_a_disk_is_tried_and_measured_and_left_as_it_was(tmp_path, monkeypatch):
     check_disk(tmp_path / "a/b/out", 1000)
-    assert list((tmp_path / "a/b").iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    for relative in ("a/b/out", "out"):
+        check_disk(Path(relative), 1000)
+    assert list(tmp_path.iterdir()) == []
     too_much = shutil.disk_usage(tmp_path).total + 1
     with pytest.raises(
         ConfigError, match=r"out takes about .* MB, but its disk has .* MB free\. Free the disk or name"
     ):
         check_disk(tmp_path / "a/b/out", too_much)
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ConfigError, match=r"^cannot write .*file/below/out: .*\. Free the disk or make the folder writ"
-    ):
-        check_disk(tmp_path / "file/below/out", 0)
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(
+            ConfigError, match=rf"^cannot write .*{name}/below/out: .*\. Free the disk or make the folder writ"
+        ):
+            check_disk(tmp_path / name / "below/out", 0)
 
 
 def scaled(factor, dtype):

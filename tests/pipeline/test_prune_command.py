@@ -311,11 +311,12 @@ def test_a_folder_that_the_run_reads_is_not_replaced(out, held, folder, capsys, 
 
 
 def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
-    assert prune("source", "--out", "small", "--dry-run") == 0
+    before = sorted(folder.rglob("*"))
+    assert prune("source", "--out", "new/folder/small", "--dry-run") == 0
     printed = capsys.readouterr().out
     for part in ("ffn-only", "3 blocks", "memory", "disk", "tokens"):
         assert part in printed, printed
-    assert not (folder / "small").exists()
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.bad_input
