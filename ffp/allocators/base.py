@@ -22,6 +22,8 @@ from ffp.core.problem import GRANULARITIES, Allocation, CostCurve, FloatArray, G
 if TYPE_CHECKING:
     from ffp.allocators.tracker import Tracker
 
+MAX_SEED = 2**32 - 1  # the largest that every library takes: that of numpy's RandomState
+
 
 @dataclass(frozen=True)
 class LinearStats:

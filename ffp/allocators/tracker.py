@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ffp.allocators.base import Reward, SearchBudget
+from ffp.allocators.base import MAX_SEED, Reward, SearchBudget
 from ffp.core.errors import ConfigError, FfpError
 from ffp.core.problem import Allocation, CostCurve, FloatArray, Gates, IntArray, PruningProblem
 from ffp.core.projection import kept_budget
@@ -53,7 +53,7 @@ class Tracker:
         problem: What the search answers.
         reward: Scores candidates.
         budget: Limits of the search.
-        seed: For libraries that take a number.
+        seed: For libraries that take a number, from 0 to MAX_SEED.
         initial_policy: Arrays of another search's policy to start from; empty for none.
         policy: Arrays of the policy that the search learned, set by it; empty for none.
         rows: The trace, one row per evaluation with the keys TRACE_COLUMNS, plain values only. `best` is the highest
@@ -73,13 +73,15 @@ class Tracker:
         seed: int,
         initial_policy: Arrays | None = None,
     ):
-        """Checks that the target is feasible and that the search text is long enough.
+        """Checks that the target is feasible, that the search text is long enough and that libraries take the seed.
 
         Raises:
             BudgetError: The target is infeasible.
-            ConfigError: The search text has too few windows.
+            ConfigError: The search text has too few windows, or the seed is too large.
         """
         kept_budget(problem)
+        if not 0 <= seed <= MAX_SEED:
+            raise ConfigError(f"seed = {seed} is not from 0 to {MAX_SEED}. Give another.")
         if budget.windows > reward.n_windows:
             raise ConfigError(
                 f"search.windows_per_evaluation = {budget.windows} exceeds search.windows = {reward.n_windows}. "

@@ -13,6 +13,7 @@ from ffp.assets.rows import rows_of
 from ffp.assets.splits import SHINGLE, Document, families, normalised, unit_hash
 from ffp.config import LocalSource
 from ffp.core.errors import AssetError
+from ffp.core.json_lines import SURROGATE
 from ffp.core.suggest import did_you_mean
 
 LOG = logging.getLogger("ffp")
@@ -75,6 +76,21 @@ def text_of(value: object, where: str) -> str:
     return value
 
 
+def check_documents(texts: Sequence[object], where: str) -> None:
+    """Raises AssetError for a document that is no string, or that has half of a surrogate pair; where: what holds it.
+
+    A tokenizer, a hash and a file take characters alone.
+    """
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise AssetError(f"a document of {where} is a {type(text).__name__}, {str(text)[:40]!r}. Give strings.")
+        if half := SURROGATE.search(text):
+            raise AssetError(
+                f"document {number} of {where} has {half[0]!a} at character {half.start() + 1}, half of a "
+                "surrogate pair, which is no character. Correct it, or leave it out."
+            )
+
+
 def sections(text: str) -> Iterator[str]:
     """Yields consecutive paragraphs of a text, joined until they have at least 2,000 characters."""
     held: list[str] = []
@@ -94,10 +110,9 @@ def split_documents(texts: Sequence[str]) -> dict[str, list[str]]:
     in whatever order they come.
 
     Raises:
-        AssetError: A document is no string, or fewer than four of them share nothing.
+        AssetError: A document is no string or has no UTF-8, or fewer than four of them share nothing.
     """
-    if odd := [text for text in texts if not isinstance(text, str)]:
-        raise AssetError(f"a document of the text is a {type(odd[0]).__name__}, {str(odd[0])[:40]!r}. Give strings.")
+    check_documents(texts, "the text")
     documents = []
     for position, text in enumerate(texts):
         if text.strip():

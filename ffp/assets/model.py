@@ -25,7 +25,7 @@ from ffp.assets.fetch import (
 from ffp.assets.folders import files_of
 from ffp.assets.pickled import BIN, BIN_INDEX, INDEX, WEIGHTS, convert_pickled
 from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
-from ffp.core.errors import AssetError, reason_of
+from ffp.core.errors import AssetError, is_out_of_memory, reason_of
 from ffp.store.files import whole
 from ffp.store.layout import downloads_of
 
@@ -233,7 +233,7 @@ def _convert_gguf(file: Path, into: Path, lm_head: LmHead) -> None:
     except AssetError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise AssetError(
             f"{file.name} cannot be converted to safetensors: {reason_of(error)}. If a package is missing, install "

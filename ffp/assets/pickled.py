@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, is_out_of_memory
 
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,6 +51,8 @@ def _read(file: Path) -> dict[str, Any]:
         # Files of PyTorch before 1.6 are no zip archives, and cannot be mapped into memory.
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise AssetError(
             f"weights {file.name} cannot be read as tensors alone, and nothing else of a pickle is read: they are "
             "damaged or hold objects. Get the file again, or use a source with *.safetensors."

@@ -12,7 +12,7 @@ import typer
 from ffp.cli import front as front  # first, since the help lists the commands in this order
 from ffp.cli import grid as grid
 from ffp.cli.app import app
-from ffp.core.errors import FfpError
+from ffp.core.errors import FfpError, is_out_of_memory
 from ffp.core.plain import one_line, printable
 from ffp.core.suggest import did_you_mean
 
@@ -44,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{_usage_fault(error)} See {name} --help."
     except FfpError as error:
         code, message = error.exit_code, str(error)
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        message = f"{what}. Check the path, its rights and the space on its disk."
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
-        if not (isinstance(error, MemoryError) or re.search(r"allocate.*memory|out of memory", str(error))):
+    except Exception as error:
+        if is_out_of_memory(error):
+            message = "out of memory. Lower batch_tokens, or give more (mem_mb of a grid's model)."
+        elif isinstance(error, OSError):
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            message = f"{what}. Check the path, its rights and the space on its disk."
+        else:
             raise
-        message = "out of memory. Lower batch_tokens, or give more (mem_mb of a grid's model)."
     if message:
         print(f"{name}: {one_line(message)}", file=sys.stderr)
     return code

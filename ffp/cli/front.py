@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from ffp.allocators import Search
 from ffp.cli import options
 from ffp.cli.app import FRONT, app, start_torch
 from ffp.config.assets import Resources
 from ffp.config.catalog import entries, find_entry
 from ffp.config.grid import EvaluationConfig
-from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, PruneSettings, prune_settings
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.cluster import cpu_count
@@ -57,13 +56,15 @@ def prune(
         **_sizes(context, calibration_tokens, _given(score=score), _given(compensated=compensated_search)),
         evaluation=_evaluation(context, documents, chat_template, system_prompt),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
+        units=_given(align=align, attention_units=attention_units), spell=_option,
     )  # fmt: skip
-    _check_effects(settings, _text(text), line)
+    _check_effects(_text(text), line)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
     )  # fmt: skip
-    start_torch(device or "auto", gpus=1, threads=changes["resources"].threads, offline=False)  # read by the imports
+    threads = changes["resources"].threads
+    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=threads, offline=False)  # read by the imports
     from ffp.models import formats
     from ffp.pipeline import command
 
@@ -104,25 +105,23 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_effects(settings: PruneSettings, text: str | list[Path] | None, line: typer.Context) -> None:
-    """Refuses options that stand on the command line and change nothing with these settings."""
+def _option(name: str) -> str:
+    """How the command line writes an argument."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_effects(text: str | list[Path] | None, line: typer.Context) -> None:
+    """Refuses options of this command alone that stand on the command line and change nothing."""
     given = {name for name in line.params if getattr(line.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    structured, tasks = settings.granularity == "structured", "tasks" not in given and "without tasks. Add --tasks"
-    units = not structured and "on single weights. Take --granularity structured"
+    tasks = "tasks" not in given and "without tasks. Add --tasks"
     idle = {
-        "pruner": structured and "with structured pruning. Add --granularity unstructured",
-        "align": units,
-        "attention_units": units,
-        "tokens": bool(line.params["tokens"])
-        and not isinstance(settings.method, Search)
-        and f"with {settings.method.name}, which searches nothing. Take a method that searches",
         "text_column": (text is None or isinstance(text, str)) and "without a file of rows. Add --text FILE",
         "offload": line.params["device"] == "cpu" and "on a CPU. Take another --device",
         **dict.fromkeys(("num_fewshot", "documents", "system_prompt", "chat_template"), tasks),
     }
     for name in line.params:
         if name in given and idle.get(name):
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect {idle[name]}, or leave it out.")
+            raise ConfigError(f"{_option(name)} has no effect {idle[name]}, or leave it out.")
     if {"dry_run", "as_json"} <= given:
         raise ConfigError("--dry-run prints no JSON. Leave out --json, or run it.")
 

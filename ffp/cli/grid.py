@@ -32,7 +32,7 @@ def validate(
       ffp validate --config config/grids/paper.yaml --tflops 300
     """
     experiment = Experiment(config)
-    start(experiment.models[experiment.grid.models[0]])
+    start(experiment.models[experiment.grid.models[0]], computes=False)
     from ffp.pipeline import plan
 
     if tflops is not None and not tflops > 0:
@@ -48,7 +48,7 @@ def cost(config: GridFile) -> None:
       ffp cost --config config/grids/demo.yaml
     """
     experiment = Experiment(config)
-    start(experiment.models[experiment.grid.models[0]])
+    start(experiment.models[experiment.grid.models[0]], computes=False)
     from ffp.pipeline import spent
 
     print(spent.compare(experiment))
@@ -133,7 +133,7 @@ def export(
       ffp export --config config/grids/demo.yaml --out pruned \
           --cell smollm2-135m/structured/s0.20/owl/seed0
     """
-    experiment, point = open_cell(config, cell)
+    experiment, point = open_cell(config, cell, computes=False)
     from ffp.models import formats
     from ffp.pipeline.export import export as write
 

@@ -22,11 +22,11 @@ CellDir = Annotated[Path, typer.Option("--out", help="Folder of the cell.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to make.")]
 
 
-def open_cell(config: Path, path: str) -> tuple[Experiment, Cell]:
-    """Returns the grid and one of its cells, with torch set up for the cell's model."""
+def open_cell(config: Path, path: str, *, computes: bool = True) -> tuple[Experiment, Cell]:
+    """Returns the grid and one of its cells, with torch set up for the cell's model; see start."""
     experiment = Experiment(config)
     cell = experiment.cell(path)
-    start(experiment.models[cell.model])
+    start(experiment.models[cell.model], computes=computes)
     return experiment, cell
 
 
@@ -38,9 +38,9 @@ def open_model(config: Path, model: str) -> Experiment:
     return experiment
 
 
-def start(model: ModelConfig) -> None:
-    """Sets torch up for a model."""
-    start_torch(model.device, gpus=model.resources.gpu, threads=model.resources.threads)
+def start(model: ModelConfig, *, computes: bool = True) -> None:
+    """Sets torch up for a model; computes: False for a command that leaves GPUs to others and waits for none."""
+    start_torch(model.device, gpus=model.resources.gpu if computes else 0, threads=model.resources.threads)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -95,7 +95,7 @@ def preflight(
         raise ConfigError(
             f"{experiment.file} reads the texts {', '.join(names)}: give --text-dir {len(names)} times, in this order."
         )
-    start(experiment.models[model])
+    start(experiment.models[model], computes=False)
     from ffp.pipeline import planned
 
     planned.check_model(experiment, model, model_dir, dict(zip(names, text_dir, strict=True)), tasks_dir, out)
@@ -146,7 +146,7 @@ def allocate(
           --model-dir data/models/smollm2-135m \
           --calibration data/calibration/smollm2-135m --out results/cells/$CELL
     """
-    experiment, point = open_cell(config, cell)
+    experiment, point = open_cell(config, cell, computes=reuse is None)
     origin = experiment.init_cell(point)
     if (origin is None) != (init is None):
         wanted = f"--init with the folder of {origin.path}" if origin else "no --init"

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Strict, Title, WorkflowPath, entry_name, percent
+from ffp.config.reading import Count, KeepBlocks, Name, Seed, Strict, Title, WorkflowPath, entry_name, percent
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -100,7 +100,7 @@ class EvaluationConfig(Strict):
     context: Count = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
     windows: int = Field(0, ge=0, description="Windows of the test text; 0 for all.")
     documents: int = Field(0, ge=0, description="Documents of each task, drawn at random; 0 for all (lm-eval: limit).")
-    seed: int = Field(0, description="Seed of that draw.")
+    seed: Seed = Field(0, description="Seed of that draw.")
     chat_template: bool = Field(
         False,
         exclude_if=operator.not_,
@@ -227,7 +227,7 @@ class GridConfig(Strict):
     )
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     methods: tuple[Name, ...] = Field(min_length=1, description="Methods: registered names, or names in `variants`.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0,),
         min_length=1,
         description="Seeds of every search; methods that draw nothing run with the first one only.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator, model_validator
@@ -19,7 +19,7 @@ from ffp.config.grid import (
     is_refitted,
     reads_grams,
 )  # fmt: skip
-from ffp.config.reading import Strict, first_fault, percent
+from ffp.config.reading import Seed, Strict, first_fault, percent
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
 
@@ -46,7 +46,7 @@ class PruneSettings(Strict):
     compensate: Compensation = Field("none", description="How what stays makes up for removed units.")
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     recover: Recover = Field(NO_RECOVERY, description="How quality is won back by training after structured pruning.")
-    seed: int = Field(0, ge=0, description="Seed of a search, and of recovery.")
+    seed: Seed = Field(0, description="Seed of a search, and of recovery.")
     bos: Bos = Field("auto", description="Where a BOS stands in the windows of every text; see the model's `bos`.")
     calibration: CalibrationConfig = CALIBRATION
     search: SearchConfig = SEARCH
@@ -92,7 +92,8 @@ class PruneSettings(Strict):
 
 def prune_settings(
     sparsity: float, *, method: str | Method | None = None, params: Mapping[str, Any] | None = None,
-    tokens: int | None = None, granularity: str = "structured", compensate: str | None = None, **others: Any,
+    tokens: int | None = None, granularity: str = "structured", compensate: str | None = None,
+    units: Collection[str] = (), spell: Callable[[str], str] = str, **others: Any,
 ) -> PruneSettings:  # fmt: skip
     """Completes what a user asks for by the defaults.
 
@@ -104,12 +105,15 @@ def prune_settings(
         tokens: Tokens that a search may forward. Default: 24,576. Without a method, 0 means that nothing is searched.
         granularity: "structured", "unstructured", "n-of-4" or "n-of-8".
         compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
+        units: Those of "align" and "attention_units" that are asked of the model besides.
+        spell: Returns how the caller's user writes an argument.
         **others: Further fields of PruneSettings. Where no method is named and one searches, units are removed in the
             order of `score: obs` and the search is compensated, if the result is by ridge; else in that of `score:
             pairwise`.
 
     Raises:
-        ConfigError: A value is not accepted, or two do not go together; one line with the remedy.
+        ConfigError: A value is not accepted or would have no effect, or two do not go together; one line with the
+            remedy.
     """
     structured = granularity == "structured"
     if params and isinstance(method, Method):
@@ -127,11 +131,31 @@ def prune_settings(
     asked = {"sparsity": sparsity, "method": method, "granularity": granularity, "compensate": compensate}
     try:
         settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
+        _check_effects(settings, {*units, *others, *(("tokens",) if tokens else ())}, spell)
         if tokens is None or not isinstance(method, Search):
             return settings
         return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens)})
     except ValidationError as error:
         raise ConfigError(first_fault(error, PruneSettings)) from error
+
+
+def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:
+    """Refuses what is given and changes nothing with these settings."""
+    structured, granularity, method = settings.granularity == "structured", spell("granularity"), settings.method
+    units = not structured and f"on single weights. Take {granularity} structured"
+    idle = {
+        "pruner": structured and f"with structured pruning. Add {granularity} unstructured",
+        "align": units,
+        "attention_units": units,
+        "tokens": not isinstance(method, Search)
+        and f"with {method.name}, which searches nothing. Take a method that searches",
+        "recover": not settings.recover.wanted
+        and settings.recover != NO_RECOVERY
+        and "with the method none. Take lora",
+    }
+    for name, reason in idle.items():
+        if name in given and reason:
+            raise ConfigError(f"{spell(name)} has no effect {reason}, or leave it out.")
 
 
 def _second_order(ridge: bool, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pydantic import (
 )  # fmt: skip
 from pydantic_core import ErrorDetails
 
+from ffp.allocators.base import MAX_SEED
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path, one_line
@@ -36,6 +37,7 @@ PATTERNS = {  # in words, for errors
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 Title = Annotated[str, AfterValidator(one_line)]  # free text that is shown to readers

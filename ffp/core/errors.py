@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
+# What torch, CUDA, cuBLAS, safetensors and numpy say where an allocation fails; they share no type of error.
+NO_MEMORY = re.compile(r"out of memory|not enough memory|allocate.*memory|ALLOC_FAILED", re.IGNORECASE)
+
 
 class FfpError(Exception):
     """Base of all errors that a user can correct. Exit code 2."""
@@ -30,3 +36,10 @@ class ArtifactError(FfpError):
 def reason_of(error: BaseException) -> str:
     """Returns what an error of another library says, as part of a sentence: one line of at most 200 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(" .")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of any library says that the machine or a GPU has no memory left."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return not isinstance(error, FfpError) and bool(NO_MEMORY.search(str(error)))

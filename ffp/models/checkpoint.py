@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from ffp.config import ModelConfig
-from ffp.core.errors import ArtifactError, ConfigError, reason_of
+from ffp.core.errors import ArtifactError, ConfigError, is_out_of_memory, reason_of
 from ffp.models import modeling_pruned
 from ffp.models.families import family_of
 from ffp.models.placement import choose_device, offload
@@ -49,6 +49,8 @@ def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto"
             folder, use_safetensors=True, output_loading_info=True, **options, **LOCAL
         )
     except LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise ArtifactError(f"checkpoint {folder} cannot be loaded: {reason_of(error)}. Export it again.") from error
     if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise ArtifactError(f"checkpoint {folder} does not fit its config.json at {lost[0]}. Export it again.")
@@ -118,6 +120,8 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
             **LOCAL,
         )
     except LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise ArtifactError(f"model in {folder} cannot be loaded: {reason_of(error)}. Get its files again.") from error
     if config.offload:
         offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype_of(model, config))
@@ -192,6 +196,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # the Rust library raises Exception itself; a damaged file, whatever comes of it
+        if is_out_of_memory(error):
+            raise
         raise ArtifactError(
             f"tokenizer in {folder} cannot be loaded: {reason_of(error)}. Get its files again."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -292,19 +293,30 @@ class PrunableModel:
         ]
         return self._module(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], bundle=align)
 
+    def _params(self, segment: Segment) -> int:
+        """Parameters of a segment's rows or columns of one unit, or of its fixed rows."""
+        linear = self.linear(segment.linear)
+        biased = linear.bias is not None and segment.axis == 0
+        across = linear.in_features if segment.axis == 0 else linear.out_features
+        return int(segment.width * (across + biased))
+
+    def params_without(self, keep: Sequence[int]) -> int:
+        """Returns the parameters of the dense model that leave with all but `keep` units of each decision.
+
+        With an attention's last query head go its KV heads, which belong to none of them.
+        """
+        gone = 0
+        for module, kept in zip(self.modules, keep, strict=True):
+            gone += (module.decision.n_units - int(kept)) * module.decision.params_per_unit
+            gone += 0 if kept else sum(self._params(segment) for segment in module.segments if segment.fixed)
+        return gone
+
     def _module(
         self, block: int, kind: str, n: int, segments: list[Segment], *, bundle: int, per_group: int = 0
     ) -> PrunableModule:
         """Counts the parameters behind one of `n` heads, KV groups or channels."""
-        params = fixed = 0
-        for segment in segments:
-            linear = self.linear(segment.linear)
-            biased = linear.bias is not None and segment.axis == 0
-            across = linear.in_features if segment.axis == 0 else linear.out_features
-            if segment.fixed:
-                fixed += segment.width * (across + biased)
-            else:
-                params += segment.width * (across + biased)
+        params = sum(self._params(segment) for segment in segments if not segment.fixed)
+        fixed = sum(self._params(segment) for segment in segments if segment.fixed)
         output = segments[-1].linear
         bias = self.linear(output).bias
         name = f"block{block:02d}.{kind}"

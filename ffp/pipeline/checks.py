@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from ffp.config import GridConfig, ModelConfig
 from ffp.core.errors import AssetError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.core.projection import kept_budget
+from ffp.pipeline.host import host_memory
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
@@ -86,34 +86,27 @@ def check_memory(needed: int, *devices: torch.device) -> None:
 
     Args:
         needed: Bytes, all devices together.
-        devices: One, or several over which a model is spread. The memory of a CPU, and of MPS, is the machine's.
+        devices: One, or several over which a model is spread. The memory of a CPU, and of MPS, is the machine's,
+            as far as its control groups let this process have it.
 
     Raises:
         ConfigError: They have less memory than that in all.
     """
-    found = [torch.cuda.mem_get_info(one) if one.type == "cuda" else _host_memory() for one in devices]
+    found = [torch.cuda.mem_get_info(one) if one.type == "cuda" else host_memory() for one in devices]
     free, total = (sum(column) for column in zip(*found, strict=True))
     what = f"about {needed / 1e9:.1f} GB of memory on {', '.join(map(str, devices))}"
     remedy = "Lower batch_tokens, choose a shorter dtype or (with a GPU) offload: true"
     if needed > total:
         raise ConfigError(
-            f"the model's jobs take {what}, which has {total / 1e9:.1f} GB. {remedy}, or a larger machine."
+            f"the model's jobs take {what}, which has {total / 1e9:.1f} GB for this process. {remedy}, or a larger "
+            "machine."
         )
     if needed > free:
         log.warning("the model's jobs take %s, where %.1f GB are free now. %s.", what, free / 1e9, remedy)
 
 
-def _host_memory() -> tuple[int, int]:
-    """Free and all bytes of this machine's memory; where the free ones are not told, all."""
-    if (table := Path("/proc/meminfo")).is_file():
-        sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", table.read_text(), re.MULTILINE))
-        return 1024 * int(sizes["MemAvailable"]), 1024 * int(sizes["MemTotal"])
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total, total
-
-
 def check_disk(folder: Path, needed: int) -> None:
-    """Checks that a folder can be made and filled; makes its parent and leaves nothing in it.
+    """Checks that a folder can be made and filled, by a file without a name in the nearest folder that is there.
 
     Args:
         folder: What will be written, or be made.
@@ -122,9 +115,8 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         ConfigError: The place is not writable, or has less space than that.
     """
-    parent = Path(folder).parent
+    parent = next(each for each in Path(folder).absolute().parents if os.path.lexists(each))
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent) as probe:
             probe.write(b"\0" * PROBE_BYTES)
             probe.flush()

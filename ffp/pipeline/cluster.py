@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from ffp.core.plain import fault_of_path
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.locks import try_lock
 
+log = logging.getLogger("ffp")
 # Keys of a model's resources, and what the plug-in of Snakemake calls them.
 SLURM_RESOURCES = {
     "partition": "slurm_partition",
@@ -160,11 +162,16 @@ def claim_gpus(wanted: int) -> None:
     Args:
         wanted: Number of GPUs.
     """
-    known = gpus()
+    known = gpus() if wanted > 0 else []
     if not 0 < wanted < len(known):
         return
-    while not (mine := _lock_free(known, wanted)):
+    mine = _lock_free(known, wanted)
+    if not mine:
+        what = "a GPU" if wanted == 1 else f"{wanted} GPUs"
+        log.info("waiting for %s: other jobs of this user hold too many of %s", what, ", ".join(known))
+    while not mine:
         time.sleep(1)
+        mine = _lock_free(known, wanted)
     _claimed.extend(mine.values())
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from ffp.allocators import Search
 from ffp.api import BATCH_TOKENS
 from ffp.assets.stock import check_tasks, stock_index
 from ffp.assets.tasks import fetch_tasks
-from ffp.config import TasksConfig, read_part
+from ffp.config import LocalSource, TasksConfig, read_part
 from ffp.config.assets import StockTask
 from ffp.config.bos import IN_WORDS
 from ffp.config.catalog import entries, find_entry
@@ -92,7 +92,8 @@ def prune(request: PruneRequest) -> Pruned:
     request, opened, text, config = ready.request, ready.opened, ready.text, ready.opened.config
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, **config.units)
-    work = Work(request.out.with_name(f".{request.out.name}.work"), _identity(request, opened, text))
+    out = Path(os.path.abspath(request.out))  # "." has no name
+    work = Work(out.with_name(f".{out.name}.work"), _identity(request, opened, text))
     pruned = run(
         prunable, ready.tokenizer, ready.cut(), request.settings, batch_tokens=config.batch_tokens,
         dense_shape=request.format.zeros, work=work,
@@ -138,6 +139,7 @@ def _make_ready(request: PruneRequest) -> _Ready:
     check_new_folder(request.out, overwrite=request.overwrite)
     tasks = _open_tasks(request)
     opened = open_model(request.model, data=request.data, changes=request.changes)
+    check_new_folder(request.out, overwrite=request.overwrite, inputs=_inputs(request, opened))
     text = open_text(request.text, data=request.data, column=request.column)
     request, tokenizer = _on(request, opened), load_tokenizer(opened.folder)
     settings, found = request.settings, estimate(opened.folder, opened.config, request.settings)
@@ -157,6 +159,13 @@ def _make_ready(request: PruneRequest) -> _Ready:
     )  # fmt: skip
     preflight(planned, Check("the format can hold the model", (), "evaluate", partial(_check_format, request)))
     return _Ready(request, opened, text, tokenizer, tasks, found, cut)
+
+
+def _inputs(request: PruneRequest, opened: OpenedModel) -> list[Path]:
+    """The files and folders that a run reads."""
+    source, text = opened.config.source, request.text
+    given = [Path(source.path).expanduser()] if isinstance(source, LocalSource) else []
+    return [opened.folder, request.data, *given, *(() if text is None or isinstance(text, str) else text)]
 
 
 def _on(request: PruneRequest, opened: OpenedModel) -> PruneRequest:
@@ -210,10 +219,10 @@ def command(request: PruneRequest, opened: OpenedModel, prunable: PrunableModel)
         "calibration-tokens": settings.calibration.windows * settings.calibration.context,
         "context": settings.calibration.context,
         "seed": settings.seed,
-        "align": model.align if model.align > 1 else None,
+        "align": model.align if structured and model.align > 1 else None,
         "min-keep": model.min_keep if model.min_keep != 1 else None,
         "keep-blocks": model.keep_blocks or None,
-        "attention-units": prunable.attention_units if prunable.kv_heads < prunable.heads else None,
+        "attention-units": prunable.attention_units if structured and prunable.kv_heads < prunable.heads else None,
         "bos": model.bos,
         "dtype": model.dtype,
         "device": model.device,
@@ -269,10 +278,7 @@ def _check_format(request: PruneRequest, planned: Planned) -> None:
 def _time(pruned: Pruned, opened: OpenedModel) -> None:
     """Times the saved model beside the dense one, where there is memory for both."""
     log.info("timing both models")
-    try:
-        pruned.time_against(load_model(opened.folder, opened.config))
-    except (MemoryError, torch.OutOfMemoryError):
-        log.warning("the models were not timed: there is no memory for both")
+    pruned.time_against(lambda: load_model(opened.folder, opened.config))
 
 
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def prune(
     """
     _check_call(prune, model, tokenizer, settings)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
-    asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, **settings)
+    given = _given_units(align, attention_units)
+    asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, units=given, **settings)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     with for_inference(model if in_place else copy.deepcopy(model)) as target:
@@ -85,7 +86,7 @@ def prune(
         cut = cut_text(prunable, tokenizer, open_text(text, data=default_data()), asked, evaluate=evaluate)
         pruned = run(prunable, tokenizer, cut, asked, batch_tokens, dense_shape=dense_shape)
         if speed:
-            pruned.time_against(dense)
+            pruned.time_against(lambda: dense)
         return pruned
 
 
@@ -123,8 +124,9 @@ def allocate(
     """
     _check_call(allocate, model, tokenizer, settings)
     asked = prune_settings(
-        sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed, **settings
-    )
+        sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed,
+        units=_given_units(align, attention_units), **settings,
+    )  # fmt: skip
     opened = open_text(text, data=default_data())
     with for_inference(model):
         prunable = PrunableModel(
@@ -182,6 +184,12 @@ def run(
         seconds=phases.seconds, dense_shape=dense_shape or settings.granularity != "structured",
         recovery=recovery, before=before,
     )  # fmt: skip
+
+
+def _given_units(align: int, attention_units: str) -> list[str]:
+    """What is asked of the units beyond the defaults."""
+    asked = {"align": align != 1, "attention_units": attention_units != "kv-groups"}
+    return [name for name, given in asked.items() if given]
 
 
 def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settings: Iterable[str]) -> None:

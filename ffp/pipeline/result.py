@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ffp.allocators import Search
 from ffp.config import Cell, LocalSource, ModelConfig
 from ffp.config.bos import IN_WORDS, PlacedBos
 from ffp.config.pruning import PruneSettings
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ConfigError, is_out_of_memory
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery
 from ffp.measure.speed import Speed, measure_speed
@@ -32,6 +33,7 @@ from ffp.store.task_scores import Metric, scored_tasks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger("ffp")
 PPL_KEYS = ("value", "stderr", "n_tokens", "context", "bos")
 SPEED_PROMPT = 512  # tokens of the prompt that is timed, at most
 Row = tuple[str, str, str, str]
@@ -161,12 +163,23 @@ class Pruned:
         )  # fmt: skip
         return Path(folder)
 
-    def time_against(self, dense: Any) -> None:
-        """Times a prompt and generation beside the dense model, which lies on the same device."""
-        started, positions = time.perf_counter(), int(dense.config.max_position_embeddings)
-        length = min(SPEED_PROMPT, positions // 2)
-        prompt = torch.arange(length)[None] % int(dense.config.vocab_size)
-        speeds = measure_speed({"dense": dense, "pruned": self.model}, prompt)
+    def time_against(self, load: Callable[[], Any]) -> None:
+        """Times a prompt and generation beside the dense model; logs a warning where there is no memory for both.
+
+        Args:
+            load: Returns the dense model, on the same device.
+        """
+        started = time.perf_counter()
+        try:
+            dense = load()
+            length = min(SPEED_PROMPT, int(dense.config.max_position_embeddings) // 2)
+            prompt = torch.arange(length)[None] % int(dense.config.vocab_size)
+            speeds = measure_speed({"dense": dense, "pruned": self.model}, prompt)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("the models were not timed: there is no memory for both")
+            return
         self.dense.speed, self.pruned.speed = speeds["dense"], speeds["pruned"]
         self.seconds["time both models"] = time.perf_counter() - started
 
@@ -265,6 +278,7 @@ class Pruned:
     def _call(self) -> str:
         """The call of ffp.prune, for a model that was given in memory."""
         asked, units = self.settings, self.prunable
+        structured = asked.granularity == "structured"
         method = asked.method.model_dump(mode="json", exclude_defaults=True)
         given: dict[str, Any] = {
             "sparsity": asked.sparsity,
@@ -272,14 +286,13 @@ class Pruned:
             **({"params": method} if method else {}),
             "granularity": asked.granularity,
             "compensate": asked.compensate,
-            "pruner": asked.pruner,
+            **({} if structured else {"pruner": asked.pruner}),
             "seed": asked.seed,
             "bos": self.bos,
-            "align": units.align,
+            **({"align": units.align, "attention_units": units.attention_units} if structured else {}),
             "min_keep": units.min_keep,
             "keep_blocks": units.keep_blocks,
-            "attention_units": units.attention_units,
-            "dense_shape": self.dense_shape and asked.granularity == "structured",
+            "dense_shape": self.dense_shape and structured,
             "calibration": asked.calibration.model_dump(mode="json"),
             **({"search": asked.search.model_dump(mode="json")} if isinstance(asked.method, Search) else {}),
             **({"recover": asked.recover.model_dump(mode="json")} if asked.recover.wanted else {}),

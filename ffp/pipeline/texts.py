@@ -12,7 +12,7 @@ import torch
 
 from ffp.allocators.base import Search
 from ffp.api import Windows
-from ffp.assets.documents import read_text_files, split_documents
+from ffp.assets.documents import check_documents, read_text_files, split_documents
 from ffp.assets.text import fetch_text
 from ffp.config import TextConfig, read_part
 from ffp.config.catalog import entries, find_entry
@@ -47,18 +47,16 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
 
     Args:
         text: The name of a text of the catalog, a file or files (.txt, .jsonl, .parquet), documents as strings, or
-            documents by split, already disjoint. None for the default text.
+            lists of documents by part, already disjoint. None for the default text.
         data: Folder to fetch texts of the catalog into.
         column: Field of a row that holds the text, for files.
 
     Raises:
-        ConfigError: There is no such name or file.
-        AssetError: It cannot be fetched or read.
+        ConfigError: There is no such name or file, files stand beside strings, or a part is no list.
+        AssetError: It cannot be fetched or read, or a document is no string of characters.
     """
     if isinstance(text, Mapping):
-        if unknown := text.keys() - set(SPLITS):
-            raise ConfigError(f"text has a part {min(unknown)!r}: {did_you_mean(min(unknown), SPLITS)}")
-        return SplitText("given text", text)
+        return SplitText("given text", _parts(text))
     if text is None or isinstance(text, str):
         entry = find_entry("texts", text or DEFAULT_TEXT)
         if entry is not None:
@@ -75,9 +73,42 @@ def open_text(text: AnyText | None, *, data: Path, column: str = "text") -> Spli
     if not isinstance(text, Iterable):
         raise ConfigError(f"text is a {type(text).__name__}. Give a list of strings, files, or the name of a text.")
     given: list[Any] = list(text)
-    files = [each for each in given if isinstance(each, Path)]
+    files = _files(given)
     title = one_line(" + ".join(file.name for file in files)) or "given text"
     return SplitText(title, split_documents(read_text_files(files, column) if files else given))
+
+
+def _files(given: list[Any]) -> list[Path]:
+    """The files, where files are given and no strings; ConfigError where what is given would be lost or misread."""
+    files = [each for each in given if isinstance(each, Path)]
+    others = [each for each in given if not isinstance(each, Path)]
+    if files and others:
+        raise ConfigError(
+            f"text has the file {files[0]} and a {type(others[0]).__name__}, {str(others[0])[:40]!r}. Give files alone "
+            "(pathlib.Path), or strings alone."
+        )
+    if others and all(isinstance(each, str) and _is_file(each) for each in others):
+        raise ConfigError(
+            f"text is a list of strings that name files, as {others[0]!r}: a string is a document. Give files as "
+            "pathlib.Path."
+        )
+    return files
+
+
+def _parts(text: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """The documents of each part that is given; an FfpError where one is no list of strings."""
+    found = {}
+    for name, documents in text.items():
+        if name not in SPLITS:
+            raise ConfigError(f"text has a part {name!r}: {did_you_mean(str(name), SPLITS)}")
+        if isinstance(documents, str | Path) or not isinstance(documents, Iterable):
+            raise ConfigError(
+                f"part {name!r} of text is a {type(documents).__name__}, {str(documents)[:40]!r}. Give a list of "
+                "strings, each a document."
+            )
+        found[name] = list(documents)
+        check_documents(found[name], f"part {name!r} of the text")
+    return found
 
 
 def _is_file(text: str) -> bool:

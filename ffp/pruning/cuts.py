@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -134,7 +133,7 @@ class StructuredCut:
         dense = prunable.model_params()
         mask(prunable, masks)
         load_updates(prunable, spread_updates(prunable, masks, updates))
-        return problem.sparsity_of(keep), dense - int(np.dot(problem.n_units - keep, problem.params_per_unit))
+        return problem.sparsity_of(keep), dense - prunable.params_without(keep)
 
 
 @dataclass(frozen=True)

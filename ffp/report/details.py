@@ -1,7 +1,9 @@
 """Collects what stands behind one cell: figures, settings, digests, versions, logs, and the commands to repeat it."""
 
+import itertools
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ffp.config import Experiment
@@ -106,8 +108,16 @@ def shared(experiment: Experiment, model: str) -> dict[str, Any]:
 
 
 def command(step: str, **options: Any) -> str:
-    """Returns an ffp command line, quoted for a shell; an option is given once for each value of a list."""
+    """Returns an ffp command line, quoted for a shell; an option is given once for each value of a list.
+
+    Paths in the working folder are relative to it, however they were given.
+    """
     given = [(name, value if isinstance(value, list) else [value]) for name, value in options.items()]
-    return shell_line(
-        ["ffp", *step.split(), *(word for name, values in given for each in values for word in (f"--{name}", each))]
-    )
+    words = ((f"--{name}", _short(each)) for name, values in given for each in values)
+    return shell_line(["ffp", *step.split(), *itertools.chain.from_iterable(words)])
+
+
+def _short(value: object) -> object:
+    if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
+        return value.relative_to(Path.cwd())
+    return value

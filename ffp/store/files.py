@@ -13,14 +13,14 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ffp.core.errors import ArtifactError, FfpError, reason_of
+from ffp.core.errors import ArtifactError, FfpError, is_out_of_memory, reason_of
 from ffp.store.layout import ExportFiles
 from ffp.store.partials import partial
 
@@ -61,7 +61,7 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         FfpError: `path` exists, the disk is full or the folder cannot be written.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
     check_new_folder(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +92,26 @@ def swap_folder(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_new_folder(path: Path, *, overwrite: bool) -> None:
+def check_new_folder(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Checks that a folder can be made, or replaced.
 
+    Args:
+        path: The folder.
+        overwrite: Replace a folder that ffp wrote.
+        inputs: What is read while it is replaced.
+
     Raises:
-        FfpError: It is there and must not be overwritten.
+        FfpError: It is there and must not be overwritten, or the current folder or an input lies in it.
     """
-    if path.exists() and not overwrite:
+    folder = Path(os.path.abspath(path))
+    if not folder.exists():
+        return
+    if not overwrite:
         raise FfpError(f"{path} exists and is not overwritten. Give another --out, or delete it.")
-    if path.exists() and not ExportFiles(path).manifest.is_file():
+    for each in (Path.cwd(), *inputs):
+        if each.resolve().is_relative_to(folder.resolve()):
+            raise FfpError(f"{path} would be replaced as a whole, but {each} lies in it. Give another --out.")
+    if not ExportFiles(folder).manifest.is_file():
         raise FfpError(f"{path} exists and was not written by ffp (it has no ffp.json). Give another --out.")
 
 
@@ -280,4 +291,6 @@ def _guarded(path: Path, load: Callable[[], T]) -> T:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing. Run the rule that makes it again.") from error
     except Exception as error:
+        if is_out_of_memory(error):  # the file may be sound
+            raise
         raise ArtifactError(f"{path} cannot be read: {reason_of(error)}. Delete it and run the rule again.") from error

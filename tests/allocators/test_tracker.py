@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from ffp.allocators.base import Reward, SearchBudget
+from ffp.allocators import create
+from ffp.allocators.base import MAX_SEED, Reward, Search, SearchBudget
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import TRACE_COLUMNS, Exhausted, Tracker, best_first
 from ffp.core import projection
@@ -54,6 +55,22 @@ def test_cost_curves_of_the_synthetic_reward_are_exact():
             other = Allocation(start.problem_id, tuple(int(k) if i == j else u for j, u in enumerate(start.keep)))
             ratio = reward(other, windows=(0, 3)) / reward(start, windows=(0, 3))
             assert -np.log(ratio) == pytest.approx(slope + curvature, abs=1e-12)
+
+
+def test_a_library_takes_the_largest_seed_and_no_larger_one_is_taken():
+    problem, search = structured_problem(), create("cma-es", {})
+    assert isinstance(search, Search)
+
+    def seeded(seed):
+        return Tracker(problem, SyntheticReward(problem), SearchBudget(8, 2, 2), method="cma-es", seed=seed)
+
+    first, last = seeded(0), seeded(MAX_SEED)
+    for each in (first, last):
+        search.run(each, np.random.default_rng(0))
+    assert first.rows != last.rows
+    for seed in (MAX_SEED + 1, -1):
+        with pytest.raises(ConfigError, match=rf"^seed = {seed} is not from 0 to 4294967295\. Give another\.$"):
+            seeded(seed)
 
 
 def test_rows_say_what_was_scored():

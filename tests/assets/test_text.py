@@ -234,6 +234,11 @@ def test_documents_limits_a_corpus_whatever_the_order(tmp_path: Path) -> None:
         ([{"text": "  "}], {}, "'c' has no document with text"),
         ([{"text": "one"}], {}, "got no document. Add documents"),
         ([{"text": "one"}], {"between": ["<", ">"]}, "nothing between '<' and '>': 'one'"),
+        (
+            [{"text": "one"}, {"text": "\ud83d"}],
+            {},
+            "cannot be read as jsonl: line 2 has '\\ud83d', half of a surrogate",
+        ),
         ([{"text": "one"}], {"reader": "parquet"}, "cannot be read as parquet"),
         ([{"text": "one"}], {"reader": "olmo-requests"}, "the request in line 1 has no 'doc'"),
     ],

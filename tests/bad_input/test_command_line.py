@@ -16,7 +16,7 @@ ALLOCATE = ("allocate", *CONFIG, "--model-dir", "data/models/tiny", "--calibrati
 PRUNE = ("prune", "x", "--sparsity", "0.3", "--out", "out")
 BELOW = {
     "--threads": "-5", "--batch-tokens": "0", "--min-keep": "-1", "--num-fewshot": "-1", "--recover-rank": "0",
-    "--recover-tokens": "-1", "--seed": "-1", "--tokens": "-1",
+    "--recover-tokens": "-1", "--tokens": "-1",
 }  # fmt: skip
 
 
@@ -63,6 +63,8 @@ CASES = [
          code=ARTIFACT),
     *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
       for option, value in BELOW.items()),
+    *(case(f"{value} for --seed", *PRUNE, "--seed", value, says="value for '--seed': .*(greater|less) than or equal to")
+      for value in ("-1", "4294967296", str(2**64))),
     case("tokens of no search", *PRUNE, "--method", "owl", "--tokens", "100",
          says="--tokens has no effect with owl, which searches nothing. Take a method that searches, or leave it out"),
     case("a pruner of units", *PRUNE, "--pruner", "wanda",

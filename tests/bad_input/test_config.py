@@ -105,6 +105,8 @@ CASES = [
     Case("a name that is an option", grid(text="--help"), "text = '--help': a name of a file"),
     Case("a name of 70 letters", grid(text="a" * 70), "text = 'aaa.*a name of a file"),
     Case("a negative seed", grid(seeds=[-1]), "seeds.0 = '-1': Input should be greater than or equal to 0"),
+    Case("a seed that numpy lacks", grid(seeds=[2**32]), "seeds.0 = '4294967296': Input should be less than or equal"),
+    Case("a negative seed of a draw", grid(evaluation={"seed": -1}), "evaluation.seed = '-1': Input should be greater"),
     Case("half a seed", grid(seeds=[0.5]), "seeds.0 = '0.5': Input should be a valid integer"),
     Case("no window", grid(calibration__windows=0), "calibration.windows = '0': .*greater than or equal to 1"),
     Case("a negative number of evaluations", grid(search__evaluations=-5), "search.evaluations = '-5'"),

@@ -8,6 +8,7 @@ import pytest
 
 from ffp.config.grid import CalibrationConfig
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
+from ffp.core.errors import ConfigError
 
 
 def chosen(settings: PruneSettings) -> tuple[str, Any, str, bool]:
@@ -38,6 +39,13 @@ GUIDED = "fastforward-guided"
 )
 def test_what_is_not_said_follows_from_what_is(given: dict[str, Any], expected: tuple[str, Any, str, bool]) -> None:
     assert chosen(prune_settings(0.3, **given)) == expected
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_seed_that_a_library_would_refuse_late_is_refused(seed: int) -> None:
+    assert prune_settings(0.3, seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(ConfigError, match=rf"^seed = '{seed}': Input should be (greater|less) than or equal to"):
+        prune_settings(0.3, seed=seed)
 
 
 def test_tokens_are_the_budget_of_the_default_search_too() -> None:

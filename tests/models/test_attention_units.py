@@ -80,8 +80,10 @@ def test_whole_modules_may_go(family, units):
         m.decision.name: np.sort(orders[m.decision.name][: k * m.decision.bundle])
         for m, k in zip(sliced.modules, keep, strict=True)
     }
+    dense = removed.model_params()
     mask(masked, kept)
     cut(removed, kept)
+    assert dense - removed.model_params() == masked.params_without(keep)
     view = SlicedModel(sliced, orders)
     view.set_keep(keep)
     words = {"max_new_tokens": 5, "do_sample": False}

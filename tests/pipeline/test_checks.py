@@ -12,6 +12,7 @@ from ffp import api
 from ffp.core.errors import AssetError, ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_disk, check_memory, check_token_ids
+from ffp.pipeline.host import host_memory
 from tests.helpers.families import CONFIGS, tiny
 
 CPU = torch.device("cpu")
@@ -38,19 +39,16 @@ def test_a_token_that_the_embedding_lacks_is_named_with_its_text():
         check_token_ids(windows, model)
 
 
-def host_kilobytes(name):
-    return int(re.search(rf"^{name}: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)[1])
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux's table of memory")
 def test_memory_is_refused_beyond_the_whole_and_warned_of_beyond_what_is_free(caplog):
-    total, free = (1024 * host_kilobytes(name) for name in ("MemTotal", "MemAvailable"))
+    free, total = host_memory()
     caplog.set_level(logging.WARNING, "ffp")
     check_memory(free // 2, CPU)
     assert not caplog.messages
     check_memory(total, CPU)
     assert re.match(r"the model's jobs take about .* GB are free now\. Lower batch_tokens", caplog.messages[0])
-    with pytest.raises(ConfigError, match=rf"on cpu, which has {total / 1e9:.1f} GB\. Lower batch_tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"on cpu, which has {total / 1e9:.1f} GB for this process\. Lower batch_tokens"
+    ):
         check_memory(total + 1, CPU)
 
 
@@ -62,19 +60,24 @@ def test_memory_of_a_gpu_is_its_own():
         check_memory(total + 1, torch.device("cuda"))
 
 
-def test_a_disk_is_tried_and_measured_and_left_empty(tmp_path):
+def test_a_disk_is_tried_and_measured_and_left_as_it_was(tmp_path, monkeypatch):
     check_disk(tmp_path / "a/b/out", 1000)
-    assert list((tmp_path / "a/b").iterdir()) == []
+    monkeypatch.chdir(tmp_path)
+    for relative in ("a/b/out", "out"):
+        check_disk(Path(relative), 1000)
+    assert list(tmp_path.iterdir()) == []
     too_much = shutil.disk_usage(tmp_path).total + 1
     with pytest.raises(
         ConfigError, match=r"out takes about .* MB, but its disk has .* MB free\. Free the disk or name"
     ):
         check_disk(tmp_path / "a/b/out", too_much)
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ConfigError, match=r"^cannot write .*file/below/out: .*\. Free the disk or make the folder writ"
-    ):
-        check_disk(tmp_path / "file/below/out", 0)
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(
+            ConfigError, match=rf"^cannot write .*{name}/below/out: .*\. Free the disk or make the folder writ"
+        ):
+            check_disk(tmp_path / name / "below/out", 0)
 
 
 def scaled(factor, dtype):

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from ffp.cli import main
 from ffp.config import ModelConfig
 from ffp.core.errors import ConfigError
 from ffp.pipeline import cluster
 
 JOB = """
-import os, sys, time
+import logging, os, sys, time
 from ffp.pipeline import cluster
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 cluster.claim_gpus(int(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 time.sleep(60)
@@ -56,10 +59,43 @@ def test_jobs_get_gpus_of_their_own_and_wait_for_those_of_a_dead_one(workstation
     assert workstation.given(first) == "4"
     assert workstation.given(workstation.start(2)) == "5,7"
     third = workstation.start(1)
-    time.sleep(0.5)
+    assert workstation.given(third) == "waiting for a GPU: other jobs of this user hold too many of 4, 5, 7"
     first.kill()
     first.wait()
     assert workstation.given(third) == "4"
+
+
+GRID = ("--config", "config/grid.yaml")
+CELL = (*GRID, "--cell", "tiny/structured/s0.30/owl/seed0", "--model-dir", "none")
+CALIBRATED = (*CELL, "--calibration", "none", "--out", "out")
+PRUNE = ("prune", "none", "--sparsity", "0.3", "--text", "docs", "--out", "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "claims"),
+    [
+        (("validate", *GRID), 0),
+        (("cost", *GRID), 0),
+        (("preflight", *GRID, "--model", "tiny", "--model-dir", "none", "--text-dir", "none", "--out", "out"), 0),
+        (("export", *CELL, "--out", "out"), 0),
+        (("allocate", *CALIBRATED, "--reuse", "none"), 0),
+        ((*PRUNE, "--dry-run"), 0),
+        (("allocate", *CALIBRATED), 1),
+        (PRUNE, 1),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_a_command_that_computes_nothing_takes_no_gpu(
+    words: tuple[str, ...], claims: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command needs besides is missing here: GPUs are taken before anything is read."""
+    (folder / "locks").mkdir()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "locks"))
+    grid = folder / "config/models/tiny.yaml"
+    grid.write_text(yaml.safe_dump(yaml.safe_load(grid.read_text()) | {"resources": {"gpu": 1}, "device": "auto"}))
+    main(words)
+    assert len(list((folder / "locks").glob("ffp-*-gpu-*.lock"))) == claims
 
 
 @pytest.mark.parametrize(("names", "wanted"), [("3", 1), ("3,6", 2), ("3,6", 0), ("", 1)])

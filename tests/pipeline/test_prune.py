@@ -350,6 +350,21 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
         ({"tokenizer": None}, "the tokenizer is a NoneType"),
         ({"compensate": False}, "compensate"),
         ({"method": create("owl", {}), "params": {"strength": 0.1}}, "params have no effect"),
+        ({"method": "owl", "tokens": 100_000}, r"^tokens has no effect with owl, which searches nothing\. Take a meth"),
+        ({"granularity": "unstructured", "tokens": 9}, "tokens has no effect with uniform, which searches nothing"),
+        (
+            {"pruner": "wanda"},
+            r"^pruner has no effect with structured pruning\. Add granularity unstructured, or leave",
+        ),
+        (
+            {"granularity": "n-of-4", "align": 8},
+            r"^align has no effect on single weights\. Take granularity structured",
+        ),
+        ({"granularity": "unstructured", "attention_units": "query-heads"}, "^attention_units has no effect on single"),
+        (
+            {"recover": {"method": "none", "rank": 4}},
+            r"^recover has no effect with the method none\. Take lora, or lea",
+        ),
         ({"min_keep": -5}, "min_keep = -5 is below 0"),
         ({"keep_blocks": [0, 1]}, r"keep_blocks = \[0, 1\] is no text"),
         ({"keep_blocks": 0}, "keep_blocks = 0 is no text"),
@@ -361,8 +376,10 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
 def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, loaded, texts):
     model, tokenizer = loaded
     given = {"model": model, "tokenizer": tokenizer, "sparsity": 0.3, "text": texts, **SMALL, **asked}
-    with pytest.raises(ConfigError, match=said):
-        ffp.prune(given.pop("model"), given.pop("tokenizer"), **given)
+    model, tokenizer = given.pop("model"), given.pop("tokenizer")
+    for function in (ffp.prune, ffp.allocate):
+        with pytest.raises(ConfigError, match=said):
+            function(model, tokenizer, **given)
 
 
 @pytest.mark.parametrize("function", [ffp.prune, ffp.allocate])

@@ -47,6 +47,16 @@ def test_units_in_another_order_and_a_compensated_search_are_printed_and_repeat(
     assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
 
 
+def test_the_command_for_single_weights_is_accepted_again(folder, capsys):
+    tiny_yaml = folder / "config/models/tiny.yaml"
+    tiny_yaml.write_text(f"{tiny_yaml.read_text()}align: 8\n")
+    words = ("--granularity", "unstructured", "--pruner", "wanda", "--no-evaluate", "--out", "small")
+    assert prune("tiny", *words, text="docs") == 0
+    again = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ffp prune tiny"))
+    assert main([*shlex.split(again)[1:-1], "again"]) == 0, capsys.readouterr().err
+    assert sha256(folder / "again/model.safetensors") == sha256(folder / "small/model.safetensors")
+
+
 def test_tasks_of_lm_eval_are_scored_before_and_after(folder, hub, tmp_path, monkeypatch, capsys):
     arc.push(hub, tmp_path / "arc-data", "Which", monkeypatch)
     words = ("--tasks", "ai2_arc", "--num-fewshot", "1", "--documents", "2", "--out", "small")
@@ -66,6 +76,38 @@ def test_json_has_every_figure(folder, capsys):
     assert figures["settings"]["method"]["use"] == "ffn-only"
     assert figures["dense"]["perplexity"] is None
     assert figures["params"]["kept"] < figures["params"]["dense"]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("short", ["load_model", "measure_speed"])
+def test_where_both_models_have_no_memory_all_other_figures_are_kept(short, folder, capsys, caplog, monkeypatch):
+    """What torch really raises where a petabyte cannot be had, as the dense model is loaded again or both run."""
+    import torch
+
+    from ffp.models.checkpoint import load_model
+
+    def petabyte(*_):
+        return torch.empty(1 << 50)
+
+    loads = iter([load_model, petabyte])
+    if short == "load_model":
+        monkeypatch.setattr("ffp.pipeline.command.load_model", lambda *given: next(loads)(*given))
+    else:
+        monkeypatch.setattr("ffp.pipeline.result.measure_speed", petabyte)
+    assert prune("tiny", "--out", "small", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["dense"]["speed"] is None and figures["pruned"]["perplexity"]["value"] > 1
+    assert "the models were not timed: there is no memory for both" in caplog.text
+
+
+@pytest.mark.fault
+def test_a_sound_model_that_memory_is_too_small_for_is_not_called_damaged(folder, capsys, monkeypatch):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: torch.empty(1 << 50))
+    assert prune("source", "--out", "small") == 2
+    assert capsys.readouterr().err.startswith("ffp prune: out of memory. Lower batch_tokens")
 
 
 def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, tmp_path_factory, monkeypatch, caplog):
@@ -246,12 +288,35 @@ def test_a_folder_is_replaced_only_where_asked_and_where_ffp_wrote_it(folder, ca
     assert "was not written by ffp" in capsys.readouterr().err
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("out", "held"),
+    [(".", "/"), ("", "/"), ("..", "/"), ("/", "/"), ("new/..", "/"), ("mine", "mine/model"), ("mine/model", "mine/m"),
+     ("texts", "texts/docs.jsonl"), ("data", "data")],
+)  # fmt: skip
+def test_a_folder_that_the_run_reads_is_not_replaced(out, held, folder, capsys, no_search, monkeypatch):
+    """Each of these folders looks as if ffp had written it."""
+    shutil.copytree("source", "mine/model")
+    for name in ("texts", "data"):
+        (folder / name).mkdir()
+    shutil.copy("docs.jsonl", "texts")
+    for name in (".", "mine", "mine/model", "texts", "data"):
+        (folder / name / "ffp.json").write_text("{}")
+    before = sorted(folder.rglob("*"))
+    assert prune("mine/model", "--out", out, "--yes", "--data", "data", text="texts/docs.jsonl") == 2
+    lines = capsys.readouterr().err.splitlines()
+    shown = out or "."
+    assert len(lines) == 1 and f"{shown} would be replaced as a whole, but {held}" in lines[0], lines
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
-    assert prune("source", "--out", "small", "--dry-run") == 0
+    before = sorted(folder.rglob("*"))
+    assert prune("source", "--out", "new/folder/small", "--dry-run") == 0
     printed = capsys.readouterr().out
     for part in ("ffn-only", "3 blocks", "memory", "disk", "tokens"):
         assert part in printed, printed
-    assert not (folder / "small").exists()
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.bad_input

@@ -29,3 +29,10 @@ def test_tensors_come_back_as_they_were_written(tmp_path):
     tensors, meta = read_tensors(tmp_path / "x.safetensors", "s", sealed=True)
     assert meta == META
     assert {name: array.tolist() for name, array in tensors.items()} == {k: v.tolist() for k, v in TENSORS.items()}
+
+
+def test_a_file_that_memory_is_too_small_for_is_not_called_damaged(tmp_path, monkeypatch):
+    """Who deletes it as damaged would lose a sound file."""
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: np.empty(1 << 50))
+    with pytest.raises(MemoryError):
+        read_tensors(tmp_path / "grams.safetensors", "tag")

@@ -1,0 +1,68 @@
+"""Memory of this machine that this process may use: a container or a job of a cluster often has less than all of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# Files of a control group: limit, use, and the key of memory.stat for what the kernel takes back first (page cache).
+V2 = ("memory.max", "memory.current", "inactive_file")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def host_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Returns free and all bytes of memory: the machine's, or those of the tightest control group of this process.
+
+    Where free ones are not told, all. Reads the kernel's tables alone, so that profiles of Snakemake can ask too.
+
+    Args:
+        root: Folder that holds proc/ and sys/.
+    """
+    free, total = _machine(root)
+    for limit, used in _limits(root):
+        free, total = min(free, max(0, limit - used)), min(total, limit)
+    return free, total
+
+
+def _machine(root: Path) -> tuple[int, int]:
+    if (table := root / "proc/meminfo").is_file():
+        sizes = dict(re.findall(r"^(\w+): +(\d+) kB$", table.read_text(), re.MULTILINE))
+        return 1024 * int(sizes["MemAvailable"]), 1024 * int(sizes["MemTotal"])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group of this process and of those above it that have a limit.
+
+    A container may see the paths of its host below a mount that begins at the container's own group. What is not there
+    is passed over, and the walk ends at the mount.
+    """
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            mount, names = root / "sys/fs/cgroup/memory", V1
+        elif not controllers:
+            mount, names = root / "sys/fs/cgroup", V2
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            if found := _limit(mount.joinpath(*parts[:depth]), *names):
+                yield found
+
+
+def _limit(group: Path, limit: str, usage: str, reclaimable: str) -> tuple[int, int] | None:
+    """Limit and use of a control group without its reclaimable page cache; None for one without a limit."""
+    try:
+        bound, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        table = (group / "memory.stat").read_text()
+    except OSError:  # no such group in this mount, or one that says nothing of memory
+        return None
+    if bound == "max":
+        return None
+    cache = re.search(rf"^{reclaimable} (\d+)$", table, re.MULTILINE)
+    return int(bound), used - (int(cache[1]) if cache else 0)
