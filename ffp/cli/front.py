@@ -79,7 +79,8 @@ def prune(
 @app.command("list", rich_help_panel=FRONT)
 def list_(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="What to list: methods, models, texts, tasks or granularities.")
+        str,
+        typer.Argument(metavar="KIND", help="methods, parameters (of methods), models, texts, tasks or granularities."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ) -> None:
@@ -87,6 +88,7 @@ def list_(
 
     Example:
       ffp list methods
+      ffp list parameters | grep owl
       ffp list models --json
     """
     from ffp.config import listing

@@ -1,4 +1,4 @@
-"""What a user can name: methods, models, texts, tasks and granularities, one row each."""
+"""What a user can name: methods, their hyper-parameters, models, texts, tasks and granularities, one row each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ffp.allocators import METHODS, Method, is_search, package_of
+from ffp.allocators import METHODS, Method, accepted, is_search, package_of
 from ffp.config.assets import HubSource, LocalSource, ModelConfig, TextConfig, WheelPartsSource, WheelSource
 from ffp.config.catalog import KINDS, Entry, Kind, entries
 from ffp.config.grid import Granularity
@@ -25,7 +25,7 @@ GRANULARITIES: Mapping[Granularity, str] = {
 
 
 def rows(kind: str) -> list[Row]:
-    """Returns a row for each method, model, text, set of tasks or granularity.
+    """Returns a row for each method, hyper-parameter, model, text, set of tasks or granularity.
 
     Args:
         kind: A key of LISTS.
@@ -59,6 +59,19 @@ def _method(method: type[Method]) -> Row:
     return {"name": method.name, **about, "package": package_of(method)}
 
 
+def _parameters(method: type[Method]) -> list[Row]:
+    return [
+        {
+            "method": method.name,
+            "name": name,
+            "default": str(field.default),
+            "accepts": accepted(method, name),
+            "summary": field.description or "",
+        }
+        for name, field in method.model_fields.items()
+    ]
+
+
 def _entry(kind: Kind, name: str, file: Path) -> Row:
     try:
         entry: Entry = read_part(KINDS[kind], file)
@@ -90,6 +103,7 @@ def _entries(kind: Kind) -> list[Row]:
 
 LISTS: Mapping[str, Callable[[], list[Row]]] = {
     "methods": lambda: [_method(method) for method in METHODS.values()],
+    "parameters": lambda: [row for method in METHODS.values() for row in _parameters(method)],
     "models": partial(_entries, "models"),
     "texts": partial(_entries, "texts"),
     "tasks": partial(_entries, "tasks"),

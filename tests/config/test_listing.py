@@ -37,6 +37,14 @@ def test_every_method_has_a_line_with_its_idea_and_source(capsys: pytest.Capture
     assert len({line.index(METHODS[name].summary) for name, line in lines.items()}) == 1, "columns are not aligned"
 
 
+def test_every_hyper_parameter_has_a_line_with_its_default_and_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split(None, 3) for line in printed(capsys, "parameters")]
+    assert [line[:2] for line in lines] == [[m.name, key] for m in METHODS.values() for key in m.model_fields]
+    (owl,) = (line for line in lines if line[:2] == ["owl", "outlier_threshold"])
+    assert owl[2] == str(METHODS["owl"].model_fields["outlier_threshold"].default)
+    assert owl[3].endswith(METHODS["owl"].model_fields["outlier_threshold"].description or "?")
+
+
 def test_every_granularity_has_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in printed(capsys, "granularities")] == list(GRANULARITIES)
 

@@ -44,7 +44,7 @@ class AlphaPruning(Heuristic):
     )
 
     epsilon: float = Field(0.3, ge=0, le=1, description="Half the width of the blocks' range of relative sparsities.")
-    parity: bool = Field(False, description="Whether to choose lambda_min as the authors' code does, see above.")
+    parity: bool = Field(False, description="Whether to choose lambda_min as the authors' code does.")
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Turns the mean exponent of each block's spectra into its sparsity."""

@@ -45,8 +45,10 @@ class Flap(Heuristic):
     )
     granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
 
-    metric: Metric = Field("WIFV", description="Score of a column, see above.")
-    structure: Structure = Field("AL-AM", description="What is ranked together, see above.")
+    metric: Metric = Field("WIFV", description="Score of a column: variance x weights, variance, or norm x weights.")
+    structure: Structure = Field(
+        "AL-AM", description="What is ranked together: all, each kind of module, each kind in a block, each decision."
+    )
     remove_heads: int = Field(0, ge=0, le=1_000_000, description="KV groups that the model loses, for AL-MM and UL-MM.")
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
