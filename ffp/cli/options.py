@@ -205,5 +205,7 @@ Yes = Annotated[bool, _option("Replace a folder that ffp wrote.", OUTPUT, "--yes
 Data = Annotated[
     Path | None, _option("Folder for what is fetched. Default: data in a checkout, else ~/.cache/ffp.", OUTPUT)
 ]
-DryRun = Annotated[bool, _option("Say what it would do, its memory and time, and stop.", OUTPUT, "--dry-run")]
+DryRun = Annotated[
+    bool, _option("Fetch model and text, say what it would do, its memory and time, and stop.", OUTPUT, "--dry-run")
+]
 AsJson = Annotated[bool, _option("Print the figures as JSON.", OUTPUT, "--json")]
