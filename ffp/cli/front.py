@@ -52,20 +52,18 @@ def prune(
     """
     settings = prune_settings(
         sparsity, method=method, params=_params(param or []), tokens=tokens, granularity=granularity,
-        compensate=compensate, seed=seed, **_given(pruner=pruner),
+        compensate=compensate, seed=seed, units=_given(align=align, attention_units=attention_units), spell=_option,
         **_sizes(context, calibration_tokens, _given(score=score), _given(compensated=compensated_search)),
-        evaluation=_evaluation(context, documents, chat_template, system_prompt),
+        evaluation=_evaluation(context, documents, chat_template, system_prompt), **_given(pruner=pruner),
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
-        units=_given(align=align, attention_units=attention_units), spell=_option,
     )  # fmt: skip
     _check_effects(_text(text), line)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
     )  # fmt: skip
-    threads = changes["resources"].threads
-    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=threads, offline=False)  # read by the imports
-    from ffp.models import formats
+    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=changes["resources"].threads, offline=False)
+    from ffp.models import formats  # torch reads when it is imported what was set
     from ffp.pipeline import command
 
     request = command.PruneRequest(

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ffp.allocators.base import MAX_SEED
 from ffp.config.bos import Bos as BosPlace
 from ffp.config.grid import UnitScore
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
@@ -95,7 +94,7 @@ CompensatedSearch = Annotated[
 Context = Annotated[
     int, _option(f"Tokens in a window; the test has windows of twice as many. Default: {CONTEXT}.", HOW, metavar="N")
 ]
-Seed = Annotated[int, _option("Seed of the search. Default: 0.", HOW, min=0, max=MAX_SEED, metavar="N")]
+Seed = Annotated[int, _option("Seed of the search, up to 2^32 - 1. Default: 0.", HOW, metavar="N")]
 Granularity = Annotated[
     Literal["structured", "unstructured", "n-of-4", "n-of-8"],
     _option(

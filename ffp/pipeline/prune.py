@@ -76,11 +76,10 @@ def prune(
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
     _check_call(prune, model, tokenizer, settings)
-    settings |= {"granularity": granularity, "compensate": compensate, "seed": seed}
-    given = _given_units(align, attention_units)
-    asked = prune_settings(sparsity, method=method, params=params, tokens=tokens, units=given, **settings)
-    dense = copy.deepcopy(model).eval() if in_place and speed else model
+    settings |= {"granularity": granularity, "compensate": compensate, "seed": seed, "params": params, "tokens": tokens}
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
+    asked = prune_settings(sparsity, method=method, units=_given_units(align, attention_units), **settings)
+    dense = copy.deepcopy(model).eval() if in_place and speed else model
     with for_inference(model if in_place else copy.deepcopy(model)) as target:
         prunable = PrunableModel(target, align=align, **units)
         cut = cut_text(prunable, tokenizer, open_text(text, data=default_data()), asked, evaluate=evaluate)

@@ -63,7 +63,7 @@ CASES = [
          code=ARTIFACT),
     *(case(f"{value} for {option}", *PRUNE, option, value, says=f"value for '{option}': .*greater than or equal to")
       for option, value in BELOW.items()),
-    *(case(f"{value} for --seed", *PRUNE, "--seed", value, says="value for '--seed': .*(greater|less) than or equal to")
+    *(case(f"{value} for --seed", *PRUNE, "--seed", value, says="seed = '.*': Input.*(greater|less) than or equal to")
       for value in ("-1", "4294967296", str(2**64))),
     case("tokens of no search", *PRUNE, "--method", "owl", "--tokens", "100",
          says="--tokens has no effect with owl, which searches nothing. Take a method that searches, or leave it out"),
