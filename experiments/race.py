@@ -13,9 +13,9 @@ Reads the grid's cells. Each search scores on the selection text what it would h
 - `marks.selection_test_gap`, by sparsity and search, median over seeds: loss over the dense model's on the test text
   minus that of the final answer on the selection text, in nats per token.
 
-`missing` lists the cells without a score. The plot beside the JSON shows the curves. Older JSON files, of an engine
-of their own (schema ffp/benchmark/search-cost/1), have runs of the same form and can be drawn again with --redraw;
-their mark `search_test_gap` was taken on the search text.
+`missing` lists the cells without a score; those whose search has ended are in the curves. The plot beside the JSON
+shows the curves. Older JSON files, of an engine of their own (schema ffp/benchmark/search-cost/1), have runs of the
+same form and can be drawn again with --redraw; their mark `search_test_gap` was taken on the search text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.common import make_parser, write_marks
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, add_redraw, read_grid
+from experiments.reading import CellResult, SearchedCell, add_redraw, read_grid
 from ffp.allocators import is_search
 from ffp.config import Experiment
 from ffp.store.files import read_json
@@ -48,7 +48,7 @@ def main() -> None:
         runs = read_runs(options.out)
     else:
         results = read_grid(experiment)
-        runs = [read_run(result) for result in results.done]
+        runs = [read_run(result) for result in (*results.done, *results.searched)]
         body = {
             "marks": compute_marks(experiment, runs),
             "command": f"python -m experiments.race --config {options.config}",
@@ -66,10 +66,10 @@ def read_runs(path: Path) -> list[Run]:
     return [_without_filling(run) for run in body["runs"]] if tag == OLDER else body["runs"]
 
 
-def read_run(result: CellResult) -> Run:
+def read_run(result: SearchedCell) -> Run:
     """Returns a cell's entry of the JSON."""
     points = result.answers.points if result.answers else ()
-    ppl = result.scores.ppl
+    ppl = result.scores.ppl if isinstance(result, CellResult) else None
     return {
         "method": result.cell.method,
         "sparsity": result.cell.sparsity,
@@ -78,7 +78,7 @@ def read_run(result: CellResult) -> Run:
         "final_selection_excess": points[-1].loss if points else None,
         "keep": list(result.allocation.keep) if result.allocation else None,
         "cost": result.cost.model_dump(mode="json", exclude={"provenance"}) if result.cost else None,
-        "test": {"ppl": ppl.value, "stderr": ppl.stderr},
+        "test": {"ppl": ppl.value, "stderr": ppl.stderr} if ppl else None,
     }
 
 
@@ -101,10 +101,12 @@ def compute_marks(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
         answered = {m: [run for run in of if run["curve"]] for m, of in methods.items()}
         searches = {m: of for m, of in answered.items() if of}
         goal = {run["seed"]: run["final_selection_excess"] for run in searches.get(RIVAL, [])}
-        found["test_ppl"][sparsity] = {m: statistics.median(r["test"]["ppl"] for r in of) for m, of in methods.items()}
+        scored = {m: tested for m, of in methods.items() if (tested := [run for run in of if run["test"]])}
+        found["test_ppl"][sparsity] = {m: statistics.median(r["test"]["ppl"] for r in of) for m, of in scored.items()}
         found["selection_test_gap"][sparsity] = {
             m: _median_or_none([math.log(r["test"]["ppl"] / dense) - r["final_selection_excess"] for r in of])
-            for m, of in searches.items()
+            for m, of in scored.items()
+            if m in searches
         }
         found["tokens_to_match_evolutionary"][sparsity] = {
             m: _median_or_none([_tokens_to_reach(r["curve"], goal.get(r["seed"], -math.inf)) / budget for r in of])

@@ -21,14 +21,20 @@ Marks = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """A finished cell and what its steps saved; the dense model has scores only."""
+class SearchedCell:
+    """A cell and what its search saved; the dense model has none of it."""
 
     cell: Cell
-    scores: ScoresFile
     allocation: AllocationFile | None
     cost: CostFile | None
     answers: AnswersFile | None
+
+
+@dataclass(frozen=True)
+class CellResult(SearchedCell):
+    """A finished cell."""
+
+    scores: ScoresFile
 
     @property
     def losses(self) -> FloatArray:
@@ -43,11 +49,13 @@ class GridResults:
     Attributes:
         experiment: The grid.
         done: Cells with a score, in the grid's order.
+        searched: Cells without one whose search has ended.
         missing: Paths of the cells without a score.
     """
 
     experiment: Experiment
     done: list[CellResult]
+    searched: list[SearchedCell]
     missing: list[str]
 
     @property
@@ -63,19 +71,20 @@ def read_grid(experiment: Experiment) -> GridResults:
         SystemExit: No cell is finished.
     """
     layout = Layout.from_grid(experiment.grid)
-    done, missing = [], []
+    done, searched, missing = [], [], []
     for cell in experiment.cells():
         files = layout.cell(cell)
-        scores = ScoresFile.read_if_there(files.scores)
-        if scores is None:
-            missing.append(cell.path)
-            continue
-        allocation = AllocationFile.read_if_there(files.allocation)
+        scores, allocation = ScoresFile.read_if_there(files.scores), AllocationFile.read_if_there(files.allocation)
         cost, answers = CostFile.read_if_there(files.search_cost), AnswersFile.read_if_there(files.answers)
-        done.append(CellResult(cell, scores, allocation, cost, answers))
+        if scores is not None:
+            done.append(CellResult(cell, allocation, cost, answers, scores))
+            continue
+        missing.append(cell.path)
+        if allocation is not None:
+            searched.append(SearchedCell(cell, allocation, cost, answers))
     if not done:
         raise SystemExit(f"no cell of {experiment.file} is finished. Run `make demo GRID={experiment.file}` first.")
-    return GridResults(experiment, done, missing)
+    return GridResults(experiment, done, searched, missing)
 
 
 def mean_and_stderr(differences: FloatArray) -> tuple[float, float]:

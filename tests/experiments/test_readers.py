@@ -159,6 +159,14 @@ def test_marks_of_the_race_are_medians_over_seeds(raced):
     assert marks["selection_test_gap"]["0.30"]["evolutionary"] == pytest.approx(0.1)
 
 
+def test_a_search_that_is_not_scored_yet_counts_in_the_curves_alone(raced):
+    experiment, runs = raced
+    runs = [{**run, "test": None} if run["method"] == "fastforward" else run for run in runs]
+    marks = race.compute_marks(experiment, runs)
+    assert marks["tokens_to_match_evolutionary"]["0.30"]["fastforward"] == 0.5
+    assert "fastforward" not in marks["test_ppl"]["0.30"] and "fastforward" not in marks["selection_test_gap"]["0.30"]
+
+
 def test_older_curves_that_repeat_the_only_answer_are_cut_to_it():
     repeated = run_of("error-table-dp", 1, (0.5, 0.5, 0.5, 0.4), 20.0)
     assert race._without_filling(repeated)["curve"] == curve(0.5, 0.5, 0.5, 0.4)[-1:]
