@@ -19,7 +19,6 @@ from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
 from ffp.store.digests import asset_digest, cut_digests, recovered_digest
 from ffp.store.files import whole_folder
-from ffp.store.identity import CODE, changed_settings
 from ffp.store.layout import AssetFiles, CellFiles, ExportFiles, Layout
 from ffp.store.provenance import provenance
 
@@ -50,6 +49,7 @@ def export(
     if cell.is_dense:
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
     _check_run(experiment, cell, model_dir, CellFiles(cut_dir))
+    inputs = {**cut_digests(experiment, cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
     single = cell.granularity != "structured"
     format = fitting(format, zeros=single)
     tokenizer = load_tokenizer(model_dir)
@@ -57,7 +57,6 @@ def export(
     prunable = load_prunable(experiment, cell, model_dir, on_host=True)
     zeros = format.zeros or single
     removed = prune_by_files(prunable, experiment, cell, cut_dir, dense_shape=zeros, recovered=True)
-    inputs = {**cut_digests(cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
     origin = provenance({"model": asset_digest(model_dir), **inputs})
     manifest = schemas.ExportFile(cell=cell.as_dict(), **removed, provenance=origin)
 
@@ -68,19 +67,11 @@ def export(
 
 
 def _check_run(experiment: Experiment, cell: Cell, model_dir: Path, files: CellFiles) -> None:
-    """Raises ArtifactError where a file that the export reads was never made, or was made with other settings."""
-    command = run_command(str(experiment.file), str(Layout.from_grid(experiment.grid).cell(cell).scores))
+    """Raises ArtifactError where a file that the export reads was never made."""
     missing = next((file for file in (AssetFiles(model_dir).manifest, *files.cut) if not file.exists()), None)
     if missing:
+        command = run_command(str(experiment.file), str(Layout.from_grid(experiment.grid).cell(cell).scores))
         raise ArtifactError(f"cell {cell.path} was not run: there is no {missing}. Run `{command}` first.")
-    settings = schemas.MASKS.read_origin(files.masks).provenance.get("settings") or {}
-    changed = [key for key in changed_settings(experiment, "apply", cell, settings) if key not in CODE]
-    if settings and changed:
-        names = ", ".join(changed)
-        raise ArtifactError(
-            f"{files.masks} was made with other settings than {experiment.file} has now ({names}). "
-            f"Run `{command}` first."
-        )
 
 
 def write_export(

@@ -45,7 +45,11 @@ def recover(
         )
     check_not_offloaded(config, cell.model)
     model_dir = stage(model_dir)
-    inputs = {"model": asset_digest(model_dir), "text": asset_digest(text_dir), **cut_digests(cell, cut_dir)}
+    inputs = {
+        "model": asset_digest(model_dir),
+        "text": asset_digest(text_dir),
+        **cut_digests(experiment, cell, cut_dir),
+    }
     prunable = load_prunable(experiment, cell, model_dir)
     windows = recovery_windows(experiment, cell, prunable, load_tokenizer(model_dir), text_dir)
     check_context(prunable.config, {"calibration.context": windows.shape[1]})

@@ -175,8 +175,9 @@ def evaluate(
         out: scores.json.
     """
     config, settings, model_dir = experiment.models[cell.model], experiment.grid.evaluation, stage(model_dir)
-    inputs = {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs), **cut_digests(cell, cut_dir)}
-    inputs |= {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **recovered_digest(experiment, cell, cut_dir)}
+    inputs = {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **cut_digests(experiment, cell, cut_dir)}
+    inputs |= {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs)}
+    inputs |= recovered_digest(experiment, cell, cut_dir)
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:

@@ -8,9 +8,10 @@ from pathlib import Path
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.store.files import crc32, digest, sha256
+from ffp.store.identity import CODE, changed_settings
 from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
 from ffp.store.provenance import test_keys
-from ffp.store.schemas import AllocationFile, AssetFile
+from ffp.store.schemas import MASKS, AllocationFile, AssetFile
 
 
 def asset_digest(folder: Path) -> str:
@@ -48,12 +49,12 @@ def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str,
     return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
 
 
-def cut_digests(cell: Cell, folder: Path | None) -> dict[str, str | None]:
+def cut_digests(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str | None]:
     """Returns the digests of a cell's masks and updates; None for those of the dense model.
 
     Raises:
         ConfigError: The cell is pruned, and the folder is not given.
-        ArtifactError: The folder is another cell's.
+        ArtifactError: The folder is another cell's, or its masks were made with other settings than the grid has now.
     """
     if cell.is_dense:
         return {"masks": None, "updates": None}
@@ -62,6 +63,13 @@ def cut_digests(cell: Cell, folder: Path | None) -> dict[str, str | None]:
     files = CellFiles(folder)
     if files.allocation.exists():
         check_cell(cell, AllocationFile.read(files.allocation), files.allocation)
+    settings = MASKS.read_origin(files.masks).provenance.get("settings") or {}
+    changed = [key for key in changed_settings(experiment, "apply", cell, settings) if key not in CODE]
+    if settings and changed:
+        names = ", ".join(changed)
+        raise ArtifactError(
+            f"{files.masks} was made with other settings than {experiment.file} has now ({names}). Apply again."
+        )
     return {"masks": sha256(files.masks), "updates": sha256(files.updates)}
 
 

@@ -82,13 +82,15 @@ def test_results_without_data_and_masks_are_as_good():
 
 
 @pytest.mark.bad_input
-def test_masks_of_other_settings_are_not_exported(capsys):
+@pytest.mark.parametrize(
+    "words", [["export", "--out", "small"], ["evaluate", "--text-dir", "data/text/docs", "--out", "s.json"]]
+)
+def test_masks_of_other_settings_are_refused(words, capsys):
     change(variants={"owl": {"use": "owl", "compensate": "bias"}})
-    words = [*COMMON, "--cut", f"results/cells/{CELL}", "--out", "small"]
-    assert cli.main(["export", *words]) == 3
+    assert cli.main([*words, *COMMON, "--cut", f"results/cells/{CELL}"]) == 3
     said = capsys.readouterr().err
     assert "masks.safetensors was made with other settings than config/grid.yaml has now (compensate)" in said
-    assert not Path("small").exists()
+    assert not Path("small").exists() and not Path("s.json").exists()
 
 
 def test_scores_of_other_masks_are_not_in_the_card(caplog):
