@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ffp.measure.bos import adds_bos
-from ffp.measure.shared_prefixes import score_answers
+from ffp.measure.shared_prefixes import find_shared, score_answers
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM as Base
@@ -17,7 +17,6 @@ else:
     Base = object  # importing lm-eval takes seconds
 
 log = logging.getLogger(__name__)
-SAVED = 3  # a prompt is shared where that saves one of so many tokens
 
 
 def language_model(model: Any, tokenizer: Any, batch_tokens: int, *, begins: bool) -> Any:
@@ -93,23 +92,17 @@ class _TokenBatches(Base):  # type: ignore[misc, unused-ignore]
         return [shared[index] for index in range(len(requests))]
 
     def _share_prompts(self, requests: Sequence[Any]) -> dict[int, tuple[float, bool]]:
-        """Answers to prompts of several requests, by index, where that saves a third of their tokens or more.
-
-        A prompt that would be cut is asked as it is.
-        """
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (_, prompt, answer) in enumerate(requests):
-            if prompt and len(prompt) + len(answer) <= self.max_length:
-                groups[tuple(prompt)].append(index)
-        shared = {
-            prompt: members
-            for prompt, members in groups.items()
-            if SAVED * len(prompt) * (len(members) - 1) >= sum(len(prompt) + len(requests[i][2]) for i in members)
-        }
-        answers = [[requests[index][2] for index in members] for members in shared.values()]
-        scores = score_answers(self.model, list(shared), answers, batch_tokens=self.batch_tokens)
-        found = zip(shared.values(), scores, strict=True)
-        return {index: score for members, group in found for index, score in zip(members, group, strict=True)}
+        """Answers, by index, to requests whose prompt, or its beginning, others have too, see `find_shared`."""
+        pairs = [(tuple(prompt), answer) for _, prompt, answer in requests]
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        found: dict[int, tuple[float, bool]] = {}
+        batch = self.batch_tokens
+        for shared in find_shared(pairs, longest=self.max_length, window=window, batch_tokens=batch):
+            answers = [[pairs[index][1] for index in indices] for indices in shared.requests]
+            scores = score_answers(self.model, shared.prompts, answers, batch_tokens=batch, stem=shared.stem)
+            for indices, of_prompt in zip(shared.requests, scores, strict=True):
+                found.update(zip(indices, of_prompt, strict=True))
+        return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         from lm_eval.models.utils import normalize_gen_kwargs

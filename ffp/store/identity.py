@@ -178,7 +178,7 @@ def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     tasks = experiment.tasks.version if experiment.tasks else None
     evaluation = experiment.grid.evaluation.model_dump()
     found = {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
-    found |= {"prompts": "shared"} if tasks else {}  # cells without tasks are as they were before prompts were shared
+    found |= {"prompts": "stems"} if tasks else {}  # cells without tasks are as they were before prompts were shared
     texts = {"texts": list(experiment.test_titles)} if _further(experiment) else {}
     return {**found, **texts, **_recovery(experiment, cell), **_bos(experiment, cell)}
 

@@ -147,7 +147,7 @@ def test_long_prompts_are_shared_and_short_ones_are_not(model, tokenizer, monkey
     shared = []
     monkeypatch.setattr(
         "ffp.measure.language_model.score_answers",
-        lambda model, prompts, answers, batch_tokens: (
+        lambda model, prompts, answers, batch_tokens, stem: (
             shared.append([*zip(prompts, answers, strict=True)])
             or [[(0.5, True)] * len(of_prompt) for of_prompt in answers]
         ),
