@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,11 +224,11 @@ def allocate(
     if isinstance(method, Search):
         rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
         try:
-            tracker = Tracker(
-                problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
-                initial_policy=initial_policy,
-            )  # fmt: skip
             with for_inference(prunable.model):
+                tracker = Tracker(
+                    problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+                    initial_policy=initial_policy,
+                )  # fmt: skip
                 return _search(method, tracker, rewards, checkpoints)
         finally:
             rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
@@ -367,7 +368,10 @@ def recover(
         ConfigError: The model is offloaded, peft is not installed, or `loss: kl` has no teacher.
         FfpError: The loss is not finite.
     """
-    return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
+    with ExitStack() as undo:
+        for model in (prunable.model, *(() if teacher is None else (teacher,))):
+            undo.enter_context(for_inference(model))
+        return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
 
 
 def evaluate(

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def for_inference(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
+    """Switches training and gradients off, and each part back to what it was; cut parameters keep their names."""
     training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
+    modes = {part: part.training for part in model.modules()}
     model.eval().requires_grad_(False)
     try:
         yield model
     finally:
-        model.train(training)
+        for part in model.modules():
+            part.training = modes.get(part, training)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(gradients.get(name, False))
 
