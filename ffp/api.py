@@ -222,16 +222,16 @@ def allocate(
     method.check_fitness(fitness)
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
-        rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
-        try:
-            with for_inference(prunable.model):
+        with for_inference(prunable.model):
+            rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
+            try:
                 tracker = Tracker(
                     problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
                     initial_policy=initial_policy,
                 )  # fmt: skip
                 return _search(method, tracker, rewards, checkpoints)
-        finally:
-            rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
+            finally:
+                rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
         allocation = method.allocate(problem, statistics)

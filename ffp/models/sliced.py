@@ -74,7 +74,17 @@ class SlicedModel:
         self.set_keep(allocation.keep)
 
     def restore(self) -> None:
-        """Makes the model dense again, its units in their first order; this object cannot be used afterwards."""
+        """Makes the model dense again, its units in their first order; this object cannot be used afterwards.
+
+        Where that is interrupted, it is done all the same before the interrupt goes on.
+        """
+        try:
+            self._restore()
+        except KeyboardInterrupt:
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         self._set_dense()
         _permute(
             self.prunable, [units.argsort() for units in self._order], [units.sort().values for units in self._order]

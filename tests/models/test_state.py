@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -29,14 +30,14 @@ class Interrupt(TorchFunctionMode):
 
     def __init__(self, number: int, *, ended: bool):
         super().__init__()
-        self._left, self._ended = number, ended
+        self.left, self._ended = number, ended
 
     def __torch_function__(self, operation, types, arguments=(), keywords=None):
-        self._left -= 1
-        if self._left == 0 and not self._ended:
+        self.left -= 1
+        if self.left == 0 and not self._ended:
             raise KeyboardInterrupt
         found = operation(*arguments, **keywords or {})
-        if self._left == 0 and self._ended:
+        if self.left == 0 and self._ended:
             raise KeyboardInterrupt
         return found
 
@@ -94,6 +95,34 @@ def test_the_model_is_dense_again_wherever_a_search_is_interrupted(family, units
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), number
         number += 1
     assert number > 50 and vars_of(prunable.model) == around
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("places", [12, pytest.param(200, marks=pytest.mark.long)])
+def test_an_interrupted_search_leaves_weights_hooks_modes_and_gradients_as_they_were(places, ended):
+    """At so many places from its start to its end, gradients and the way back among them."""
+    model = tiny("llama", num_hidden_layers=1).train()
+    model.model.layers[0].self_attn.requires_grad_(True)
+    prunable, method = PrunableModel(model), create("guided-knapsack", {})
+    calibration = api.calibrate(prunable, WINDOWS, grams=True)
+    compensated = make_cut("structured", score="wanda", compensation="ridge", pruner="wanda", compensated_search=True)
+    before, around = copy.deepcopy(model.state_dict()), vars_of(model)
+    gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    def operations(number):
+        """How many there were, up to the interrupt."""
+        interrupt = Interrupt(number, ended=ended)
+        with contextlib.suppress(KeyboardInterrupt), interrupt:
+            api.allocate(prunable, calibration, method, sparsity=0.4, cut=compensated, budget=SearchBudget(9, 1))
+        return number - interrupt.left
+
+    every = operations(10**9)
+    for number in range(1, every, every // places):
+        assert operations(number) >= number
+        after = model.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), number
+        assert vars_of(model) == around, number
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == gradients, number
 
 
 @pytest.mark.parametrize("hooked", [False, True])
@@ -184,6 +213,31 @@ def test_recovery_trains_in_float32_whatever_the_callers_default(dtype):
         assert losses() == expected
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "compensated"),
+    [
+        ("guided-knapsack", "single-query-heads", True),
+        pytest.param("fastforward", "kv-groups", False, marks=pytest.mark.long),
+        ("grasprune", "kv-groups", False),
+    ],
+)
+def test_another_default_device_of_the_caller_changes_nothing(name, units, compensated):
+    """Nothing can be computed on this one, so that a tensor that does not name its device shows."""
+
+    def prune(default):
+        prunable = PrunableModel(tiny("phi3"), attention_units=units)
+        with torch.device(default):
+            calibration = api.calibrate(prunable, WINDOWS, grams=True)
+            options = {"sparsity": 0.4, "cut": cut, "budget": SearchBudget(12, 1)}
+            found = api.allocate(prunable, calibration, create(name, {}), **options)
+            masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
+            trained = api.recover(prunable, WINDOWS.search, RecoverSettings(tokens=160, rank=2)).curve
+        return found.trace, {name: array.tolist() for name, array in masks.updates.items()}, trained
+
+    cut = make_cut("structured", score="obs", compensation="ridge", pruner="wanda", compensated_search=compensated)
+    assert prune("meta") == prune("cpu")
 
 
 @pytest.mark.parametrize("pruned", [False, True])
