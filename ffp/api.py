@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,16 +222,16 @@ def allocate(
     method.check_fitness(fitness)
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
-        rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
-        try:
-            tracker = Tracker(
-                problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
-                initial_policy=initial_policy,
-            )  # fmt: skip
-            with for_inference(prunable.model):
+        with for_inference(prunable.model):
+            rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
+            try:
+                tracker = Tracker(
+                    problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+                    initial_policy=initial_policy,
+                )  # fmt: skip
                 return _search(method, tracker, rewards, checkpoints)
-        finally:
-            rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
+            finally:
+                rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
         allocation = method.allocate(problem, statistics)
@@ -367,7 +368,10 @@ def recover(
         ConfigError: The model is offloaded, peft is not installed, or `loss: kl` has no teacher.
         FfpError: The loss is not finite.
     """
-    return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
+    with ExitStack() as undo:
+        for model in (prunable.model, *(() if teacher is None else (teacher,))):
+            undo.enter_context(for_inference(model))
+        return train(prunable, windows, settings, seed=seed, batch_tokens=batch_tokens, teacher=teacher, state=state)
 
 
 def evaluate(

@@ -38,9 +38,10 @@ def kept_budget(problem: PruningProblem) -> int:
     """
     removed = problem.params_to_remove
     if removed > problem.removed_by(problem.min_keep):
+        most = math.floor(1e4 * max_sparsity(problem) + 1e-9) / 1e4  # rounded up it could not be met either
         raise BudgetError(
-            f"sparsity {problem.target:g} cannot be met: with these min_keep at most {max_sparsity(problem):.4f} "
-            "can be removed. Lower the sparsity, min_keep or keep_blocks."
+            f"sparsity {problem.target:g} cannot be met: with these min_keep at most {most:.4f} can be removed. "
+            "Lower the sparsity, min_keep or keep_blocks."
         )
     return int(np.dot(problem.n_units, problem.params_per_unit)) - removed
 

@@ -55,9 +55,9 @@ class Adapters:
             self._tuner = LoraModel(model, config, "default")
         for path, linear in self._linears.items():
             first = nn.init.kaiming_uniform_(
-                torch.empty(self._rank, linear.in_features), math.sqrt(5), generator=generator
+                torch.empty(self._rank, linear.in_features, dtype=torch.float32), math.sqrt(5), generator=generator
             )
-            pair, zero = model.get_submodule(path), torch.zeros(linear.out_features, self._rank)
+            pair, zero = model.get_submodule(path), torch.zeros(linear.out_features, self._rank, dtype=torch.float32)
             for name, store, value in (("A", pair.lora_A, first), ("B", pair.lora_B, zero)):
                 parameter = store["default"].weight  # type: ignore[index, union-attr]
                 parameter.data = value.to(linear.weight.device)

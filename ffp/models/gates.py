@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from ffp.models.modeling_pruned import selected_columns
 from ffp.models.placement import float64, forward_as, is_borrowed
 from ffp.models.prunable import PrunableModel, PrunableModule
 from ffp.models.refit import Refit
@@ -219,14 +220,19 @@ class WeightGradient:
 
     def __init__(self) -> None:
         self.total = torch.empty(0)
+        self._given: torch.Tensor | None = None
+        self._rows = 0
 
     def attach(self, linear: nn.Linear) -> Any:
         """Watches the linear; returns the handle of the hook."""
+        self._given, self._rows = selected_columns(linear), linear.out_features
         return _watch(linear, self, inputs=True)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
         g, inputs = gradient.flatten(0, -2).float(), x.flatten(0, -2).float()
+        if self._given is not None:  # a KV head is given once for each query head that uses it
+            g = g.new_zeros(len(g), self._rows).index_add_(1, self._given.to(g.device), g)
         self.total = self.total.addmm_(g.T, inputs) if len(self.total) else g.T @ inputs
 
 

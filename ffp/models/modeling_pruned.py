@@ -45,16 +45,32 @@ def resize(model: Any, prefix: str = "") -> None:
 def set_count(model: Any, block: Any, path: str, value: int) -> None:
     """Sets an attribute of a module in a block, e.g. "self_attn.num_heads", or of the module's config.
 
-    "self_attn.config.num_attention_heads" goes into a copy of the model's config that belongs to that module alone.
+    "self_attn.config.num_attention_heads" is set for that module alone.
     """
     parent, _, name = path.rpartition(".")
     if not parent.endswith(".config"):
         setattr(block.get_submodule(parent), name, value)
         return
-    module = block.get_submodule(parent.removesuffix(".config"))
-    if module.config is model.config:
-        module.config = copy.copy(model.config)
-    setattr(module.config, name, value)
+    module, shared = block.get_submodule(parent.removesuffix(".config")), model.config
+    own = {**(module.config.own if isinstance(module.config, OwnConfig) else {}), name: value}
+    own = {name: value for name, value in own.items() if value != getattr(shared, name)}
+    module.config = OwnConfig(shared, own) if own else shared
+
+
+class OwnConfig:
+    """A module's view of the model's configuration, with some values of its own.
+
+    All others are those that the model has now: a copy would keep the kind of attention that the model had then, while
+    the masks are made for the one that it has now.
+    """
+
+    def __init__(self, shared: Any, own: dict[str, Any]):
+        self.shared, self.own = shared, own
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("shared", "own"):  # of one that is being copied
+            raise AttributeError(name)
+        return self.own[name] if name in self.own else getattr(self.shared, name)
 
 
 def select_heads(linear: Any, heads: list[int] | None, width: int) -> None:
@@ -67,20 +83,25 @@ def select_heads(linear: Any, heads: list[int] | None, width: int) -> None:
         heads: Numbers of the heads.
         width: Columns of the output that make a head.
     """
-    for name in ("forward", "heads", "columns"):
+    for name in ("heads", "columns"):
         linear.__dict__.pop(name, None)
+    replace_forward(linear, None if heads is None else with_selected_heads)
     if heads is not None:
         linear.heads = heads
         linear.columns = (
             torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
         ).flatten()
-        linear.forward = MethodType(with_selected_heads, linear)
 
 
 def selected_heads(linear: Any) -> list[int] | None:
     """Returns what select_heads was given."""
     heads: list[int] | None = linear.__dict__.get("heads")
     return heads
+
+
+def selected_columns(linear: Any) -> Any:
+    """Returns which columns of its output a linear gives, (n,) int64; None for all as they are."""
+    return linear.__dict__.get("columns")
 
 
 def with_selected_heads(linear: Any, inputs: Any) -> Any:
@@ -98,10 +119,22 @@ def skip_attention(attention: Any, output: str, skip: bool) -> None:
         output: Path of its output linear in the block.
         skip: Whether it has no heads.
     """
-    attention.__dict__.pop("forward", None)
+    replace_forward(attention, without_heads if skip else None)
+    attention.__dict__.pop("output_name", None)
     if skip:
         attention.output_name = output.rpartition(".")[2]
-        attention.forward = MethodType(without_heads, attention)
+
+
+def replace_forward(module: Any, function: Any) -> None:
+    """Gives a module another forward, or with None the one back that it had: the class's own, or a hooked one."""
+    if "first_forward" in module.__dict__:
+        before = module.__dict__.pop("first_forward")
+        module.__dict__.pop("forward", None)
+        if before is not None:
+            module.forward = before
+    if function is not None:
+        module.first_forward = module.__dict__.get("forward")
+        module.forward = MethodType(function, module)
 
 
 def without_heads(attention: Any, hidden_states: Any, *arguments: Any, **keywords: Any) -> tuple[Any, None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def for_inference(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Switches training and gradients off, and back to what they were; cut parameters keep their names."""
+    """Switches training and gradients off, and each part back to what it was; cut parameters keep their names.
+
+    New tensors are on the CPU unless they name a device, also where the caller has set another default.
+    """
     training, gradients = model.training, {name: each.requires_grad for name, each in model.named_parameters()}
-    model.eval().requires_grad_(False)
+    modes = {part: part.training for part in model.modules()}
     try:
-        yield model
+        model.eval().requires_grad_(False)
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield model
     finally:
-        model.train(training)
+        for part in model.modules():
+            part.training = modes.get(part, training)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(gradients.get(name, False))
 

@@ -190,9 +190,18 @@ class PrunableModel:
                 )
 
     def linear(self, path: str) -> nn.Linear:
-        """Returns the linear at a full path."""
+        """Returns the linear at a full path.
+
+        Raises:
+            ConfigError: It is none, or its weights are quantised.
+        """
         module = self.model.get_submodule(path)
-        assert isinstance(module, nn.Linear), path
+        if not isinstance(module, nn.Linear) or module.weight.dtype.itemsize < 2:
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            raise ConfigError(
+                f"{path} is a {kind} with other weights than those of a linear layer in at least 16 bits, which ffp "
+                "cannot score and cut. Merge adapters into the model, and load it without quantisation."
+            )
         return module
 
     def linears(self, block: int) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from torch import nn
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, Gates
 from ffp.models.gates import CurveGate, Fisher, Gate, RefitCurveGate, RefitGate, UnitGate, WeightGradient, watched
-from ffp.models.modeling_pruned import select_heads, set_count, skip_attention
+from ffp.models.heads import set_heads
 from ffp.models.placement import float64
 from ffp.models.prunable import PrunableModel, PrunableModule, Segment
 from ffp.models.refit import Refit, errors_without_refit
@@ -53,19 +53,19 @@ class SlicedModel:
         self.model = prunable.model
         self.keep = tuple(module.decision.n_units for module in prunable.modules)
         self._order = [torch.as_tensor(order[module.decision.name]) for module in prunable.modules]
-        for module, units in zip(prunable.modules, self._order, strict=True):
-            _permute(prunable, module, units)
-            _set_heads(prunable, module, units)
         self._full: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for module in prunable.modules:
             for segment in module.segments:
                 linear = prunable.linear(segment.linear)
                 self._full[segment.linear] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
+        _permute(prunable, self._order)  # at last, since it undoes what it began
 
     def set_keep(self, keep: Sequence[int]) -> None:
         """Keeps so many units of each decision, in the order of `prunable.modules`; only changes cost time."""
+        before = self.keep
+        self._forget()  # where this is interrupted
         for i, module in enumerate(self.prunable.modules):
-            if keep[i] != self.keep[i]:
+            if keep[i] != before[i]:
                 self._slice(module, self._order[i][: int(keep[i]) * module.decision.bundle])
         self.keep = tuple(int(k) for k in keep)
 
@@ -74,11 +74,21 @@ class SlicedModel:
         self.set_keep(allocation.keep)
 
     def restore(self) -> None:
-        """Makes the model dense again, its units in their first order; this object cannot be used afterwards."""
+        """Makes the model dense again, its units in their first order; this object cannot be used afterwards.
+
+        Where that is interrupted, it is done all the same before the interrupt goes on.
+        """
+        try:
+            self._restore()
+        except KeyboardInterrupt:
+            self._restore()
+            raise
+
+    def _restore(self) -> None:
         self._set_dense()
-        for module, units in zip(self.prunable.modules, self._order, strict=True):
-            _permute(self.prunable, module, units.argsort())
-            _set_heads(self.prunable, module, units.sort().values)
+        _permute(
+            self.prunable, [units.argsort() for units in self._order], [units.sort().values for units in self._order]
+        )
 
     @contextmanager
     def gated(self, keep: Sequence[int], band: float) -> Iterator[list[Gate]]:
@@ -102,7 +112,7 @@ class SlicedModel:
                 yield gates
         finally:
             if self.refits:  # the gates leave other weights behind
-                self.keep = tuple(-1 for _ in self.keep)
+                self._forget()
 
     def _gate(self, module: PrunableModule, keep: int, band: float) -> Gate:
         refit = self.refits.get(module.decision.name)
@@ -141,7 +151,7 @@ class SlicedModel:
                 yield gates, fishers
         finally:
             if self.refits:  # the gates leave other weights behind
-                self.keep = tuple(-1 for _ in self.keep)
+                self._forget()
 
     @contextmanager
     def unit_gates(self, factors: Gates) -> Iterator[list[UnitGate]]:
@@ -249,6 +259,10 @@ class SlicedModel:
         if not self.refits and self._gram is None:
             raise ConfigError("the calibration holds no Gram matrices, which costs of removals need. Calibrate again.")
 
+    def _forget(self) -> None:
+        """Lets the next set_keep give every module its weights anew."""
+        self.keep = tuple(-1 for _ in self.keep)
+
     def _set_dense(self) -> None:
         self.set_keep([module.decision.n_units for module in self.prunable.modules])
 
@@ -272,7 +286,7 @@ class SlicedModel:
                 if bias is not None:
                     linear.bias.data = _prefix(bias, spans)
             _set_features(linear)
-        _set_heads(self.prunable, module, kept)
+        set_heads(self.prunable, module, kept)
 
 
 def cut(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:
@@ -298,7 +312,7 @@ def cut_module(prunable: PrunableModel, module: PrunableModule, kept: torch.Tens
         if axis == 0 and linear.bias is not None:
             linear.bias = nn.Parameter(linear.bias.data.index_select(0, index), requires_grad=False)
         _set_features(linear)
-    _set_heads(prunable, module, kept)
+    set_heads(prunable, module, kept)
 
 
 def mask(prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]]) -> None:
@@ -322,59 +336,49 @@ def segments_by_linear(module: PrunableModule) -> dict[str, list[Segment]]:
     return found
 
 
-def _set_heads(prunable: PrunableModel, module: PrunableModule, kept: torch.Tensor) -> None:
-    """Tells an attention how many heads it has, where its class does not infer that, and which KV head each query uses.
+def _permute(
+    prunable: PrunableModel, orders: Sequence[torch.Tensor], heads: Sequence[torch.Tensor] | None = None
+) -> None:
+    """Sorts all units in place; back to where they were if that fails or is interrupted.
 
     Args:
-        prunable: The model.
-        module: Attention or FFN, which has nothing to be told.
-        kept: KV groups or query heads that are there, in the order of their rows.
+        prunable: The dense model.
+        orders: For each module, which unit comes first, second, ...
+        heads: For each module, which units these are in the model's own order; `orders` by default.
     """
-    if module.kind != "attention":
-        return
-    family, block, all_kv = prunable.family, prunable.blocks[module.block], prunable.kv_heads
-    selected = None
-    if not module.per_group:
-        heads, kv_heads = (len(kept) * n // module.n_indices for n in (prunable.heads, all_kv))
-    elif _is_grouped(kept // module.per_group, all_kv):
-        heads, kv_heads = len(kept), all_kv if len(kept) else 0
-    else:
-        heads, kv_heads, selected = len(kept), len(kept), (kept // module.per_group).tolist()
-    counts = {"q": heads, "k": kv_heads, "q/k": heads // max(1, kv_heads)}
-    for name, role in family.head_counts.items():
-        set_count(prunable.model, block, f"{family.attention}.{name}", counts[role])
-    for name, roles in family.attention_inputs if module.per_group else ():
-        select_heads(block.get_submodule(name), _picked(roles, heads, all_kv, selected), prunable.head_dim)
-    skip_attention(block.get_submodule(family.attention), family.attention_output, len(kept) == 0)
+    begun: list[tuple[torch.Tensor, Segment, torch.Tensor]] = []
+    try:
+        for module, order in zip(prunable.modules, orders, strict=True):
+            for tensor, segment in _tensors(prunable, module):
+                last = (len(begun), *_sorted_units(tensor, segment, order))
+                begun.append((tensor, segment, order))
+                last[1].copy_(last[2])
+        for module, units in zip(prunable.modules, heads or orders, strict=True):
+            set_heads(prunable, module, units)
+    except BaseException:
+        if begun and last[0] + 1 == len(begun) and not torch.equal(last[1], last[2]):
+            begun.pop()  # its copy did not take place
+        for tensor, segment, order in begun:
+            there, values = _sorted_units(tensor, segment, order.argsort())
+            there.copy_(values)
+        for module in prunable.modules:
+            set_heads(prunable, module, torch.arange(module.n_indices))
+        raise
 
 
-def _is_grouped(groups: torch.Tensor, n: int) -> bool:
-    """Whether query heads that use these KV heads, (heads,), lie as attention expects: as many for each of `n`."""
-    return torch.equal(groups, torch.arange(n).repeat_interleave(len(groups) // n))
-
-
-def _picked(roles: tuple[str, ...], heads: int, kv_heads: int, selected: list[int] | None) -> list[int] | None:
-    """Which heads of its output a linear with these roles has to give; None for all as they are."""
-    if selected is None or roles == ("q",):
-        return None
-    found, start = [], 0
-    for role in roles:
-        found += [start + head for head in (range(heads) if role == "q" else selected)]
-        start += heads if role == "q" else kv_heads
-    return found
-
-
-def _permute(prunable: PrunableModel, module: PrunableModule, order: torch.Tensor) -> None:
+def _tensors(prunable: PrunableModel, module: PrunableModule) -> Iterator[tuple[torch.Tensor, Segment]]:
+    """Weights and biases that hold units of a module, and where."""
     for segment in (segment for segment in module.segments if not segment.fixed):
         linear = prunable.linear(segment.linear)
-        index = segment.indices(order).to(linear.weight.device)
-        span = slice(segment.start, segment.start + len(index))
-        if segment.axis == 1:
-            linear.weight.data[:, span] = linear.weight.data.index_select(1, index)
-        else:
-            linear.weight.data[span] = linear.weight.data.index_select(0, index)
-            if linear.bias is not None:
-                linear.bias.data[span] = linear.bias.data.index_select(0, index)
+        yield linear.weight.data, segment
+        if segment.axis == 0 and linear.bias is not None:
+            yield linear.bias.data, segment
+
+
+def _sorted_units(tensor: torch.Tensor, segment: Segment, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of a weight or bias that holds a segment, and its rows or columns in an order of the units."""
+    index = segment.indices(order).to(tensor.device)
+    return tensor.narrow(segment.axis, segment.start, len(index)), tensor.index_select(segment.axis, index)
 
 
 def _prefix(full: torch.Tensor, spans: list[slice]) -> torch.Tensor:

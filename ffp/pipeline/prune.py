@@ -26,6 +26,7 @@ from ffp.measure.recovery import Recovery, check_trainable
 from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_problem, check_token_ids
+from ffp.pipeline.memory_plan import takes_gradients
 from ffp.pipeline.phases import Phases, phase_tokens
 from ffp.pipeline.result import Measures, Pruned, weight_bytes
 from ffp.pipeline.texts import AnyText, SplitText, cut_recovery_windows, cut_test_windows, cut_windows, open_text
@@ -79,6 +80,7 @@ def prune(
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed, "params": params, "tokens": tokens}
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     asked = prune_settings(sparsity, method=method, units=_given_units(align, attention_units), **settings)
+    _check_gradients(prune, asked)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     with for_inference(model if in_place else copy.deepcopy(model)) as target:
         prunable = PrunableModel(target, align=align, **units)
@@ -126,6 +128,7 @@ def allocate(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed,
         units=_given_units(align, attention_units), **settings,
     )  # fmt: skip
+    _check_gradients(allocate, asked)
     opened = open_text(text, data=default_data())
     with for_inference(model):
         prunable = PrunableModel(
@@ -210,6 +213,16 @@ def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settin
     for name in settings:
         if name not in known:
             raise ConfigError(f"unknown argument {name!r} of {function.__name__}: {did_you_mean(name, known)}")
+
+
+def _check_gradients(function: Callable[..., Any], asked: PruneSettings) -> None:
+    """Raises ConfigError where the caller's context keeps torch from recording gradients that are needed."""
+    if torch.is_inference_mode_enabled() and (takes_gradients(asked.method) or asked.recover.wanted):
+        needed = "recovery" if asked.recover.wanted else asked.method.name
+        raise ConfigError(
+            f"{needed} needs gradients, which torch.inference_mode() does not record. Call {function.__name__} outside "
+            "it; torch.no_grad() is no obstacle."
+        )
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,18 @@ def test_only_differences_of_logits_count(problem, seed):
     np.testing.assert_allclose(shifted, projection.water_fill(problem, logits), rtol=1e-9, atol=1e-9)
 
 
-def test_infeasible_target_names_the_largest_feasible_one():
-    problem = two_decisions(0.95)
-    limit = projection.max_sparsity(problem)
-    line = f"sparsity 0.95 cannot be met: with these min_keep at most {limit:.4f}"
-    with pytest.raises(BudgetError, match=re.escape(line)):
-        projection.project(problem, np.zeros(2))
-    projection.project(problem.at(limit), np.zeros(2)).check(problem.at(limit))
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_an_infeasible_target_names_the_largest_feasible_one(problem):
+    """Of four decimals; rounded up, every other one could not be met either."""
+    with pytest.raises(BudgetError) as refused:
+        projection.kept_budget(problem.at(0.9999999))
+    line = r"sparsity 1 cannot be met: with these min_keep at most (0\.\d{4}) can be removed"
+    named = float(re.match(line, str(refused.value))[1])
+    assert projection.max_sparsity(problem) - 1e-4 < named
+    projection.project(problem.at(named), np.zeros(len(problem.decisions))).check(problem.at(named))
+    largest = problem.at(projection.max_sparsity(problem))
+    projection.project(largest, np.zeros(len(problem.decisions))).check(largest)
 
 
 def test_zero_sparsity_keeps_everything():

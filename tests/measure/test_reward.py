@@ -358,7 +358,7 @@ def test_costs_of_removals_come_from_the_journal_the_second_time():
     assert all((a[1] == b[1]).all() for a, b in zip(first, again.removal_costs([0, 3]), strict=True))
 
 
-def slow_taylor_scores(name, order, ids):
+def slow_taylor_scores(name, order, ids, units="kv-groups"):
     """By autograd on the weights; which entries are a unit's, the masked model says."""
     dense = tiny(name)
     for parameter in dense.parameters():
@@ -366,10 +366,10 @@ def slow_taylor_scores(name, order, ids):
     (dense(ids, labels=ids).loss).backward()
     saliency = {path: (p.grad * p).detach().abs() for path, p in dense.named_parameters() if path.endswith("weight")}
     found = []
-    for decision, units in order.items():
+    for decision, indices in order.items():
         found.append([])
-        for unit in units:
-            prunable = PrunableModel(tiny(name))
+        for unit in indices:
+            prunable = PrunableModel(tiny(name), attention_units=units)
             every = {m.decision.name: range(m.n_indices) for m in prunable.modules}
             mask(prunable, every | {decision: [u for u in every[decision] if u != unit]})
             masked = dict(prunable.model.named_parameters())
@@ -380,16 +380,25 @@ def slow_taylor_scores(name, order, ids):
     return found
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", pytest.param("gpt_neox", marks=pytest.mark.long)])
-def test_taylor_scores_are_gradient_times_weight_summed_over_what_a_mask_zeroes(name):
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("llama", "kv-groups"),
+        ("phi3", "kv-groups"),
+        ("phi3", "single-query-heads"),
+        pytest.param("llama", "single-query-heads", marks=pytest.mark.long),
+        pytest.param("gpt_neox", "kv-groups", marks=pytest.mark.long),
+    ],
+)
+def test_taylor_scores_are_gradient_times_weight_summed_over_what_a_mask_zeroes(name, units):
     windows = tokens(4)
-    prunable = PrunableModel(tiny(name))
+    prunable = PrunableModel(tiny(name), attention_units=units)
     order = collect(prunable, windows, batch_tokens=40).unit_orders("wanda")
     text = Text("search", windows, dense_losses(prunable.model, windows))
     reward = ModelReward(SlicedModel(prunable, order), text, text, batch_tokens=40)
     scores = reward.taylor_scores([0, 1, 3])
     assert (reward.evaluations, reward.spent_tokens) == (1, 3 * 3 * 20)
-    for found, expected in zip(scores, slow_taylor_scores(name, order, windows[[0, 1, 3]]), strict=True):
+    for found, expected in zip(scores, slow_taylor_scores(name, order, windows[[0, 1, 3]], units), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

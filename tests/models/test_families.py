@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,34 @@ def test_an_unknown_family_is_refused_with_what_an_entry_needs():
 
 EXPERTS = ["mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "deepseek_v3", "olmoe", "granitemoe", "phimoe"]
 ENCODERS = ["bert", "roberta", "distilbert", "modernbert", "t5", "bart", "vit"]
+
+
+def with_adapters(model):
+    from peft import LoraConfig
+
+    model.add_adapter(LoraConfig(r=2, target_modules=["down_proj"]))
+
+
+def quantised(model, dtype):
+    linear = model.model.layers[1].mlp.down_proj
+    linear.weight = torch.nn.Parameter(linear.weight.to(dtype), requires_grad=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (with_adapters, "peft.tuners.lora.layer.Linear"),
+        (lambda model: quantised(model, torch.int8), "torch.nn.modules.linear.Linear"),
+        (lambda model: quantised(model, torch.float8_e4m3fn), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_linears_with_adapters_or_quantised_weights_are_refused(change, kind):
+    model = tiny("llama")
+    change(model)
+    line = rf"^model\.layers\.\d\.mlp\.down_proj is a {re.escape(kind)} with other weights .* without quantisation\.$"
+    with pytest.raises(ConfigError, match=line):
+        PrunableModel(model)
 
 
 @pytest.mark.bad_input

@@ -382,6 +382,21 @@ def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, load
             function(model, tokenizer, **given)
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "asked", [{}, {"method": "evolutionary", "params": {"start": "fisher-table"}}, {"method": "owl", "recover": "lora"}]
+)
+def test_where_torch_records_no_gradients_a_method_that_needs_them_is_refused(asked, loaded, texts):
+    for function in (ffp.prune, ffp.allocate):
+        line = rf"needs gradients, which .*inference_mode\(\) does not record\. Call {function.__name__} outside it"
+        with torch.inference_mode(), pytest.raises(ConfigError, match=line):
+            function(*loaded, sparsity=0.3, text=texts, **SMALL, **asked)
+    with torch.inference_mode():
+        ffp.allocate(*loaded, sparsity=0.3, text=texts, method="evolutionary", **SMALL)
+    with torch.no_grad():
+        ffp.allocate(*loaded, sparsity=0.3, text=texts, **SMALL)
+
+
 @pytest.mark.parametrize("function", [ffp.prune, ffp.allocate])
 def test_an_unknown_argument_is_refused_with_those_that_are_near_or_all(function, loaded):
     named = rf"unknown argument '{{}}' of {function.__name__}: "

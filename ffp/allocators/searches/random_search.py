@@ -34,7 +34,7 @@ class RandomSearch(StartedSearch):
     start: Start = Field("uniform", description="The first candidate, whose logits are a_0.")
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
-        """Scores independent draws until the budget is spent."""
+        """Scores independent draws until the budget is spent; answers with the start where it pays for none."""
         problem = tracker.problem
         windows = tracker.draw(rng, tracker.budget.windows)
         candidate = starting_allocation(tracker, rng, self.start)
@@ -49,4 +49,4 @@ class RandomSearch(StartedSearch):
             seen.append(candidate)
             tracker.answer(seen[best_first(scores)[0]])
             candidate = project(problem, centre + self.spread * rng.normal(size=len(centre)))
-        return tracker.finish([seen[i] for i in best_first(scores)])
+        return tracker.finish([seen[i] for i in best_first(scores)] or [candidate])
