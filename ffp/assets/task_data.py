@@ -20,7 +20,7 @@ from ffp.assets.stock import find_stock, stubs
 from ffp.config import HubSource, LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import ArtifactError, AssetError, reason_of
 from ffp.core.extras import needs
-from ffp.store.layout import AssetFiles
+from ffp.store.layout import AssetFiles, expanded
 from ffp.store.schemas import DatasetsFile, StoredDataset
 
 LOG = logging.getLogger("ffp")
@@ -114,7 +114,7 @@ class Recorder:
         kept = {key: value for key, value in arguments.items() if key not in IGNORED}
         source, commit = self.task.source, None
         if isinstance(source, LocalSource):
-            data = _from_folder(true, Path(source.path).expanduser(), name, kept)
+            data = _from_folder(true, expanded(source.path), name, kept)
         else:
             where, wanted, more = path, self.task.revision or arguments.get("revision"), {}
             if isinstance(source, HubSource):
