@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
@@ -248,14 +247,17 @@ class GridConfig(Strict):
     @field_validator("sparsities", "own_sparsities")
     @classmethod
     def _two_decimals(cls, sparsities: Any) -> Any:
-        for value in chain(*sparsities.values()) if isinstance(sparsities, Mapping) else sparsities:
-            if not 0 < value < 1:
+        """Cells are named by two decimals: what differs in the last bits, as 0.1 + 0.2 does, is the same sparsity."""
+        if isinstance(sparsities, Mapping):
+            return {name: distinct(cls._two_decimals(values)) for name, values in sparsities.items()}
+        for value in sparsities:
+            if not 0 < round(value, 9) < 1:
                 raise ValueError(
                     f"{value} is outside (0, 1); the dense model is always part of the grid{percent(value)}"
                 )
             if abs(value * 100 - round(value * 100)) > 1e-9:
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
-        return sparsities
+        return tuple(round(value, 2) for value in sparsities)
 
     @field_validator("models", "methods", "seeds", "sparsities", "granularities")
     @classmethod

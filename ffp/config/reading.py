@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -46,6 +47,8 @@ Title = Annotated[str, AfterValidator(one_line)]  # free text that is shown to r
 def _is_path(path: str) -> str:
     if fault := fault_of_path(path):
         raise ValueError(f"a folder of the workflow {fault}. Give it another name")
+    if path.startswith("~"):
+        raise ValueError("~ stands for no folder in a workflow. Write the path out")
     return path
 
 
@@ -81,6 +84,8 @@ def entry_name(kind: str) -> WrapValidator:
 
 KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
 MAX_YAML_BYTES = 1_000_000
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 class Strict(BaseModel):
@@ -107,6 +112,18 @@ class _UniqueLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"key {key!r} appears twice")
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Reads a number; YAMLError where YAML 1.1 takes it for another one, as 90 for 1:30 and 8 for 010."""
+        text, is_whole = str(node.value), node.tag == "tag:yaml.org,2002:int"
+        value: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        if ":" in text or (is_whole and _OCTAL.fullmatch(text)):
+            raise yaml.YAMLError(f"{text} is the number {value} in YAML. Write {value}, or put {text} in quotes")
+        return value
+
+
+for _kind in ("int", "float"):
+    _UniqueLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _UniqueLoader.construct_number)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -181,6 +198,12 @@ def _in_words(fault: ErrorDetails) -> str:
     given = fault.get("ctx", {})
     if fault["type"] == "tuple_type" and isinstance(fault["input"], str | int | float):
         return f"a list is wanted, such as [{fault['input']}]"
+    if fault["type"] == "tuple_type":
+        return "a list is wanted, such as [a, b]"
+    if fault["type"] == "string_type":
+        return "not a text" + (". Put it in quotes" if isinstance(fault["input"], bool | int | float | date) else "")
+    if fault["type"] == "float_parsing" and (share := _PERCENT.fullmatch(fault["input"])):
+        return f"not a number. Write {float(share[1]) / 100:g} for {float(share[1]):g} %"
     if fault["type"] == "too_short" and not given["actual_length"]:
         return f"the list is empty, and needs at least {given['min_length']} item"
     if fault["type"] == "string_pattern_mismatch" and given["pattern"] in PATTERNS:
