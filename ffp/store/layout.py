@@ -186,7 +186,7 @@ class Layout:
     def logs(self) -> Path:
         """The folder of all logs: a folder of their own for results elsewhere, since cells may have the same names."""
         parts = [part for part in self.results.parts if part not in (self.results.anchor, "..")]
-        return LOGS if parts == ["results"] else LOGS.joinpath(*parts)
+        return LOGS if self.results == Path("results") else LOGS.joinpath(*parts)
 
     def probe(self, model: str, kind: str) -> Path:
         """Returns what a tiny job of a kind, "search" or "score", found on its node; beside its log."""

@@ -19,6 +19,13 @@ def test_a_cell_has_a_folder_of_its_own():
     assert LAYOUT.cell(CELL).scores == Path("results/cells/m/structured/s0.20/owl/seed3/scores.json")
 
 
+def test_results_in_another_folder_have_logs_of_their_own():
+    folders = ["results", "/results", "../results", "/scratch/results", "results/paper"]
+    logs = [str(Layout(Path("data"), Path(folder)).logs) for folder in folders]
+    assert logs == ["logs", "logs/results", "logs/results", "logs/scratch/results", "logs/results/paper"]
+    assert str(Layout(Path("data"), Path("./results/")).logs) == "logs"
+
+
 def test_wildcards_give_the_pattern_of_every_cell():
     names = {"model": "m", "granularity": "structured", "sparsity": "0.20", "method": "owl", "seed": 3}
     for pattern, path in zip(LAYOUT.cell(WILDCARD_CELL).searched, LAYOUT.cell(CELL).searched, strict=True):
