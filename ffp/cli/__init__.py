@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a path may have letters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = ((command.name, command.callback) for command in app.registered_commands)
+    known = {own or function.__name__.replace("_", "-") for own, function in commands if function}  # as typer has it
     name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

@@ -6,11 +6,22 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Seed, Strict, Title, WorkflowPath, entry_name, percent
+from ffp.config.reading import (
+    Count,
+    KeepBlocks,
+    Name,
+    Seed,
+    Strict,
+    Title,
+    WorkflowPath,
+    entry_name,
+    like,
+    percent,
+)  # fmt: skip
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -122,7 +133,7 @@ class EvaluationConfig(Strict):
 class InitConfig(Strict):
     """The cell whose policy a search starts from; its method and seed are the search's own."""
 
-    sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(
+    sparsity: Annotated[str, like(r"^s0\.\d\d$", "not a sparsity of a cell, such as s0.20")] = Field(
         alias="from", description="Sparsity of that cell, e.g. s0.20."
     )
     model: ModelName | None = Field(

@@ -30,13 +30,29 @@ from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path, one_line
 from ffp.core.suggest import did_you_mean
 
-NAME, SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", r"^[0-9a-f]{64}$"
-PATTERNS = {  # in words, for errors
-    NAME: "not a name: 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit",
-    SHA256: "not a SHA-256: 64 of the digits 0 to 9 and a to f",
-}
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+PATTERNS: dict[str, str] = {}  # what each pattern asks for in words, for errors
+
+
+def like(pattern: str, words: str, *, max_length: int | None = None) -> StringConstraints:
+    """Returns the constraint of a text to a pattern.
+
+    Args:
+        pattern: A regular expression of the whole text.
+        words: What an error says of a text that does not match.
+        max_length: Characters that it has at most.
+    """
+    PATTERNS[pattern] = words
+    return StringConstraints(pattern=pattern, max_length=max_length)
+
+
+Name = Annotated[
+    str,
+    like(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        "not a name: 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit",
+    ),
+]
+Sha256 = Annotated[str, like(r"^[0-9a-f]{64}$", "not a SHA-256: 64 of the digits 0 to 9 and a to f")]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -206,8 +222,8 @@ def _in_words(fault: ErrorDetails) -> str:
         return f"not a number. Write {float(share[1]) / 100:g} for {float(share[1]):g} %"
     if fault["type"] == "too_short" and not given["actual_length"]:
         return f"the list is empty, and needs at least {given['min_length']} item"
-    if fault["type"] == "string_pattern_mismatch" and given["pattern"] in PATTERNS:
-        return PATTERNS[given["pattern"]]
+    if fault["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(given["pattern"], fault["msg"])
     return re.sub(r"^Value error, ", "", fault["msg"])
 
 

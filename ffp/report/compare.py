@@ -94,8 +94,12 @@ def read(folder: Path) -> dict[str, Record]:
     """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none."""
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
-    for place in sorted(root.glob("*/*/s*/*/seed*")):
-        cell = Cell.parse(place.relative_to(root).as_posix())
+    for place in sorted(path for path in root.glob("*/*/s*/*/seed*") if path.is_dir()):
+        name = place.relative_to(root).as_posix()
+        try:
+            cell = Cell.parse(name)
+        except ConfigError as error:
+            raise ConfigError(f"{place} is no cell. Move it out of {root}.") from error
         found[cell.path] = read_cell(cell, CellFiles(place))
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")

@@ -120,6 +120,15 @@ def test_a_lost_cell_is_a_change_and_a_new_one_is_not(sets, tmp_path):
     assert compare.compare(sets[1], sets[0]).changed
 
 
+def test_what_is_no_cell_among_cells_is_named_and_files_are_passed_over(sets, capsys):
+    place = (sets[1] / "cells" / CELL).with_name("seed0.bak")
+    place.with_name("seed0.tar").touch()
+    assert main(["compare", *map(str, sets)]) == 0
+    place.mkdir()
+    assert main(["compare", *map(str, sets)]) == 2
+    assert f"{place} is no cell. Move it out of {sets[1]}/cells." in capsys.readouterr().err
+
+
 def test_a_folder_without_cells_exits_2(tmp_path, capsys):
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "holds no cells. Name a results folder" in capsys.readouterr().err
