@@ -23,6 +23,7 @@ from ffp.config import HubSource, LocalSource, WheelPart, WheelPartsSource, Whee
 from ffp.config.reading import Strict
 from ffp.core.errors import AssetError, reason_of
 from ffp.store.files import sha256
+from ffp.store.layout import expanded
 
 LOG = logging.getLogger("ffp")
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -264,7 +265,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def local_files(source: LocalSource) -> list[Path]:
     """Returns the file at a local path, or the files of that folder by name; digests are checked where given."""
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if not path.exists():
         raise AssetError(f"local source {path} does not exist. Give an existing file or folder (source.path).")
     files = [path] if path.is_file() else files_of(path)

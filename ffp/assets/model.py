@@ -27,7 +27,7 @@ from ffp.assets.pickled import BIN, BIN_INDEX, INDEX, WEIGHTS, convert_pickled
 from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
 from ffp.core.errors import AssetError, is_out_of_memory, reason_of
 from ffp.store.files import whole
-from ffp.store.layout import downloads_of
+from ffp.store.layout import downloads_of, expanded
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "2"
@@ -157,7 +157,7 @@ def _files(source: AnySource, scratch: Path, downloads: Path, check_family: Call
 
 def _local_files(source: LocalSource) -> list[Path]:
     """The .gguf file at a local path, or the files of that folder that its model consists of."""
-    path, files = Path(source.path).expanduser(), local_files(source)
+    path, files = expanded(source.path), local_files(source)
     if not path.is_dir():
         return files
     return [path / name for name in model_files(path, where=source.path, allow_pickle=source.allow_pickle)]

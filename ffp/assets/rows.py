@@ -29,7 +29,7 @@ def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -
         downloads: Folder that all assets share.
     """
     if isinstance(source, HubSource) and not source.files:
-        yield from _dataset(source)
+        yield from _dataset(source, downloads)
         return
     paths = fetch_files(source, scratch, downloads)
     LOG.info("reading %s", "/".join(paths[0].parts[-3:]) + (f" and {len(paths) - 1} more" if paths[1:] else ""))
@@ -42,18 +42,15 @@ def rows_of(source: AnySource, reader: str, *, scratch: Path, downloads: Path) -
             ) from error
 
 
-def _dataset(source: HubSource) -> Iterator[Row]:
+def _dataset(source: HubSource, downloads: Path) -> Iterator[Row]:
     import datasets
 
     if source.split is None:
         raise AssetError(f"hub source {source.repo} names neither files nor a split. Give source.split, e.g. train.")
     warn_unpinned(source)
     LOG.info("loading %s %s, split %s", source.repo, source.config or "", source.split)
-    yield from hub(
-        source.repo,
-        source.revision,
-        lambda: datasets.load_dataset(source.repo, source.config, split=source.split, revision=source.revision),
-    )
+    where = {"split": source.split, "revision": source.revision, "cache_dir": str(downloads / "datasets")}
+    yield from hub(source.repo, source.revision, lambda: datasets.load_dataset(source.repo, source.config, **where))
 
 
 def _lines(path: Path) -> Iterator[str]:

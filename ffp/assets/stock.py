@@ -195,6 +195,19 @@ def check_tasks(tasks: TasksConfig) -> None:
                 f"task {name!r} is {shots(task, body)}-shot, and its source has one split, which is scored. Give other "
                 "documents as fewshot, or set num_fewshot: 0."
             )
+    _check_apart(tasks)
+
+
+def _check_apart(tasks: TasksConfig) -> None:
+    """Raises ConfigError where two tasks of a set have a task of lm-eval in common: it keeps one score by that name."""
+    owners: dict[str, str] = {}
+    for name, task in tasks.tasks.items():
+        for one in sorted({name} if task.has_files else members(task.stock)):
+            if owners.setdefault(one, name) != name:
+                raise ConfigError(
+                    f"tasks {owners[one]!r} and {name!r} both ask {one!r}, of which lm-eval keeps one score. Leave one "
+                    "of them out, or give it to a grid of its own."
+                )
 
 
 def stub(name: str) -> dict[str, Any]:

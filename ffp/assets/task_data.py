@@ -20,7 +20,7 @@ from ffp.assets.stock import find_stock, stubs
 from ffp.config import HubSource, LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import ArtifactError, AssetError, reason_of
 from ffp.core.extras import needs
-from ffp.store.layout import AssetFiles
+from ffp.store.layout import AssetFiles, expanded
 from ffp.store.schemas import DatasetsFile, StoredDataset
 
 LOG = logging.getLogger("ffp")
@@ -113,8 +113,9 @@ class Recorder:
     def _load(self, true: Loader, path: str, name: str | None, arguments: dict[str, Any]) -> tuple[StoredDataset, Any]:
         kept = {key: value for key, value in arguments.items() if key not in IGNORED}
         source, commit = self.task.source, None
+        cache = str(self.downloads / "datasets")
         if isinstance(source, LocalSource):
-            data = _from_folder(true, Path(source.path).expanduser(), name, kept)
+            data = _from_folder(true, expanded(source.path), name, {**kept, "cache_dir": cache})
         else:
             where, wanted, more = path, self.task.revision or arguments.get("revision"), {}
             if isinstance(source, HubSource):
@@ -122,7 +123,6 @@ class Recorder:
             if where not in FORMATS:
                 commit = self._commit(where, wanted)
                 more = {"revision": commit}
-            cache = str(self.downloads / "datasets")
             data = hub(where, commit, lambda: true(where, name, cache_dir=cache, **kept, **more))
         entry = StoredDataset(path=path, name=name, arguments=_plain(kept), commit=commit, splits={}, scored=[])
         return entry, _watched(data, kept.get("split"))

@@ -17,7 +17,7 @@ from ffp.assets.task_data import Recorder, answered_by, build_stock, leaves, loo
 from ffp.config import LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import AssetError
 from ffp.store.documents import json_lines
-from ffp.store.layout import AssetFiles, downloads_of
+from ffp.store.layout import AssetFiles, downloads_of, expanded
 from ffp.store.schemas import DatasetsFile
 
 LOG = logging.getLogger("ffp")
@@ -90,7 +90,7 @@ def _fetch_datasets(config: TasksConfig, files: AssetFiles, scratch: Path, downl
 
 def _tree(source: LocalSource) -> list[Path]:
     """The files of a local data set, those of its configurations too."""
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     found = sorted(p for p in path.rglob("[!.]*") if p.is_file())
     return found or local_files(source)
 

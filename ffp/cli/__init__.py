@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -28,8 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, what the command returns, or that of its error, whose one line goes to stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may have letters that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = ((command.name, command.callback) for command in app.registered_commands)
+    known = {own or function.__name__.replace("_", "-") for own, function in commands if function}  # as typer has it
     name = f"ffp {words[0]}" if words and words[0] in known else "ffp"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

@@ -7,18 +7,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ffp.config.bos import Bos
-from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict, Title
+from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict, Title, like
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
-TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._()-]{0,119}$")]
-Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+TaskName = Annotated[
+    str, like(r"^[A-Za-z0-9][A-Za-z0-9._()-]{0,119}$", "not a task of lm-eval: letters, digits and . _ - ( )")
+]
+Commit = Annotated[str, like(r"^[0-9a-f]{40}$", "not a commit: 40 of the digits 0 to 9 and a to f")]
 LmHead = Literal["auto", "tied", "apart"]
 JobKind = Literal["search", "score"]
-Repository = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
+Repository = Annotated[str, like(r"^\w[\w.-]*(/\w[\w.-]*)?$", "not a repository of the hub, such as facebook/opt-125m")]
 
 
 def _is_none(value: object) -> bool:
@@ -109,8 +111,17 @@ Source = Annotated[
 ]
 
 
-Slurm = Annotated[str, StringConstraints(pattern=r"^[\w.,:=+-]+$", max_length=200)]
-Features = Annotated[str, StringConstraints(pattern=r"^[\w.,:=+&|*()\[\]-]+$", max_length=200)]
+Slurm = Annotated[
+    str, like(r"^[\w.,:=+-]+$", "no value that sbatch takes: letters, digits and _ . , : = + -", max_length=200)
+]
+Features = Annotated[
+    str,
+    like(
+        r"^[\w.,:=+&|*()\[\]-]+$",
+        "no constraint that sbatch takes: letters, digits and _ . , : = + & | * ( ) [ ] -",
+        max_length=200,
+    ),
+]
 
 
 class SlurmOptions(Strict):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
-from ffp.config.reading import Count, KeepBlocks, Name, Seed, Strict, Title, WorkflowPath, entry_name, percent
+from ffp.config.reading import (
+    Count,
+    KeepBlocks,
+    Name,
+    Seed,
+    Strict,
+    Title,
+    WorkflowPath,
+    entry_name,
+    like,
+    percent,
+)  # fmt: skip
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits
 
@@ -123,7 +133,7 @@ class EvaluationConfig(Strict):
 class InitConfig(Strict):
     """The cell whose policy a search starts from; its method and seed are the search's own."""
 
-    sparsity: Annotated[str, StringConstraints(pattern=r"^s0\.\d\d$")] = Field(
+    sparsity: Annotated[str, like(r"^s0\.\d\d$", "not a sparsity of a cell, such as s0.20")] = Field(
         alias="from", description="Sparsity of that cell, e.g. s0.20."
     )
     model: ModelName | None = Field(
@@ -248,14 +258,17 @@ class GridConfig(Strict):
     @field_validator("sparsities", "own_sparsities")
     @classmethod
     def _two_decimals(cls, sparsities: Any) -> Any:
-        for value in chain(*sparsities.values()) if isinstance(sparsities, Mapping) else sparsities:
-            if not 0 < value < 1:
+        """Cells are named by two decimals: what differs in the last bits, as 0.1 + 0.2 does, is the same sparsity."""
+        if isinstance(sparsities, Mapping):
+            return {name: distinct(cls._two_decimals(values)) for name, values in sparsities.items()}
+        for value in sparsities:
+            if not 0 < round(value, 9) < 1:
                 raise ValueError(
                     f"{value} is outside (0, 1); the dense model is always part of the grid{percent(value)}"
                 )
             if abs(value * 100 - round(value * 100)) > 1e-9:
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
-        return sparsities
+        return tuple(round(value, 2) for value in sparsities)
 
     @field_validator("models", "methods", "seeds", "sparsities", "granularities")
     @classmethod

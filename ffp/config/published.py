@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ffp.config.grid import Granularity
-from ffp.config.reading import Count, Name, Strict, Title
+from ffp.config.reading import Count, Name, Strict, Title, like
 from ffp.core.suggest import did_you_mean
 
 Status = Literal["primary", "secondary", "unconfirmed"]
@@ -24,7 +24,7 @@ class PublishedSet(Strict):
     """Perplexities from one source, of methods with the same calibration, that were measured in the same way."""
 
     source: Title = Field(description="The publication, with its identifier.")
-    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s\"'<>]+$")] = Field(
+    url: Annotated[str, like(r"^https://[^\s\"'<>]+$", "not an https:// address without blanks and quotes")] = Field(
         description="An address at which a reader can open the source."
     )
     status: Status = Field(

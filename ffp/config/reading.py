@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -29,13 +30,29 @@ from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path, one_line
 from ffp.core.suggest import did_you_mean
 
-NAME, SHA256 = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", r"^[0-9a-f]{64}$"
-PATTERNS = {  # in words, for errors
-    NAME: "not a name: 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit",
-    SHA256: "not a SHA-256: 64 of the digits 0 to 9 and a to f",
-}
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+PATTERNS: dict[str, str] = {}  # what each pattern asks for in words, for errors
+
+
+def like(pattern: str, words: str, *, max_length: int | None = None) -> StringConstraints:
+    """Returns the constraint of a text to a pattern.
+
+    Args:
+        pattern: A regular expression of the whole text.
+        words: What an error says of a text that does not match.
+        max_length: Characters that it has at most.
+    """
+    PATTERNS[pattern] = words
+    return StringConstraints(pattern=pattern, max_length=max_length)
+
+
+Name = Annotated[
+    str,
+    like(
+        r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        "not a name: 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit",
+    ),
+]
+Sha256 = Annotated[str, like(r"^[0-9a-f]{64}$", "not a SHA-256: 64 of the digits 0 to 9 and a to f")]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -46,6 +63,8 @@ Title = Annotated[str, AfterValidator(one_line)]  # free text that is shown to r
 def _is_path(path: str) -> str:
     if fault := fault_of_path(path):
         raise ValueError(f"a folder of the workflow {fault}. Give it another name")
+    if path.startswith("~"):
+        raise ValueError("~ stands for no folder in a workflow. Write the path out")
     return path
 
 
@@ -81,6 +100,8 @@ def entry_name(kind: str) -> WrapValidator:
 
 KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
 MAX_YAML_BYTES = 1_000_000
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 class Strict(BaseModel):
@@ -107,6 +128,18 @@ class _UniqueLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"key {key!r} appears twice")
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Reads a number; YAMLError where YAML 1.1 takes it for another one, as 90 for 1:30 and 8 for 010."""
+        text, is_whole = str(node.value), node.tag == "tag:yaml.org,2002:int"
+        value: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        if ":" in text or (is_whole and _OCTAL.fullmatch(text)):
+            raise yaml.YAMLError(f"{text} is the number {value} in YAML. Write {value}, or put {text} in quotes")
+        return value
+
+
+for _kind in ("int", "float"):
+    _UniqueLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _UniqueLoader.construct_number)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -181,10 +214,16 @@ def _in_words(fault: ErrorDetails) -> str:
     given = fault.get("ctx", {})
     if fault["type"] == "tuple_type" and isinstance(fault["input"], str | int | float):
         return f"a list is wanted, such as [{fault['input']}]"
+    if fault["type"] == "tuple_type":
+        return "a list is wanted, such as [a, b]"
+    if fault["type"] == "string_type":
+        return "not a text" + (". Put it in quotes" if isinstance(fault["input"], bool | int | float | date) else "")
+    if fault["type"] == "float_parsing" and (share := _PERCENT.fullmatch(fault["input"])):
+        return f"not a number. Write {float(share[1]) / 100:g} for {float(share[1]):g} %"
     if fault["type"] == "too_short" and not given["actual_length"]:
         return f"the list is empty, and needs at least {given['min_length']} item"
-    if fault["type"] == "string_pattern_mismatch" and given["pattern"] in PATTERNS:
-        return PATTERNS[given["pattern"]]
+    if fault["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(given["pattern"], fault["msg"])
     return re.sub(r"^Value error, ", "", fault["msg"])
 
 

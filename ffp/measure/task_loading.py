@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,16 +86,18 @@ def load_tasks(tasks: TasksConfig, folder: Path, scratch: Path) -> LoadedTasks:
     for name, task in tasks.tasks.items():
         for one in leaves(entries[name]):
             _set_up(one, task)
-    return LoadedTasks({name: entries[name] for name in tasks.tasks}, _merged(entries))
+    return LoadedTasks({name: entries[name] for name in tasks.tasks}, merged(entries))
 
 
-def _merged(entries: Mapping[str, list[Any]]) -> dict[str, Any]:
+def merged(entries: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Returns what lm-eval makes of all tasks; ConfigError where two have one name, of which it would keep the last."""
     from lm_eval.tasks import TaskManager
 
-    try:
-        return dict(TaskManager(include_defaults=False).load([one for objects in entries.values() for one in objects]))
-    except ValueError as error:
-        raise ConfigError(f"a task is named twice: {reason_of(error)}. Leave one of them out.") from error
+    objects = [one for found in entries.values() for one in found]
+    names = Counter(one.task_name for one in leaves(objects))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"the task {twice[0]!r} is asked twice. Leave one of what asks it out.")
+    return dict(TaskManager(include_defaults=False).load(objects))
 
 
 def _from_files(tasks: TasksConfig, folder: Path, scratch: Path) -> dict[str, list[Any]]:

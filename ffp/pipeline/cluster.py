@@ -20,6 +20,7 @@ from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.locks import try_lock
+from ffp.store.layout import expanded
 
 log = logging.getLogger("ffp")
 # Keys of a model's resources, and what the plug-in of Snakemake calls them.
@@ -82,7 +83,7 @@ def check_paths(grid_file: Path, sources: Iterable[object]) -> None:
 
 def watched_files(source: LocalSource) -> list[Path]:
     """Returns the files of a local source whose edits the workflow notices."""
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     return sorted(path.glob("[!.]*.*")) if path.is_dir() else [path]
 
 

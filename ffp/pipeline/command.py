@@ -44,7 +44,7 @@ from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
 from ffp.store.files import check_new_folder, digest
 from ffp.store.identity import code_of
-from ffp.store.layout import Layout
+from ffp.store.layout import Layout, expanded
 
 log = logging.getLogger("ffp")
 
@@ -164,7 +164,7 @@ def _make_ready(request: PruneRequest) -> _Ready:
 def _inputs(request: PruneRequest, opened: OpenedModel) -> list[Path]:
     """The files and folders that a run reads."""
     source, text = opened.config.source, request.text
-    given = [Path(source.path).expanduser()] if isinstance(source, LocalSource) else []
+    given = [expanded(source.path)] if isinstance(source, LocalSource) else []
     return [opened.folder, request.data, *given, *(() if text is None or isinstance(text, str) else text)]
 
 

@@ -20,7 +20,7 @@ from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.models.families import family_of
 from ffp.store.files import digest, sha256
-from ffp.store.layout import AssetFiles, Layout
+from ffp.store.layout import AssetFiles, Layout, expanded
 from ffp.store.schemas import AssetFile
 
 log = logging.getLogger("ffp")
@@ -60,7 +60,7 @@ def open_model(name: str, *, data: Path, changes: Mapping[str, Any]) -> OpenedMo
     if entry := find_entry("models", name):
         config = read_part(ModelConfig, entry)
         return _fetched(name, entry.stem, config, data, changes)
-    path, hub = Path(name).expanduser(), HUB.fullmatch(name)
+    path, hub = expanded(name), HUB.fullmatch(name)
     if path.suffix == ".gguf" and path.is_file():
         config = ModelConfig(source=LocalSource(kind="local", path=str(path)), title=path.stem)
         return _fetched(name, f"{path.stem}-{digest(str(path.absolute()))}", config, data, changes)

@@ -15,7 +15,7 @@ from ffp.assets.build import check_space, locked
 from ffp.assets.fetch import safe_name
 from ffp.core.errors import AssetError
 from ffp.store.files import crc32, swap_folder
-from ffp.store.layout import AssetFiles
+from ffp.store.layout import AssetFiles, expanded
 from ffp.store.schemas import AssetFile
 
 LOG = logging.getLogger("ffp")
@@ -33,11 +33,12 @@ def stage(model_dir: Path) -> Path:
 
     Raises:
         ArtifactError: The model has no asset.json, or a damaged one.
+        ConfigError: $FFP_SCRATCH names a home directory that is not known.
     """
     if not (named := os.environ.get(VARIABLE)):
         return model_dir
     manifest = AssetFile.read(AssetFiles(model_dir).manifest)
-    folder = Path(os.path.expandvars(named)).expanduser() / f"ffp-{os.getuid()}" / "models"
+    folder = expanded(os.path.expandvars(named)) / f"ffp-{os.getuid()}" / "models"
     copy = folder / f"{Path(model_dir).absolute().name}-{manifest.digest}"
     try:
         _make_private(folder.parent)

@@ -18,7 +18,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import holds_gradients, step_memory, takes_gradients
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory
 from ffp.pruning.pruners import find_pruner
-from ffp.store.layout import Layout
+from ffp.store.layout import Layout, expanded
 
 
 def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
@@ -49,7 +49,7 @@ def sizes_folder(experiment: Experiment, name: str) -> Path | None:
     """
     source = experiment.models[name].source
     folders = [Layout.from_grid(experiment.grid).model(name).folder]
-    folders += [Path(source.path).expanduser()] if isinstance(source, LocalSource) else []
+    folders += [expanded(source.path)] if isinstance(source, LocalSource) else []
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 

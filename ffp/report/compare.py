@@ -37,6 +37,7 @@ class Difference:
     allocation: bool = False  # whether the allocations differ
     status: tuple[str, str] = ("done", "done")  # in A and in B
     other_windows: bool = False  # whether a perplexity is of other text or windows in B than in A
+    other_documents: bool = False  # whether a task that differs was asked of other documents or in other words
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
 
     A relative difference of a figure up to `tolerance` is rounding: another machine sums in another order. One is
     within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of the same windows
-    that is the error of the paired losses. A cell with the same scores whose tokens differ, or whose seconds or memory
-    differ by more than COST_TOLERANCE, changed in cost alone.
+    that is the error of the paired losses. A task of no known error changed if it differs by more than rounding. Mean
+    accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds or
+    memory differ by more than COST_TOLERANCE, changed in cost alone.
     """
     ours, theirs = read(before), read(after)
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
@@ -92,10 +94,13 @@ def read(folder: Path) -> dict[str, Record]:
     """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none."""
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
-    for place in sorted(root.glob("*/*/s*/*/seed*")):
-        cell = Cell.parse(place.relative_to(root).as_posix())
+    for place in sorted(path for path in root.glob("*/*/s*/*/seed*") if path.is_dir()):
+        name = place.relative_to(root).as_posix()
+        try:
+            cell = Cell.parse(name)
+        except ConfigError as error:
+            raise ConfigError(f"{place} is no cell. Move it out of {root}.") from error
         found[cell.path] = read_cell(cell, CellFiles(place))
-        add_mean_accuracy(found[cell.path])
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")
     return found
@@ -107,24 +112,48 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
     figures: dict[str, Figure] = {}
     verdicts = [IDENTICAL if states[0] == states[1] else CHANGED]
     other_windows = False
-    for key in (*dict.fromkeys([*a.perplexities, *b.perplexities]), *SCORES):
+    _add_common_mean(a, b)
+    texts, tasks = dict.fromkeys([*a.perplexities, *b.perplexities]), {**_by_task(a), **_by_task(b)}
+    for key in (*texts, *tasks, *SCORES):
         x, y = a.row.get(key), b.row.get(key)
         if x == y:
             continue
         same, error = _same_windows(a, b, key), None
         if key != "model_sparsity" and a.done and b.done and None not in (x, y):
             error = difference_stderr(group([a])[0], group([b])[0], key, paired=same)
+            error = None if key in tasks and math.isinf(error) else error
             other_windows |= not same
         figures[key] = (x, y, error)
-        added = x is None and a.done  # a text that was not asked for before
+        added = x is None and a.done  # a text or a task that was not asked for before
         verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance))
+    asked = {tasks[key] for key in figures if key in tasks}
+    other_documents = any(task in b.tasks and a.tasks[task].hash != b.tasks[task].hash for task in asked & {*a.tasks})
+    costs = _costs(a, b, tolerance)
+    verdict = max([*verdicts, *[COST] * len(costs)], key=VERDICTS.index)
+    allocation = keep[0] != keep[1]
+    return Difference(a.cell.path, verdict, figures | costs, allocation, states, other_windows, other_documents)
+
+
+def _costs(a: Record, b: Record, tolerance: float) -> dict[str, Figure]:
+    """Tokens, seconds and memory that differ."""
+    found: dict[str, Figure] = {}
     for key, limit in {**dict.fromkeys(COUNTS, tolerance), **dict.fromkeys(MEASURED, COST_TOLERANCE)}.items():
         x, y = a.row.get(key), b.row.get(key)
         if x != y and (None in (x, y) or _verdict(x, y, None, limit) == CHANGED):
-            figures[key] = (x, y, None)
-            verdicts.append(COST)
-    verdict = max(verdicts, key=VERDICTS.index)
-    return Difference(a.cell.path, verdict, figures, keep[0] != keep[1], states, other_windows)
+            found[key] = (x, y, None)
+    return found
+
+
+def _add_common_mean(a: Record, b: Record) -> None:
+    """Adds the mean accuracy over the tasks that both have, so that one more task changes no mean."""
+    common = [name for name in (a.scores.tasks if a.scores else ()) if b.scores and name in b.scores.tasks]
+    for record in (a, b):
+        add_mean_accuracy(record, common)
+
+
+def _by_task(record: Record) -> dict[str, str]:
+    """The task of each column that tables show of tasks."""
+    return {f"{name}_{metric}": name for name, task in record.tasks.items() for metric in task.shown_metrics}
 
 
 def _same_windows(a: Record, b: Record, key: str) -> bool:
@@ -228,6 +257,8 @@ def _parts(difference: Difference) -> Iterator[str]:
             yield f"{key} {x:.6g} -> {y:.6g} ({y - x:+.3g}{noise})"
     if difference.other_windows:
         yield "on other windows"
+    if difference.other_documents:
+        yield "on other documents or prompts"
     if difference.allocation:
         yield "another allocation"
 

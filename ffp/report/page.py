@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def metrics(records: list[Record]) -> dict[str, float]:
 
 def render(experiment: Experiment, records: list[Record], groups: list[Group], texts: dict[str, tables.Table]) -> str:
     """Returns the page. The template engine escapes every label; a cell's data are shown as text by page.js."""
-    here, datatables = resources.files("ffp.report"), resources.files("itables").joinpath("html")
+    here, datatables = resources.files("ffp.report"), _datatables()
     style = datatables.joinpath("dt_bundle.css").read_text("utf-8") + here.joinpath("page.css").read_text("utf-8")
     figures = cell_figures(experiment, records)
     return captions.template("template.html", autoescape=True).render(
@@ -87,6 +88,13 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
         script=Markup(here.joinpath("page.js").read_text("utf-8")),
         datatables=base64.b64encode(datatables.joinpath("dt_bundle.js").read_bytes()).decode(),
     )
+
+
+def _datatables() -> Path:
+    """The folder of DataTables' files. Importing itables for it would read its settings in the user's home."""
+    found = importlib.util.find_spec("itables")
+    assert found is not None and found.submodule_search_locations  # a requirement of the package
+    return Path(found.submodule_search_locations[0]) / "html"
 
 
 def filters(experiment: Experiment) -> dict[str, dict[str, str]]:

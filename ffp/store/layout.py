@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ffp.config import Cell, GridConfig
+from ffp.core.errors import ConfigError
 
 ASSET = "asset.json"
 DOWNLOADS = "downloads"
@@ -185,7 +186,7 @@ class Layout:
     def logs(self) -> Path:
         """The folder of all logs: a folder of their own for results elsewhere, since cells may have the same names."""
         parts = [part for part in self.results.parts if part not in (self.results.anchor, "..")]
-        return LOGS if parts == ["results"] else LOGS.joinpath(*parts)
+        return LOGS if self.results == Path("results") else LOGS.joinpath(*parts)
 
     def probe(self, model: str, kind: str) -> Path:
         """Returns what a tiny job of a kind, "search" or "score", found on its node; beside its log."""
@@ -200,15 +201,27 @@ class Layout:
         return self.logs / step / f"{name}.benchmark.tsv"
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path with the home directory that a leading ~ or ~USER stands for.
+
+    Raises:
+        ConfigError: There is no such user, or neither $HOME nor the system says where the home directory is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"the home directory in {path} is not known. Write the path out, or set HOME.") from error
+
+
 def default_data() -> Path:
     """Returns where `ffp prune` keeps fetched models and texts: data/ in a checkout, else a cache of the user's."""
     if Path("config/models").is_dir():
         return Path("data")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ffp"
+    return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")) / "ffp"
 
 
 def downloads_of(asset_folder: Path) -> Path:
     """Returns the folder of downloads that the assets of a data folder share: $FFP_DOWNLOADS where it is set."""
     if shared := os.environ.get("FFP_DOWNLOADS"):
-        return Path(shared).expanduser().absolute()
+        return expanded(shared).absolute()
     return Path(asset_folder).absolute().parent.parent / DOWNLOADS

@@ -64,7 +64,33 @@ def test_tasks_that_cannot_be_asked_are_refused_in_one_line_before_any_data(task
     assert "\n" not in str(fault.value)
 
 
+def several(*sets):
+    tasks = {name: task for each in sets for name, task in each.model_dump(exclude_unset=True)["tasks"].items()}
+    return TasksConfig.model_validate({"title": "t", "version": "1", "tasks": tasks})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("tasks", "common"),
+    [
+        (several(one("arc_challenge", "zero"), one("arc_challenge", "few", num_fewshot=25)), "arc_challenge"),
+        (several(one("ai2_arc"), one("arc_easy", num_fewshot=5)), "arc_easy"),
+        (several(one("mmlu", num_fewshot=5), one("mmlu_anatomy")), "mmlu_anatomy"),
+        (several(one("mmlu"), one("mmlu_stem")), "mmlu_abstract_algebra"),
+        (several(one("winogrande", "piqa", files=True), one("piqa", "other")), "piqa"),
+    ],
+)
+def test_a_task_that_a_set_asks_twice_is_refused(tasks, common):
+    """lm-eval would keep the scores of the last one for both."""
+    first, second = tasks.tasks
+    with pytest.raises(ConfigError, match=f"tasks '{first}' and '{second}' both ask '{common}") as fault:
+        stock.check_tasks(tasks)
+    assert "\n" not in str(fault.value)
+
+
 def test_tasks_that_can_be_asked_pass():
+    stock.check_tasks(several(one("mmlu", num_fewshot=5), one("ai2_arc"), one("gsm8k"), one("wikitext")))
+    stock.check_tasks(several(one("piqa"), one("piqa", "mine", files=True)))
     for tasks in (one("gsm8k"), one("gsm8k", files=True, num_fewshot=0), one("mmlu", num_fewshot=5), one("ai2_arc")):
         stock.check_tasks(tasks)
     stock.check_tasks(one("gsm8k", files=True, fewshot={"kind": "local", "path": "y"}))

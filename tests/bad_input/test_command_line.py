@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from ffp.cli import main
 from tests.bad_input.refusal import ARTIFACT, Case, ids, refused
 from tests.helpers import tiny
+from tests.helpers.cells import fill, make_experiment
 
 CONFIG = ("--config", "config/grid.yaml")
 CELL = ("--cell", "tiny/structured/s0.30/owl/seed0")
@@ -88,6 +93,11 @@ CASES = [
     case("a share in per cent", "prune", "x", "--sparsity", "30", "--out", "out",
          says=r"sparsity = '30.0': a share is in \(0, 1\). Write 0.3 for 30 %"),
     case("a negative share", "prune", "x", "--sparsity", "-0.3", "--out", "out", says=r"a share is in \(0, 1\)\.$"),
+    case("no such grid for a command of two words", "count-bytes", "--config", "demo.yaml",
+         says="ffp count-bytes: config file demo.yaml cannot be read"),
+    case("an empty name among tasks", *PRUNE, "--tasks", "arc_easy,", says="task = '': not a task of lm-eval: letters"),
+    case("the home of nobody", "prune", "~nobody-here/x", "--sparsity", "0.3", "--out", "out",
+         says="the home directory in ~nobody-here/x is not known. Write the path out, or set HOME"),
     case("a negative tolerance", "compare", "a", "b", "--tolerance", "-1",
          says="'--tolerance': .*greater than or equal to 0"),
 ]  # fmt: skip
@@ -113,3 +123,27 @@ def test_every_fault_that_verify_finds_has_a_line_of_its_own(
     *faults, last = capfd.readouterr().err.splitlines()
     assert f"results/cells/{CELL[1]}/masks.safetensors is missing. Run the rule that makes it again." in faults
     assert last.startswith(f"ffp verify: {len(faults)} faults in results ("), last
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("ascii", "é ±"), ("utf-8", os.fsdecode(b"\xe9"))])
+def test_letters_that_a_terminal_lacks_are_escaped(
+    encoding: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a path that is not UTF-8, too; in figures and in errors."""
+    folder = tmp_path / name
+    fill(make_experiment(tmp_path / "plain"))
+    (tmp_path / "plain").rename(folder)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # pytest's own handlers stay
+    streams = {kind: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for kind in ("stdout", "stderr")}
+    for kind, stream in streams.items():
+        monkeypatch.setattr(sys, kind, stream)
+    results, nothing = str(folder / "results"), str(folder / "nothing")
+    assert (main(["compare", results, results]), main(["compare", results, nothing])) == (0, 2)
+    escaped = name.encode(encoding, "backslashreplace").decode(encoding)
+    assert f"A {tmp_path}/{escaped}/results: " in _written(streams["stdout"])
+    assert "/nothing holds no cells" in _written(streams["stderr"])
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode(stream.encoding)  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ffp.cli import main
+from ffp.config.reading import PATTERNS
 from ffp.config.schema import PARTS, schemas
 from tests.helpers import tiny
 
@@ -37,6 +38,18 @@ def test_every_file_names_its_schema_and_fulfils_it(file: Path) -> None:
     schema = (file.parent / first.split("=")[1]).resolve()
     assert schema.parent == CONFIG / "schemas" and schema.is_file()
     assert faults(schema.stem, yaml.safe_load(file.read_text())) == []
+
+
+def patterns(schema: Any) -> set[str]:
+    """All patterns in a part of a schema."""
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    own = {schema["pattern"]} if isinstance(schema, dict) and isinstance(schema.get("pattern"), str) else set()
+    return own.union(*map(patterns, parts))
+
+
+def test_an_error_says_in_words_what_each_pattern_asks_for() -> None:
+    found = patterns(schemas())
+    assert len(found) > 5 and found == set(PATTERNS)
 
 
 def test_a_schema_knows_the_hyper_parameters_of_every_method() -> None:

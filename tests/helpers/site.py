@@ -36,6 +36,7 @@ with open("commands.txt", "a") as log:
 options = dict(zip(words, words[1:]))
 print("12:00:00 working on", options["--out"], flush=True)
 if os.environ["FAIL"] in " ".join(words):
+    os.write(1, b"a file \\xff that is not UTF-8\\n")
     sys.exit(f"ffp {{words[0]}}: the replacement was asked to fail")
 out = Path(options["--out"])
 bodies = {{".json": '{{"figure": ' + os.environ.get("FIGURE", "1") + "}}", ".svg": "<svg/>"}}

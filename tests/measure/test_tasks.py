@@ -12,6 +12,7 @@ from ffp.config import TasksConfig
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure import tasks
 from ffp.measure.language_model import groups_by_length, language_model
+from ffp.measure.task_loading import load_tasks, merged
 from tests.measure.slow import slow_losses
 
 SOURCE = {"kind": "local", "path": "nowhere"}
@@ -121,6 +122,16 @@ def test_a_model_with_blocks_of_different_sizes_is_scored(model, tokenizer, fold
         model, tokenizer, tasks_config(("piqa", "piqa")), folder, documents=0, seed=0, batch_tokens=64
     )
     assert 0 <= found["piqa"]["metrics"]["acc_norm"]["value"] <= 1
+
+
+def test_tasks_of_one_name_are_refused(folder, tmp_path):
+    """As a group may define one of its own: lm-eval would keep the last one in silence."""
+    scratch = [tmp_path / name for name in "ab"]
+    for each in scratch:
+        each.mkdir()
+    loaded = [load_tasks(tasks_config(("piqa", "piqa")), folder, each) for each in scratch]
+    with pytest.raises(ConfigError, match="the task 'piqa' is asked twice"):
+        merged({"piqa": loaded[0].entries["piqa"], "few": loaded[1].entries["piqa"]})
 
 
 def test_errors_name_the_task_and_the_remedy(model, tokenizer, folder, tmp_path):

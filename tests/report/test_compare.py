@@ -120,6 +120,15 @@ def test_a_lost_cell_is_a_change_and_a_new_one_is_not(sets, tmp_path):
     assert compare.compare(sets[1], sets[0]).changed
 
 
+def test_what_is_no_cell_among_cells_is_named_and_files_are_passed_over(sets, capsys):
+    place = (sets[1] / "cells" / CELL).with_name("seed0.bak")
+    place.with_name("seed0.tar").touch()
+    assert main(["compare", *map(str, sets)]) == 0
+    place.mkdir()
+    assert main(["compare", *map(str, sets)]) == 2
+    assert f"{place} is no cell. Move it out of {sets[1]}/cells." in capsys.readouterr().err
+
+
 def test_a_folder_without_cells_exits_2(tmp_path, capsys):
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "holds no cells. Name a results folder" in capsys.readouterr().err
@@ -195,6 +204,58 @@ def test_a_text_that_only_one_of_both_has_is_new_or_lost(sets):
     figures = next(d for d in compare.compare(*sets).cells if d.cell == CELL).figures
     assert figures["ppl_on_more"] == (None, 50.0, None)
     assert compare.compare(sets[1], sets[0]).changed
+
+
+def accuracy(**values):
+    """An edit of accuracies, by task."""
+
+    def change(body):
+        for task, value in values.items():
+            body["tasks"][task]["metrics"]["acc_norm" if task == "arc_easy" else "acc"]["value"] = value
+
+    return change
+
+
+def wikitext(value):
+    """An edit: the score of a task without an error."""
+    metric = {"value": value, "stderr": None, "higher_is_better": False}
+    task = {"version": 2, "hash": "h", "n": 3, "n_total": 62, "metrics": {"word_perplexity": metric}}
+    return lambda body: body["tasks"].update(wikitext=task)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected", "named"),
+    [
+        (accuracy(), accuracy(arc_easy=0.9, winogrande=0.1), "changed", {"arc_easy_acc_norm", "winogrande_acc"}),
+        (accuracy(), accuracy(winogrande=0.6), "within noise", {"winogrande_acc", "mean_acc"}),
+        (wikitext(20.0), wikitext(40.0), "changed", {"wikitext_word_perplexity"}),
+        (wikitext(20.0), wikitext(20.001), "rounding", {"wikitext_word_perplexity"}),
+        (accuracy(), wikitext(20.0), "identical", {"wikitext_word_perplexity"}),
+        (wikitext(20.0), accuracy(), "changed", {"wikitext_word_perplexity"}),
+    ],
+)
+def test_each_task_is_judged_by_itself(sets, before, after, expected, named):
+    """A task may rise as another one falls, and one that is no share is in no mean."""
+    edit_scores(sets[0], before)
+    edit_scores(sets[1], after)
+    found = next(d for d in compare.compare(*sets).cells if d.cell == CELL)
+    assert (found.verdict, set(found.figures)) == (expected, named)
+
+
+def test_the_mean_accuracy_is_over_the_tasks_that_both_have(sets):
+    edit_scores(sets[1], lambda body: body["tasks"].pop("winogrande"))
+    edit_scores(sets[0], accuracy(winogrande=0.9))
+    edit_scores(sets[1], accuracy(arc_easy=0.6))
+    found = next(d for d in compare.compare(*sets).cells if d.cell == CELL)
+    assert found.figures["mean_acc"] == (0.5, 0.6, pytest.approx(0.1 * 2**0.5))
+    assert found.figures["winogrande_acc"] == (0.9, None, None) and found.verdict == "changed"
+
+
+def test_a_task_that_was_asked_otherwise_is_named(sets, capsys):
+    edit_scores(sets[1], accuracy(arc_easy=0.6))
+    assert not any("on other documents" in line for line in shown(sets, capsys))
+    edit_scores(sets[1], lambda body: body["tasks"]["arc_easy"].update(hash="other", num_fewshot=25))
+    assert any(CELL in line and line.endswith("on other documents or prompts") for line in shown(sets, capsys))
 
 
 def test_what_differs_comes_first_and_the_totals_come_last(sets, capsys):

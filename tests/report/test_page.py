@@ -6,6 +6,7 @@ import hashlib
 import html.parser
 import json
 import re
+import sys
 
 import pytest
 
@@ -31,6 +32,11 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_the_page_is_made_without_the_settings_of_itables_in_a_users_home(built):
+    """Importing itables reads them, and fails where the home directory is not known."""
+    assert "itables" not in sys.modules and (built[1] / "index.html").exists()
 
 
 @pytest.mark.parametrize("finished", [False, True])

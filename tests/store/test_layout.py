@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
 from ffp.config import Cell
-from ffp.store.layout import FIGURES, WILDCARD_CELL, Layout, downloads_of
+from ffp.core.errors import ConfigError
+from ffp.store.layout import FIGURES, WILDCARD_CELL, Layout, default_data, downloads_of
 
 LAYOUT = Layout(Path("data"), Path("results"))
 CELL = Cell("m", "structured", "0.20", "owl", 3)
@@ -13,6 +17,13 @@ CELL = Cell("m", "structured", "0.20", "owl", 3)
 
 def test_a_cell_has_a_folder_of_its_own():
     assert LAYOUT.cell(CELL).scores == Path("results/cells/m/structured/s0.20/owl/seed3/scores.json")
+
+
+def test_results_in_another_folder_have_logs_of_their_own():
+    folders = ["results", "/results", "../results", "/scratch/results", "results/paper"]
+    logs = [str(Layout(Path("data"), Path(folder)).logs) for folder in folders]
+    assert logs == ["logs", "logs/results", "logs/results", "logs/scratch/results", "logs/results/paper"]
+    assert str(Layout(Path("data"), Path("./results/")).logs) == "logs"
 
 
 def test_wildcards_give_the_pattern_of_every_cell():
@@ -23,6 +34,18 @@ def test_wildcards_give_the_pattern_of_every_cell():
 
 def test_assets_of_a_data_folder_share_their_downloads():
     assert downloads_of(LAYOUT.model("m").folder) == Path("data/downloads").absolute()
+
+
+def test_a_user_whom_the_system_does_not_know_is_asked_for_home(tmp_path, monkeypatch):
+    """As in a container that runs under a number of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    with pytest.raises(ConfigError, match=r"the home directory in ~/.cache is not known.* set HOME"):
+        default_data()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data() == tmp_path / ".cache/ffp"
 
 
 def test_the_report_names_each_of_its_files_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -87,6 +88,13 @@ def test_ci_runs_what_a_developer_runs() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"install", "demo", "test", "check", "clean"} <= set(targets)
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+def test_the_stage_of_dvc_takes_a_grid_with_blanks_in_its_name() -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["grid"]
+    for command in stage["cmd"]:
+        words = shlex.split(command.replace("${grid}", "config/grids/my grid.yaml"))
+        assert words[words.index("--config") + 1] == "grid=config/grids/my grid.yaml"
 
 
 @pytest.mark.parametrize("name", ["local", "slurm"])

@@ -216,7 +216,7 @@ def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: 
     assert "Finished cells are kept: run the command again" in done.stdout
     log = "logs/allocate/tiny/structured/s0.20/owl/seed0.log"
     message = "ffp allocate: the replacement was asked to fail"
-    assert (tmp_path / log).read_text().splitlines()[-1] == message
+    assert (tmp_path / log).read_bytes().splitlines()[-1].decode() == message
     summary = done.stdout.split("These jobs failed:\n")[1]
     assert summary.splitlines()[0] == f"  {message}  [{log}]"
     assert site.planned() == {"allocate_heuristic": 1, "apply": 1, "evaluate": 1, "report": 1}

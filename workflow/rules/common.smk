@@ -221,8 +221,12 @@ def folders(key, option):
 
 def failures(snakemake_logs):
     """The last line of every failed job's log, the error message of its command, or why Slurm did not take the job."""
-    text = "\n".join(Path(path).read_text() for path in snakemake_logs)
+
+    def read(path):
+        return Path(path).read_text("utf-8", errors="replace")  # a program may have written anything
+
+    text = "\n".join(read(path) for path in snakemake_logs)
     logs = re.findall(r"^ +log: (.+) \(check log file", text, re.MULTILINE)
     for path in dict.fromkeys(path for paths in logs for path in paths.split(", ")):
-        lines = Path(path).read_text().splitlines() if os.path.exists(path) else []
+        lines = read(path).splitlines() if os.path.exists(path) else []
         yield f"  {lines[-1] if lines else cluster.submission_error(text) or 'no message'}  [{path}]"

@@ -10,7 +10,7 @@ rule report:
     log:
         str(LAYOUT.log("report")),
     benchmark:
-        "logs/report.benchmark.tsv"
+        str(LAYOUT.logs / "report.benchmark.tsv")
     localrule: True
     conda:
         ENV
