@@ -123,7 +123,7 @@ def _differences(own: CellFiles, other: CellFiles) -> list[float]:
 
 
 def _rows(files: CellFiles) -> list[Any]:
-    return list(schemas.read_trace(files.trace).itertuples())
+    return list(schemas.TRACE.read(files.trace).itertuples())
 
 
 def _run(

@@ -16,9 +16,10 @@ Models, tensors and settings go in, results come out; no path, no provenance, no
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,7 @@ from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import Arrays, Candidates, Cut
 from ffp.pruning.statistics import ModelStatistics
+from ffp.store.schemas import Answer
 
 log = logging.getLogger("ffp")
 Policy = Mapping[str, npt.NDArray[Any]]
@@ -86,23 +88,6 @@ class Calibration:
     windows: Windows
     dense_loss: Mapping[str, FloatArray]
     statistics: ModelStatistics
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The search's answer if it had stopped after `tokens` tokens.
-
-    Attributes:
-        tokens: Tokens forwarded by then.
-        share: The same as a share of the budget.
-        allocation: The answer.
-        loss: Its excess loss over the dense model on the selection text, nats per token.
-    """
-
-    tokens: int
-    share: float
-    allocation: Allocation
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -164,6 +149,11 @@ class PruningSummary:
         """Removed share of all parameters."""
         return 1 - self.kept_params / self.dense_params
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns `block_sparsity`, `model_sparsity` and `params`, as files have them."""
+        params = {"dense": self.dense_params, "kept": self.kept_params}
+        return {"block_sparsity": self.block_sparsity, "model_sparsity": self.model_sparsity, "params": params}
+
 
 def calibrate(
     prunable: PrunableModel, windows: Windows, *, batch_tokens: int = BATCH_TOKENS, grams: bool = False
@@ -223,15 +213,16 @@ def allocate(
     statistics = calibration.statistics.for_granularity(granularity)
     if isinstance(method, Search):
         with for_inference(prunable.model):
-            rewards = _Rewards(cut.candidates(statistics), calibration, batch_tokens, journal)
+            candidates = cut.candidates(statistics)
+            reward_of = functools.partial(_reward_of, candidates, calibration, batch_tokens, journal)
             try:
                 tracker = Tracker(
-                    problem, rewards.build(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
+                    problem, reward_of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
                     initial_policy=initial_policy,
                 )  # fmt: skip
-                return _search(method, tracker, rewards, checkpoints)
+                return _search(method, tracker, reward_of, checkpoints)
             finally:
-                rewards.candidates.restore()  # the model is as it was, also where the search is refused or fails
+                candidates.restore()  # the model is as it was, also where the search is refused or fails
     assert isinstance(method, Heuristic), f"{type(method).__name__} is neither a Heuristic nor a Search"
     with CostMeter() as cost:
         allocation = method.allocate(problem, statistics)
@@ -239,30 +230,22 @@ def allocate(
     return AllocationResult(problem, allocation, cost)
 
 
-@dataclass(frozen=True)
-class _Rewards:
-    """What candidates can be scored by: the texts of a calibration."""
-
-    candidates: Candidates
-    calibration: Calibration
-    batch_tokens: int
-    journal: Journal | None
-
-    def build(self, fitness: str, selection: str = "selection") -> ModelReward:
-        """Returns the reward for a fitness; selection: name of the selection text in the journal."""
-        windows, losses = dict(self.calibration.windows.items()), self.calibration.dense_loss
-        if len(losses) < 2:
-            raise ConfigError("a search needs windows of a search text and of a selection text. Give both to Windows.")
-        texts = (
-            Text("search", windows["search"], losses["search"]),
-            Text(selection, windows["selection"], losses["selection"]),
-        )
-        return ModelReward(
-            self.candidates, *texts, batch_tokens=self.batch_tokens, journal=self.journal, fitness=fitness
-        )
+def _reward_of(
+    candidates: Candidates, calibration: Calibration, batch_tokens: int, journal: Journal | None, fitness: str,
+    selection: str = "selection",
+) -> ModelReward:  # fmt: skip
+    """Returns the reward of candidates for a fitness; selection: name of the selection text in the journal."""
+    windows, losses = dict(calibration.windows.items()), calibration.dense_loss
+    if len(losses) < 2:
+        raise ConfigError("a search needs windows of a search text and of a selection text. Give both to Windows.")
+    searched = Text("search", windows["search"], losses["search"])
+    selected = Text(selection, windows["selection"], losses["selection"])
+    return ModelReward(candidates, searched, selected, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
 
 
-def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Sequence[float]) -> AllocationResult:
+def _search(
+    method: Search, tracker: Tracker, reward_of: Callable[[str, str], ModelReward], checkpoints: Sequence[float]
+) -> AllocationResult:
     """Runs a search and scores its answers."""
     reward = tracker.reward
     assert isinstance(reward, ModelReward)
@@ -275,7 +258,7 @@ def _search(method: Search, tracker: Tracker, rewards: _Rewards, checkpoints: Se
         allocation = dataclasses.replace(allocation, units=reward.by_index(gates))
         allocation.check(tracker.problem)
     # answers are compared by loss, whatever the search was rewarded for
-    scorer = reward if reward.fitness == "ppl" else rewards.build("ppl", "selection:ppl")
+    scorer = reward if reward.fitness == "ppl" else reward_of("ppl", "selection:ppl")
     answers = _score_answers(tracker, scorer, checkpoints)
     return AllocationResult(tracker.problem, allocation, cost, tracker.rows, tracker.policy, answers)
 
@@ -289,19 +272,14 @@ def _score_answers(tracker: Tracker, reward: ModelReward, checkpoints: Sequence[
             _, keep, gates = known[-1]
             allocation = Allocation(tracker.problem.problem_id, keep)
             value = reward.select(allocation) if gates is None else reward.select_gated(gates)
-            found.append(Answer(round(share * total), share, allocation, -math.log(value)))
+            found.append(Answer(tokens=round(share * total), share=share, keep=keep, loss=-math.log(value)))
     return found
 
 
 def make_masks(
-    prunable: PrunableModel,
-    calibration: Calibration,
-    problem: PruningProblem,
-    allocation: Allocation,
-    cut: Cut,
-    *,
+    prunable: PrunableModel, calibration: Calibration, problem: PruningProblem, allocation: Allocation, cut: Cut, *,
     batch_tokens: int = BATCH_TOKENS,
-) -> Masks:
+) -> Masks:  # fmt: skip
     """Chooses which units or weights stay, and computes what compensates for the others.
 
     Args:
@@ -318,14 +296,9 @@ def make_masks(
 
 
 def install(
-    prunable: PrunableModel,
-    problem: PruningProblem,
-    masks: Masks,
-    cut: Cut,
-    *,
-    dense_shape: bool = False,
+    prunable: PrunableModel, problem: PruningProblem, masks: Masks, cut: Cut, *, dense_shape: bool = False,
     source: object = "the masks",
-) -> PruningSummary:
+) -> PruningSummary:  # fmt: skip
     """Installs masks in a model: prunes it in place. Its `save_pretrained` then writes what loads it again.
 
     Args:

@@ -97,7 +97,7 @@ def test_answers_are_scored_at_the_checkpoints_and_end_at_the_allocation():
         checkpoints=checkpoints,
     )  # fmt: skip
     assert [answer.share for answer in found.answers] == list(checkpoints)
-    assert found.answers[-1].allocation == found.allocation
+    assert found.answers[-1].keep == found.allocation.keep
     assert found.cost.selection_tokens <= BUDGET.finalists * windows().selection.numel()
 
 

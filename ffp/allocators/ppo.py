@@ -122,13 +122,9 @@ class PpoAgent:
                 self._descend(self._loss(states, taken, returns, before, advantages))
 
     def _loss(
-        self,
-        states: torch.Tensor,
-        actions: torch.Tensor,
-        returns: torch.Tensor,
-        before: torch.Tensor,
+        self, states: torch.Tensor, actions: torch.Tensor, returns: torch.Tensor, before: torch.Tensor,
         advantages: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor:  # fmt: skip
         settings = self.settings
         ratio = (self.model.log_density(states, actions) - before).exp()
         clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)

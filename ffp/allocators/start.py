@@ -14,7 +14,7 @@ from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
 from ffp.core.knapsack import knapsack, levels
 from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
-from ffp.core.projection import kept_budget, round_keep
+from ffp.core.projection import round_keep
 
 Start = Literal["uniform", "ffn-only", "fisher-table"]
 SHARE = 0.25  # of the budget, at most, that a table to start from costs
@@ -84,7 +84,6 @@ def cheapest(problem: PruningProblem, costs: Sequence[tuple[IntArray, FloatArray
     prices = [
         np.interp(d.n_units - gone, *cost) for cost, gone, d in zip(costs, options, problem.decisions, strict=True)
     ]
-    wanted = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)
-    chosen = knapsack(removed, prices, wanted)
+    chosen = knapsack(removed, prices, problem.params_to_remove)
     keep = [d.n_units - gone[i] for d, gone, i in zip(problem.decisions, options, chosen, strict=True)]
     return round_keep(problem, np.array(keep, dtype=np.float64))

@@ -64,15 +64,9 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        problem: PruningProblem,
-        reward: Reward,
-        budget: SearchBudget,
-        *,
-        method: str,
-        seed: int,
+        self, problem: PruningProblem, reward: Reward, budget: SearchBudget, *, method: str, seed: int,
         initial_policy: Arrays | None = None,
-    ):
+    ):  # fmt: skip
         """Checks that the target is feasible, that the search text is long enough and that libraries take the seed.
 
         Raises:

@@ -13,8 +13,8 @@ from ffp.assets.rows import rows_of
 from ffp.assets.splits import SHINGLE, Document, families, normalised, unit_hash
 from ffp.config import LocalSource
 from ffp.core.errors import AssetError
-from ffp.core.json_lines import SURROGATE
 from ffp.core.suggest import did_you_mean
+from ffp.store.documents import SURROGATE
 
 LOG = logging.getLogger("ffp")
 SHARES: Mapping[str, float] = {"calibration": 0.25, "search": 0.25, "selection": 0.15, "test": 0.35}

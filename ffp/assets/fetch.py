@@ -20,6 +20,7 @@ from typing import Any
 from ffp.assets.build import DISK_FULL, check_space, locked
 from ffp.assets.folders import files_of
 from ffp.config import HubSource, LocalSource, WheelPart, WheelPartsSource, WheelSource
+from ffp.config.assets import AnySource
 from ffp.config.reading import Strict
 from ffp.core.errors import AssetError, reason_of
 from ffp.store.files import sha256
@@ -27,17 +28,13 @@ from ffp.store.layout import expanded
 
 LOG = logging.getLogger("ffp")
 COMMIT = re.compile("[0-9a-f]{40}")
-AnySource = WheelSource | WheelPartsSource | HubSource | LocalSource
 Chooser = Callable[[list[str], Callable[[str], Path]], list[str]]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 BLOCK = 1 << 20  # bytes that are copied at a time
 
 
 def identity_of(
-    config: Strict,
-    sources: Iterable[AnySource],
-    version: str,
-    files: Callable[[LocalSource], list[Path]] | None = None,
+    config: Strict, sources: Iterable[AnySource], version: str, files: Callable[[LocalSource], list[Path]] | None = None
 ) -> dict[str, Any]:
     """Returns what determines an asset, as plain JSON data: configuration (without title), and digests of local files.
 

@@ -152,11 +152,7 @@ class _Weights:
         Raises:
             ValueError: A parameter has no tensor, or one of another size.
         """
-        from transformers.modeling_gguf_pytorch_utils import (
-            TENSOR_PROCESSORS,
-            TensorProcessor,
-            get_gguf_hf_weights_map,
-        )
+        from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
         processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
         self.plain = processor is TensorProcessor

@@ -12,7 +12,6 @@ from typing import Any
 from ffp.assets.build import SUFFIXES, build, disk_errors
 from ffp.assets.fetch import (
     PICKLED,
-    AnySource,
     extract,
     fetch_wheel,
     hub_snapshot,
@@ -25,8 +24,9 @@ from ffp.assets.fetch import (
 from ffp.assets.folders import files_of
 from ffp.assets.pickled import BIN, BIN_INDEX, INDEX, WEIGHTS, convert_pickled
 from ffp.config import HubSource, LmHead, LocalSource, ModelConfig, WheelPartsSource, WheelSource
+from ffp.config.assets import AnySource
 from ffp.core.errors import AssetError, is_out_of_memory, reason_of
-from ffp.store.files import whole
+from ffp.store.files import write_text
 from ffp.store.layout import downloads_of, expanded
 
 LOG = logging.getLogger("ffp")
@@ -258,5 +258,4 @@ def _strip_machine_paths(path: Path) -> None:
     body = _json(path)
     kept = {key: value for key, value in body.items() if key not in MACHINE_KEYS}
     if kept != body:
-        with whole(path) as partial:
-            partial.write_text(json.dumps(kept, indent=2) + "\n")
+        write_text(path, json.dumps(kept, indent=2) + "\n")

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ffp.assets.fetch import AnySource, fetch_files, hub, warn_unpinned
+from ffp.assets.fetch import fetch_files, hub, warn_unpinned
 from ffp.config import HubSource
+from ffp.config.assets import AnySource
 from ffp.core.errors import AssetError, reason_of
-from ffp.core.json_lines import parse_line
+from ffp.store.documents import parse_line
 
 LOG = logging.getLogger("ffp")
 Row = Mapping[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from ffp.store.schemas import DatasetsFile
 LOG = logging.getLogger("ffp")
 CONVERSION = "1"
 LABELS = "ABCDEFGHIJ"
+# Stock tasks that are read from the requests of oe-eval, with the column of their question.
+QUESTIONS = {"arc_easy": "question", "arc_challenge": "question", "openbookqa": "question_stem"}
 
 
 def fetch_tasks(config: TasksConfig, out: Path) -> None:
@@ -105,12 +106,12 @@ def _check_apart(name: str, files: AssetFiles) -> None:
 def _stock_row(task: TaskConfig, row: Row) -> Row:
     """A source's row with the columns of the stock task."""
     if task.reader == "olmo-requests":
-        if task.stock not in _FROM_REQUESTS:
+        if task.stock not in QUESTIONS:
             raise AssetError(
-                f"stock task {task.stock!r} cannot be read from olmo-requests: only {', '.join(_FROM_REQUESTS)} can. "
+                f"stock task {task.stock!r} cannot be read from olmo-requests: only {', '.join(QUESTIONS)} can. "
                 "Use its arrow, jsonl or parquet files."
             )
-        return _FROM_REQUESTS[task.stock](row)
+        return _from_request(row, QUESTIONS[task.stock])
     if task.stock == "boolq" and "label" not in row:
         return {**row, "label": int(bool(_column(row, "answer")))}
     return row
@@ -140,18 +141,3 @@ def _from_request(row: Row, question: str) -> Row:
         "choices": {"text": choices, "label": list(LABELS[: len(choices)])},
         "answerKey": LABELS[gold],
     }
-
-
-def _arc(row: Row) -> Row:
-    return _from_request(row, "question")
-
-
-def _openbookqa(row: Row) -> Row:
-    return _from_request(row, "question_stem")
-
-
-_FROM_REQUESTS: Mapping[str, Callable[[Row], Row]] = {
-    "arc_easy": _arc,
-    "arc_challenge": _arc,
-    "openbookqa": _openbookqa,
-}

@@ -25,10 +25,9 @@ from ffp.store.layout import default_data
 def prune(
     line: typer.Context, model: options.Model, sparsity: options.Sparsity, out: options.Out,
     method: options.Method = None, param: options.Param = None, compensate: options.Compensate = None,
-    recover: options.Recover = "none",
-    recover_tokens: options.RecoverTokens = None, recover_rank: options.RecoverRank = None,
-    recover_param: options.RecoverParam = None, tokens: options.Tokens = None, text: options.Text = None,
-    calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
+    recover: options.Recover = "none", recover_tokens: options.RecoverTokens = None,
+    recover_rank: options.RecoverRank = None, recover_param: options.RecoverParam = None, tokens: options.Tokens = None,
+    text: options.Text = None, calibration_tokens: options.CalibrationTokens = CALIBRATION.windows * CONTEXT,
     compensated_search: options.CompensatedSearch = None, text_column: options.TextColumn = "text",
     context: options.Context = CONTEXT, seed: options.Seed = 0, granularity: options.Granularity = "structured",
     pruner: options.Pruner = None, score: options.Score = None, align: options.Align = None,
@@ -58,18 +57,19 @@ def prune(
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     _check_effects(_text(text), line)
+    resources = Resources(threads=threads or cpu_count(), gpu=1)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
-        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=_resources(threads),
+        device=device, batch_tokens=batch_tokens, offload=offload or None, resources=resources,
     )  # fmt: skip
-    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=changes["resources"].threads, offline=False)
+    start_torch(device or "auto", gpus=0 if dry_run else 1, threads=resources.threads, offline=False)
     from ffp.models import formats  # torch reads when it is imported what was set
     from ffp.pipeline import command
 
     request = command.PruneRequest(
         model=model, out=out, settings=settings, changes=changes, text=_text(text), column=text_column, tasks=tasks,
-        num_fewshot=num_fewshot, evaluate=evaluate, format=formats.create(format, quantize=_upper(quantize), pad=pad),
-        overwrite=yes, data=data or default_data(),
+        num_fewshot=num_fewshot, evaluate=evaluate, overwrite=yes, data=data or default_data(),
+        format=formats.create(format, quantize=quantize and [kind.upper() for kind in quantize], pad=pad),
     )  # fmt: skip
     print(command.dry_run(request) if dry_run else command.ending(command.prune(request), out, as_json=as_json))
 
@@ -93,11 +93,6 @@ def list_(
 
     found = listing.rows(kind)
     print(json.dumps(found, indent=1) if as_json else "\n".join(listing.lines(found)))
-
-
-def _resources(threads: int | None) -> Resources:
-    """What one model may use: a GPU, where there is one, and so many threads; by default one for each core."""
-    return Resources(threads=threads or cpu_count(), gpu=1)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -124,11 +119,6 @@ def _check_effects(text: str | list[Path] | None, line: typer.Context) -> None:
             raise ConfigError(f"{_option(name)} has no effect {idle[name]}, or leave it out.")
     if {"dry_run", "as_json"} <= given:
         raise ConfigError("--dry-run prints no JSON. Leave out --json, or run it.")
-
-
-def _upper(kinds: list[str] | None) -> list[str] | None:
-    """Types of GGUF as they are written, in whatever case they were given."""
-    return kinds and [kind.upper() for kind in kinds]
 
 
 def _recovery(method: str, given: dict[str, Any], pairs: list[str]) -> dict[str, Any]:

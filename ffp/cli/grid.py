@@ -139,14 +139,7 @@ def export(
 
     layout = Layout.from_grid(experiment.grid)
     model_dir, cut = model_dir or layout.model(point.model).folder, cut or layout.cell(point).folder
-    saved = write(
-        experiment,
-        point,
-        model_dir,
-        cut,
-        out,
-        format=formats.create(format, quantize=quantize, pad=pad),
-    )
+    saved = write(experiment, point, model_dir, cut, out, format=formats.create(format, quantize=quantize, pad=pad))
     print("\n".join([str(out), *saved.notes]))
 
 

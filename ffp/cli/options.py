@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ffp.config.bos import Bos as BosPlace
-from ffp.config.grid import UnitScore
-from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS, Compensation
+from ffp.config import assets, bos, grid
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, TOKENS
 from ffp.config.recover import RecoverSettings
-from ffp.core.problem import AttentionUnits as Units
+from ffp.core import problem
 
 WHAT, HOW, MODEL, OUTPUT = "What goes", "How", "The model", "What comes out"
 
@@ -41,7 +40,7 @@ Param = Annotated[
     list[str] | None, _option("Hyper-parameter of the method; repeat it for more.", HOW, metavar="NAME=VALUE")
 ]
 Compensate = Annotated[
-    Compensation | None,
+    grid.Compensation | None,
     _option(
         "How what stays makes up for removed units: none, bias, ridge (the default) or ridge-dense.",
         HOW,
@@ -96,7 +95,7 @@ Context = Annotated[
 ]
 Seed = Annotated[int, _option("Seed of the search, up to 2^32 - 1. Default: 0.", HOW, metavar="N")]
 Granularity = Annotated[
-    Literal["structured", "unstructured", "n-of-4", "n-of-8"],
+    problem.Granularity,
     _option(
         "structured: whole heads and channels (the default); unstructured, n-of-4, n-of-8: single weights, as zeros.",
         WHAT,
@@ -104,13 +103,13 @@ Granularity = Annotated[
     ),
 ]
 Pruner = Annotated[
-    Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"] | None,
+    grid.Pruner | None,
     _option(
         "How single weights are chosen: wanda, wanda-dense, magnitude or sparsegpt (the default).", WHAT, metavar="NAME"
     ),
 ]
 Score = Annotated[
-    UnitScore | None,
+    grid.UnitScore | None,
     _option(
         "Order in which heads and channels leave: wanda, wifv, ifv, or pairwise and obs, which know how they act "
         "together. Default: obs; pairwise if the search is not compensated; wanda with a named method or --tokens 0.",
@@ -130,7 +129,7 @@ KeepBlocks = Annotated[
     _option("Blocks that stay whole, e.g. 0-3,-2: for the first four and the last two.", WHAT, metavar="BLOCKS"),
 ]
 AttentionUnits = Annotated[
-    Units | None,
+    problem.AttentionUnits | None,
     _option(
         "What leaves an attention: kv-groups (the default), query-heads (one of each) or single-query-heads (any).",
         WHAT,
@@ -138,7 +137,7 @@ AttentionUnits = Annotated[
     ),
 ]
 Bos = Annotated[
-    BosPlace | None,
+    bos.Bos | None,
     _option(
         "A BOS (beginning-of-sequence token) at the start of each window of text: auto, as the tokenizer adds it to a "
         "text; always; never; once, at the start of the whole text. Default: auto.",
@@ -147,11 +146,11 @@ Bos = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    assets.Dtype | None,
     _option("float32, bfloat16, float16 or auto. Default: the checkpoint's own.", MODEL, metavar="TYPE"),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"] | None,
+    assets.Device | None,
     _option("cpu, cuda, mps or auto. Default: a GPU if there is one.", MODEL, metavar="NAME"),
 ]
 Threads = Annotated[int | None, _option("CPU threads. Default: all cores.", MODEL, min=1, metavar="N")]
@@ -163,8 +162,7 @@ Offload = Annotated[
 ]
 Evaluate = Annotated[bool, typer.Option(help="Measure perplexity and speed before and after.", rich_help_panel=OUTPUT)]
 Tasks = Annotated[
-    str | None,
-    _option("Score lm-eval tasks too, e.g. arc_easy,gsm8k, or a name of `ffp list tasks`.", OUTPUT),
+    str | None, _option("Score lm-eval tasks too, e.g. arc_easy,gsm8k, or a name of `ffp list tasks`.", OUTPUT)
 ]
 NumFewshot = Annotated[
     int | None, _option("Solved examples in each prompt. Default: each task's own number.", OUTPUT, min=0, metavar="N")

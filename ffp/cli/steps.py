@@ -73,15 +73,13 @@ def asset(
 
 @app.command(rich_help_panel=STEPS)
 def preflight(
-    config: GridFile,
-    model: ModelName,
-    model_dir: ModelDir,
+    config: GridFile, model: ModelName, model_dir: ModelDir,
     text_dir: Annotated[
         list[Path], typer.Option(metavar="DIR", help="Folder of a fetched text: of calibration, then those of tests.")
     ],
     out: Annotated[Path, typer.Option(help="preflight.json to write.")],
     tasks_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks.")] = None,
-) -> None:
+) -> None:  # fmt: skip
     r"""Check all that would fail a model's cells, before anything is spent on them.
 
     Example:
@@ -102,13 +100,7 @@ def preflight(
 
 
 @app.command(rich_help_panel=STEPS)
-def calibrate(
-    config: GridFile,
-    model: ModelName,
-    model_dir: ModelDir,
-    text_dir: TextDir,
-    out: OutDir,
-) -> None:
+def calibrate(config: GridFile, model: ModelName, model_dir: ModelDir, text_dir: TextDir, out: OutDir) -> None:
     r"""Run the dense model once over the calibration text, for every cell of this model.
 
     Example:
@@ -126,18 +118,14 @@ def calibrate(
 
 @app.command(rich_help_panel=STEPS)
 def allocate(
-    config: GridFile,
-    cell: CellPath,
-    model_dir: ModelDir,
-    calibration: CalibrationDir,
-    out: CellDir,
+    config: GridFile, cell: CellPath, model_dir: ModelDir, calibration: CalibrationDir, out: CellDir,
     init: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the cell whose policy the search starts from.")
     ] = None,
     reuse: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a cell with the same search, whose answer is taken.")
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     r"""Decide how much of each module to keep, with the cell's method.
 
     Example:
@@ -163,13 +151,9 @@ def allocate(
 
 @app.command(rich_help_panel=STEPS)
 def apply(
-    config: GridFile,
-    cell: CellPath,
-    model_dir: ModelDir,
-    calibration: CalibrationDir,
-    allocation: Annotated[Path, typer.Option(help="The cell's allocation.json.")],
-    out: CellDir,
-) -> None:
+    config: GridFile, cell: CellPath, model_dir: ModelDir, calibration: CalibrationDir,
+    allocation: Annotated[Path, typer.Option(help="The cell's allocation.json.")], out: CellDir,
+) -> None:  # fmt: skip
     r"""Choose which units or weights stay, and compute what makes up for the others.
 
     Example:
@@ -187,16 +171,12 @@ def apply(
 
 @app.command(rich_help_panel=STEPS)
 def recover(
-    config: GridFile,
-    cell: CellPath,
-    model_dir: ModelDir,
-    text_dir: TextDir,
-    out: CellDir,
+    config: GridFile, cell: CellPath, model_dir: ModelDir, text_dir: TextDir, out: CellDir,
     cut: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with the cell's masks and updates; without it the model is dense."),
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     r"""Train a pruned model on text that calibration left, so that it makes up for what is gone.
 
     Interrupted, the same command goes on where it was.
@@ -215,9 +195,7 @@ def recover(
 
 @app.command(rich_help_panel=STEPS)
 def evaluate(
-    config: GridFile,
-    cell: CellPath,
-    model_dir: ModelDir,
+    config: GridFile, cell: CellPath, model_dir: ModelDir,
     text_dir: Annotated[
         list[Path], typer.Option(metavar="DIR", help="Folder of a fetched test text; one each, in the grid's order.")
     ],
@@ -232,7 +210,7 @@ def evaluate(
             help="Folder with the cell's masks, updates and recovered weights; without it the model is dense.",
         ),
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     r"""Measure perplexity and lm-eval scores of a cell.
 
     Example:

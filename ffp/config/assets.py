@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ffp.config.bos import Bos
-from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict, Title, like
+from ffp.config.reading import Count, KeepBlocks, Name, Sha256, Strict, Title, is_none, like
 from ffp.core.problem import AttentionUnits
 
 Split = Literal["calibration", "search", "selection", "test"]
@@ -19,13 +19,10 @@ TaskName = Annotated[
 ]
 Commit = Annotated[str, like(r"^[0-9a-f]{40}$", "not a commit: 40 of the digits 0 to 9 and a to f")]
 LmHead = Literal["auto", "tied", "apart"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 JobKind = Literal["search", "score"]
 Repository = Annotated[str, like(r"^\w[\w.-]*(/\w[\w.-]*)?$", "not a repository of the hub, such as facebook/opt-125m")]
-
-
-def _is_none(value: object) -> bool:
-    """Whether a key was not given: it is left out then, so that what was made before it existed is the same."""
-    return value is None
 
 
 Pickled = Annotated[
@@ -103,7 +100,7 @@ class LocalSource(Strict):
 
 AnySource = WheelSource | WheelPartsSource | HubSource | LocalSource
 Source = Annotated[
-    WheelSource | WheelPartsSource | HubSource | LocalSource,
+    AnySource,
     Field(
         discriminator="kind",
         description="Where the files come from: a wheel, parts in several wheels, the hub or this machine.",
@@ -170,10 +167,10 @@ class ModelConfig(Strict):
         description="Embeddings and head of a GGUF file: `tied` makes them one matrix, the more finely quantised one; "
         "`apart` keeps both; auto: what the file does.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "auto", description="Precision of weights and computation, and of exported checkpoints; auto: the model's own."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device of every step.")
+    device: Device = Field("auto", description="Device of every step.")
     min_keep: int = Field(
         1,
         ge=0,
@@ -294,7 +291,7 @@ class TaskSettings(Strict):
     """How a task of lm-eval is asked, where it differs from what lm-eval's YAML says."""
 
     num_fewshot: int | None = Field(
-        None, ge=0, exclude_if=_is_none, description="Solved examples in each prompt; the task's own number without it."
+        None, ge=0, exclude_if=is_none, description="Solved examples in each prompt; the task's own number without it."
     )
     gen_kwargs: Mapping[str, Any] = Field(
         default_factory=dict,
@@ -303,7 +300,7 @@ class TaskSettings(Strict):
     )
     revision: Commit | None = Field(
         None,
-        exclude_if=_is_none,
+        exclude_if=is_none,
         description="Commit of the task's data set on the hub; without it the newest one when the data is first "
         "fetched, which datasets.json beside the data then names.",
     )
@@ -339,7 +336,7 @@ class TaskConfig(TaskSettings):
     )
     fewshot: Source | None = Field(
         None,
-        exclude_if=_is_none,
+        exclude_if=is_none,
         description="Where the solved examples of a prompt come from, in the format of `source`: other documents than "
         "those that are scored.",
     )

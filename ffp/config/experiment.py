@@ -260,16 +260,17 @@ class Experiment:
             served -= {"structured"}
         return None if granularity in served else f"{name} serves {', '.join(sorted(served)) or 'no'} pruning only"
 
-    def cells(self, *, dense: bool = True) -> Iterator[Cell]:
+    def cells(self, *, dense: bool = True, only: str | None = None) -> Iterator[Cell]:
         """Yields every cell: for each model and granularity the dense ones, then the grid.
 
         Methods that evaluate nothing and draw nothing get the first seed only.
 
         Args:
             dense: Whether the dense cells are wanted.
+            only: The model whose cells are wanted; None for all.
         """
         grid = self.grid
-        for model in grid.models:
+        for model in grid.models if only is None else (only,):
             for granularity in grid.granularities:
                 if dense:
                     yield Cell(model, granularity, "0.00", "dense", 0)

@@ -19,16 +19,17 @@ from ffp.config.reading import (
     Title,
     WorkflowPath,
     entry_name,
+    is_none,
     like,
     percent,
 )  # fmt: skip
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
-from ffp.core.problem import AttentionUnits
+from ffp.core.problem import AttentionUnits, Granularity
 
-Granularity = Literal["structured", "unstructured", "n-of-4", "n-of-8"]
 UnitScore = Literal["wanda", "wifv", "ifv", "pairwise", "obs"]
 GRAM_SCORES = ("pairwise", "obs")  # scores that need Gram matrices of the calibration text
 Pruner = Literal["wanda", "wanda-dense", "magnitude", "sparsegpt"]
+Compensation = Literal["none", "bias", "ridge", "ridge-dense"]
 ModelName = Annotated[Name, entry_name("models")]
 TextName = Annotated[Name, entry_name("texts")]
 Tasks = Annotated[
@@ -152,7 +153,7 @@ class MethodConfig(Strict):
     score: UnitScore | None = Field(
         None, description="Score by which KV groups and FFN channels are removed; calibration.score without it."
     )
-    compensate: Literal["none", "bias", "ridge", "ridge-dense"] = Field(
+    compensate: Compensation = Field(
         "none", description="How what stays makes up for removed units: by a bias, or by new weights (least squares)."
     )
     pruner: Pruner | None = Field(
@@ -196,10 +197,7 @@ class TextsConfig(Strict):
         "are of the first one.",
     )
 
-    @field_validator("test")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return distinct(values)
+    _distinct = field_validator("test")(distinct)
 
 
 class GridConfig(Strict):
@@ -209,13 +207,12 @@ class GridConfig(Strict):
     models: tuple[ModelName, ...] = Field(min_length=1, description="Models: names of files in models/.")
     text: TextName | None = Field(
         None,
-        exclude_if=lambda text: text is None,
+        exclude_if=is_none,
         description="Text: name of a file in texts/. Short for texts: {calibrate: NAME, test: [NAME]}.",
     )
     texts: TextsConfig | None = Field(
         None,
-        # Left out unless set, so that grids with one text have the identity that they had before this key existed.
-        exclude_if=lambda texts: texts is None,
+        exclude_if=is_none,
         description="Several test texts, or another one than that of the calibration; instead of text.",
     )
     tasks: Tasks | None = Field(
@@ -238,9 +235,7 @@ class GridConfig(Strict):
     pruner: Pruner = Field("wanda", description="How single weights are chosen and updated.")
     methods: tuple[Name, ...] = Field(min_length=1, description="Methods: registered names, or names in `variants`.")
     seeds: tuple[Seed, ...] = Field(
-        (0,),
-        min_length=1,
-        description="Seeds of every search; methods that draw nothing run with the first one only.",
+        (0,), min_length=1, description="Seeds of every search; methods that draw nothing run with the first one only."
     )
     variants: Mapping[Name, MethodConfig] = Field(
         default_factory=dict, description="Methods with settings of their own, by the names that `methods` uses."
@@ -270,10 +265,7 @@ class GridConfig(Strict):
                 raise ValueError(f"{value} has more than the two decimals of a cell's path")
         return tuple(round(value, 2) for value in sparsities)
 
-    @field_validator("models", "methods", "seeds", "sparsities", "granularities")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return distinct(values)
+    _distinct = field_validator("models", "methods", "seeds", "sparsities", "granularities")(distinct)
 
     @model_validator(mode="after")
     def _names_a_text(self) -> GridConfig:
@@ -285,7 +277,7 @@ class GridConfig(Strict):
     @classmethod
     def _distinct_tasks(cls, tasks: Any) -> Any:
         if isinstance(tasks, tuple):
-            cls._distinct(tuple(item.task for item in tasks))
+            distinct(tuple(item.task for item in tasks))
         return tasks
 
     @field_validator("recover")

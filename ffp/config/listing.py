@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from ffp.allocators import METHODS, Method, accepted, is_search, package_of
-from ffp.config.assets import HubSource, LocalSource, ModelConfig, TextConfig, WheelPartsSource, WheelSource
+from ffp.config.assets import AnySource, HubSource, ModelConfig, TextConfig, WheelPartsSource, WheelSource
 from ffp.config.catalog import KINDS, Entry, Kind, entries
-from ffp.config.grid import Granularity
 from ffp.config.reading import read_part
 from ffp.core.errors import ConfigError
+from ffp.core.problem import Granularity
 from ffp.core.suggest import did_you_mean
 
 Row = dict[str, str]
@@ -88,7 +88,7 @@ def _origins(entry: Entry) -> list[str]:
     return [_origin(part.source) if part.source else "hub, as lm-eval names it" for part in parts]
 
 
-def _origin(source: WheelSource | WheelPartsSource | HubSource | LocalSource) -> str:
+def _origin(source: AnySource) -> str:
     if isinstance(source, WheelPartsSource):
         names = [f"{part.package} {part.version}" for part in source.parts]
         return f"wheels {names[0]} to {names[-1]}"

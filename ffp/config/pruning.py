@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator, model_validator
 
@@ -12,8 +12,8 @@ from ffp.config.bos import Bos
 from ffp.config.grid import (
     GRAM_SCORES,
     CalibrationConfig,
+    Compensation,
     EvaluationConfig,
-    Granularity,
     Pruner,
     SearchConfig,
     is_refitted,
@@ -22,8 +22,8 @@ from ffp.config.grid import (
 from ffp.config.reading import Seed, Strict, first_fault, percent
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
+from ffp.core.problem import Granularity
 
-Compensation = Literal["none", "bias", "ridge", "ridge-dense"]
 CONTEXT = 256
 TOKENS = 24_576
 # The best of our measurements (docs/search.md, docs/baselines.md): with a search, without one, and on single weights.

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ffp.config.grid import Granularity
 from ffp.config.reading import Count, Name, Strict, Title, like
+from ffp.core.problem import Granularity
 from ffp.core.suggest import did_you_mean
 
 Status = Literal["primary", "secondary", "unconfirmed"]

@@ -98,6 +98,11 @@ def entry_name(kind: str) -> WrapValidator:
     return WrapValidator(partial(_of_entry, kind=kind))
 
 
+def is_none(value: object) -> bool:
+    """Returns whether a key was not given: it is left out of files then, so that older ones stay as they were."""
+    return value is None
+
+
 KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
 MAX_YAML_BYTES = 1_000_000
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")

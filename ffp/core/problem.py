@@ -105,6 +105,11 @@ class PruningProblem:
         return np.array([decision.min_keep for decision in self.decisions], dtype=np.int64)
 
     @property
+    def free_blocks(self) -> set[str]:
+        """The blocks that do not have to stay whole."""
+        return {decision.block for decision in self.decisions if decision.min_keep < decision.n_units}
+
+    @property
     def problem_id(self) -> str:
         """Digest of the decisions and the target; an allocation names the problem that it answers."""
         decisions = [dataclasses.asdict(decision) for decision in self.decisions]

@@ -7,7 +7,7 @@ the decisions: sums are exactly rounded (math.fsum), and ties are broken by a di
 favours neither early nor late blocks.
 
 The published projection (Yuan et al., arXiv:2511.18977, and its code) differs: it fills deficits module by module in
-network order, may miss the budget and is not nested in sparsity. See ffp/core/sequential_projection.py.
+network order, may miss the budget and is not nested in sparsity. See project_sequentially.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def kept_budget(problem: PruningProblem) -> int:
 
 def dense(problem: PruningProblem) -> Allocation:
     """Returns the allocation that keeps everything."""
-    return Allocation(problem.problem_id, tuple(decision.n_units for decision in problem.decisions))
+    return Allocation.of(problem, problem.n_units)
 
 
 def water_fill(problem: PruningProblem, logits: FloatArray) -> FloatArray:
@@ -89,7 +89,7 @@ def project(problem: PruningProblem, logits: FloatArray) -> Allocation:
     wanted = water_fill(problem, logits)
     keep = _settle_coarse(problem, wanted)
     keep = _settle_fine(problem, keep, logits)
-    return Allocation(problem.problem_id, tuple(int(k) for k in _top_up(problem, keep, wanted)))
+    return Allocation.of(problem, _top_up(problem, keep, wanted))
 
 
 def project_shares(problem: PruningProblem, shares: FloatArray) -> Allocation:
@@ -124,8 +124,40 @@ def round_keep(problem: PruningProblem, keep: FloatArray) -> Allocation:
         slack = kept_budget(problem) - int(np.dot(whole, problem.params_per_unit))
         addable = problem.params_per_unit[whole < problem.n_units]
         if 0 <= slack < min(addable, default=slack + 1):
-            return Allocation(problem.problem_id, tuple(int(k) for k in whole))
+            return Allocation.of(problem, whole)
     return project_shares(problem, np.asarray(keep, dtype=np.float64) / problem.n_units)
+
+
+def project_sequentially(problem: PruningProblem, action: FloatArray) -> Allocation:
+    """Projects an action as the published code does, in network order: for an ablation.
+
+    The request is |a|, clipped to [least share, 1]. A deficit is filled in proportion to what the decisions can still
+    take. An excess is cut decision by decision, each down to its least share, until the budget is met; at high sparsity
+    the first blocks therefore lose everything.
+
+    Departures: KV groups are counted, not query heads, and a last step rounds to whole units on the exact budget, which
+    the published code misses by up to 1e-3. Source: the code of Yuan et al., arXiv:2511.18977.
+
+    Args:
+        problem: The decisions and their budget.
+        action: (n_decisions,), read as kept shares.
+
+    Raises:
+        BudgetError: The target is infeasible.
+    """
+    params = (problem.n_units * problem.params_per_unit).astype(np.float64)
+    least = problem.min_keep / problem.n_units
+    shares = np.clip(np.abs(action), least, 1.0)
+    missing = kept_budget(problem) - float(shares @ params)
+    if missing > 0:
+        headroom = (1 - shares) * params
+        shares = shares + missing * headroom / max(headroom.sum(), 1.0) / params
+    for i in range(len(shares)):
+        excess = float(shares @ params) - kept_budget(problem)
+        if excess <= 0:
+            break
+        shares[i] -= min(excess / params[i], shares[i] - least[i])
+    return round_keep(problem, np.clip(shares, least, 1.0) * problem.n_units)
 
 
 def logits_of(problem: PruningProblem, allocation: Allocation) -> FloatArray:

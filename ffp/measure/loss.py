@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,17 +51,7 @@ def token_losses(model: PreTrainedModel, input_ids: torch.Tensor, *, chunk: int 
         input_ids: (batch, context) int64, without padding.
         chunk: Tokens whose logits exist at the same time.
     """
-    hidden = last_hidden(model, input_ids)
-    batch, length, width = hidden.shape
-    flat, targets = hidden.reshape(-1, width), input_ids[:, 1:].reshape(-1)
-    parts = []
-    for start in range(0, len(flat), chunk):
-        piece, target = flat[start : start + chunk], targets[start : start + chunk]
-        if torch.is_grad_enabled() and piece.requires_grad:
-            parts.append(checkpoint(_chunk_losses, model, piece, target, use_reentrant=False))
-        else:
-            parts.append(_chunk_losses(model, piece, target))
-    return torch.cat(parts).view(batch, length)
+    return _in_chunks(_chunk_losses, model, last_hidden(model, input_ids), input_ids[:, 1:], chunk)
 
 
 def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
@@ -82,19 +73,24 @@ def token_divergences(model: PreTrainedModel, input_ids: torch.Tensor, teacher: 
         input_ids: (batch, context) int64, without padding.
         teacher: `last_hidden` of the dense model on the same tokens.
     """
-    hidden = last_hidden(model, input_ids)
-    pairs = zip(*(torch.split(states.flatten(0, 1), CHUNK_TOKENS) for states in (hidden, teacher)), strict=True)
+    return _in_chunks(_chunk_divergences, model, last_hidden(model, input_ids), teacher, CHUNK_TOKENS)
+
+
+def _in_chunks(
+    losses: Callable[..., torch.Tensor], model: PreTrainedModel, hidden: torch.Tensor, goals: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """The losses of all tokens, (batch, tokens), chunk by chunk; goals: what they are measured by, token by token."""
     parts = []
-    for ours, theirs in pairs:
-        if torch.is_grad_enabled() and ours.requires_grad:
-            parts.append(checkpoint(_chunk_divergences, model, ours, theirs.to(ours), use_reentrant=False))
+    for pair in zip(*(torch.split(each.flatten(0, 1), chunk) for each in (hidden, goals)), strict=True):
+        if torch.is_grad_enabled() and pair[0].requires_grad:
+            parts.append(checkpoint(losses, model, *pair, use_reentrant=False))
         else:
-            parts.append(_chunk_divergences(model, ours, theirs.to(ours)))
+            parts.append(losses(model, *pair))
     return torch.cat(parts).view(hidden.shape[:2])
 
 
 def _chunk_divergences(model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    ours, theirs = (torch.log_softmax(_logits(model, states), dim=-1) for states in (hidden, teacher))
+    ours, theirs = (torch.log_softmax(_logits(model, states), dim=-1) for states in (hidden, teacher.to(hidden)))
     return torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
 
 

@@ -69,21 +69,10 @@ def recover(
     prunable: PrunableModel, windows: torch.Tensor, settings: RecoverSettings, *, seed: int, batch_tokens: int,
     teacher: Any = None, state: TrainingState | None = None,
 ) -> Recovery:  # fmt: skip
-    """Trains a model in place: afterwards its linears hold the new weights.
+    """Trains a model in place, as ffp.api.recover says: afterwards its linears hold the new weights.
 
-    Args:
-        prunable: The model, usually cut.
-        windows: Token ids of the text, (n, context) int64. Where `settings.tokens` are more, they are read again, each
-            time in another order; where they are fewer, a part is drawn.
-        settings: What is trained, and how.
-        seed: Of the first values of A and of the order of the windows.
-        batch_tokens: Tokens in one forward; at least one window.
-        teacher: The dense model, for `loss: kl`.
-        state: Keeps the training every SAVE_EVERY steps, so that a killed one goes on where it was.
-
-    Raises:
-        ConfigError: The model is offloaded, peft is not installed, or `loss: kl` has no teacher.
-        FfpError: The loss is not finite.
+    Where `settings.tokens` are more than those of the windows, these are read again, each time in another order; where
+    they are fewer, a part is drawn. The state is saved every SAVE_EVERY steps.
     """
     check_trainable(prunable)
     if (settings.loss == "kl") != (teacher is not None):

@@ -65,9 +65,7 @@ class ModelReward:
             self._teacher = {text.name: self._dense_states(text) for text in (search, selection)}
             self.search, self.selection = (Text(t.name, t.windows, 0 * t.dense_loss) for t in (search, selection))
         self.journal = MemoryJournal() if journal is None else journal
-        self.evaluations = 0
-        self.spent_tokens = 0
-        self.selection_tokens = 0
+        self.evaluations = self.spent_tokens = self.selection_tokens = 0
         self.earlier_s = 0.0
         self._memo: dict[tuple[str, tuple[int, ...]], dict[int, float]] = {}
 
@@ -118,11 +116,9 @@ class ModelReward:
         """
         self._check_gradients()
         windows = list(dict.fromkeys(windows))
-        key, tokens = f"gates:{digest([allocation.keep, windows])}", 3 * len(windows) * self.window_tokens
-        values = self._known(key, tokens, lambda: self._gate_gradients(allocation, windows))
+        key = f"gates:{digest([allocation.keep, windows])}"
+        values = self._by_backward(key, windows, lambda: self._gate_gradients(allocation, windows))
         self._remember(self.search, allocation, windows, values[: len(windows)])
-        self.evaluations += 1
-        self.spent_tokens += tokens
         return np.array(values[len(windows) :]).reshape(-1, 2, 3)
 
     def cost_curves(self, allocation: Allocation, *, windows: Sequence[int]) -> list[CostCurve]:
@@ -146,11 +142,9 @@ class ModelReward:
         """
         self._check_gradients()
         candidates, windows = self._structured(), list(dict.fromkeys(windows))
-        key, tokens = f"curves:{digest([allocation.keep, windows])}", 3 * len(windows) * self.window_tokens
-        values = self._known(key, tokens, lambda: self._measure_curves(allocation, windows))
+        key = f"curves:{digest([allocation.keep, windows])}"
+        values = self._by_backward(key, windows, lambda: self._measure_curves(allocation, windows))
         self._remember(self.search, allocation, windows, values[: len(windows)])
-        self.evaluations += 1
-        self.spent_tokens += tokens
         priced = [levels(module.decision.n_units) for module in candidates.prunable.modules]
         ends = np.cumsum([len(level) for level in priced])
         parts = np.split(np.array(values[len(windows) :]).reshape(3, -1), ends[:-1], axis=1)
@@ -175,10 +169,7 @@ class ModelReward:
         windows = list(dict.fromkeys(windows))
         decisions = self.candidates.prunable.problem(0.0, self.candidates.granularity).decisions
         priced = [levels(decision.n_units) for decision in decisions]
-        tokens = 3 * len(windows) * self.window_tokens
-        values = self._known(f"table:{digest(windows)}", tokens, lambda: self._measure_costs(windows, priced))
-        self.evaluations += 1
-        self.spent_tokens += tokens
+        values = self._by_backward(f"table:{digest(windows)}", windows, lambda: self._measure_costs(windows, priced))
         parts = np.split(np.array(values), np.cumsum([len(level) for level in priced])[:-1])
         return list(zip(priced, parts, strict=True))
 
@@ -199,10 +190,7 @@ class ModelReward:
         """
         self._structured()
         windows = list(dict.fromkeys(windows))
-        tokens = 3 * len(windows) * self.window_tokens
-        values = self._known(f"taylor:{digest(windows)}", tokens, lambda: self._measure_scores(windows))
-        self.evaluations += 1
-        self.spent_tokens += tokens
+        values = self._by_backward(f"taylor:{digest(windows)}", windows, lambda: self._measure_scores(windows))
         counts = [module.decision.n_units for module in self.candidates.prunable.modules]
         return np.split(np.array(values), np.cumsum(counts)[:-1])
 
@@ -238,10 +226,8 @@ class ModelReward:
         """
         self._check_gradients()
         windows = list(dict.fromkeys(windows))
-        tokens = 3 * len(windows) * self.window_tokens
-        values = self._known(f"slopes:{_key(gates, windows)}", tokens, lambda: self._measure_slopes(gates, windows))
-        self.evaluations += 1
-        self.spent_tokens += tokens
+        key = f"slopes:{_key(gates, windows)}"
+        values = self._by_backward(key, windows, lambda: self._measure_slopes(gates, windows))
         losses, slopes = values[: len(windows)], np.array(values[len(windows) :])
         ends = np.cumsum([len(each) for each in gates])
         return reward_of(self.search, windows, losses), np.split(slopes, ends[:-1])
@@ -285,8 +271,7 @@ class ModelReward:
 
     def _measure_scores(self, windows: Sequence[int]) -> list[float]:
         """The scores of each decision's units, one after the other."""
-        candidates = self.candidates
-        assert isinstance(candidates, SlicedModel)
+        candidates = self._structured()
         with candidates.weight_gradients() as gradients:
             self._backward(windows)
         scores = candidates.taylor_scores(gradients, len(windows) * (self.window_tokens - 1))
@@ -341,6 +326,14 @@ class ModelReward:
         self.journal.add(key, values, time.perf_counter() - started, tokens=tokens)
         return values
 
+    def _by_backward(self, key: str, windows: Sequence[int], measure: Callable[[], list[float]]) -> list[float]:
+        """The same for what takes a forward and a backward, which it charges as an evaluation."""
+        tokens = 3 * len(windows) * self.window_tokens
+        values = self._known(key, tokens, measure)
+        self.evaluations += 1
+        self.spent_tokens += tokens
+        return values
+
     def _measure(self, text: Text, allocation: Allocation, windows: Sequence[int]) -> list[float]:
         """Mean loss of each window by a forward of the candidate."""
         self.candidates.set_allocation(allocation)
@@ -357,9 +350,7 @@ class ModelReward:
 
     def _gate_gradients(self, allocation: Allocation, windows: Sequence[int]) -> list[float]:
         """The mean loss of each window, then the six values of each decision."""
-        candidates = self.candidates
-        assert isinstance(candidates, SlicedModel), "methods that ask for gate gradients serve structured pruning only"
-        with candidates.gated(allocation.keep, GATE_BAND) as gates:
+        with self._structured().gated(allocation.keep, GATE_BAND) as gates:
             losses = self._backward(windows)
         return losses + self._gate_values(gates, len(windows) * (self.window_tokens - 1))
 

@@ -92,10 +92,7 @@ def remake_commands(
 ) -> list[str]:
     """Returns lines of shell that make a checkpoint again: the code's commit, the cell's last file, the export."""
     export = ["ffp", "export", "--config", grid_file, "--cell", cell_path, "--out", "OUT"]
-    lines = [
-        run_command(grid_file, scores_file),
-        shell_line([*export, *format]),
-    ]
+    lines = [run_command(grid_file, scores_file), shell_line([*export, *format])]
     if commit:
         lines.insert(0, f"git checkout {commit}" + ("  # and its local changes" if dirty else ""))
     return lines

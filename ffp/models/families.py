@@ -49,19 +49,15 @@ _LLAMA = Family(
     ffn_output="mlp.down_proj",
     head_counts={"num_key_value_groups": "q/k"},
 )
-_PHI3 = Family(
-    blocks="model.layers",
-    attention="self_attn",
+_PHI3 = replace(
+    _LLAMA,
     attention_inputs=(("self_attn.qkv_proj", ("q", "k", "v")),),
-    attention_output="self_attn.o_proj",
     ffn_inputs=(("mlp.gate_up_proj", 2),),
-    ffn_output="mlp.down_proj",
     head_counts={"config.num_attention_heads": "q", "num_key_value_heads": "k", "num_key_value_groups": "q/k"},
 )
-_OPT = Family(
+_OPT = replace(
+    _LLAMA,
     blocks="model.decoder.layers",
-    attention="self_attn",
-    attention_inputs=(("self_attn.q_proj", ("q",)), ("self_attn.k_proj", ("k",)), ("self_attn.v_proj", ("v",))),
     attention_output="self_attn.out_proj",
     ffn_inputs=(("fc1", 1),),
     ffn_output="fc2",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -170,63 +170,57 @@ class RefitCurveGate(CurveGate):
         return found
 
 
-class Fisher:
-    """Second moment of the loss gradients at the outputs of one linear: their sum over tokens of g g^T.
+class Total:
+    """A sum over tokens and backward passes at the outputs of one linear.
 
     Attributes:
-        total: (out, out) float32; empty before the first backward pass.
+        total: Empty before the first backward pass.
     """
+
+    reads_inputs: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.total = torch.empty(0)
 
     def attach(self, linear: nn.Linear) -> Any:
         """Watches the linear; returns the handle of the hook."""
-        return _watch(linear, self, inputs=False)
+        return _watch(linear, self, inputs=self.reads_inputs)
+
+    def _add(self, found: torch.Tensor) -> None:
+        self.total = self.total + found if len(self.total) else found
+
+
+class Fisher(Total):
+    """Second moment of the loss gradients at the outputs: the sum of g g^T, (out, out) float32."""
 
     def add(self, x: None, gradient: torch.Tensor) -> None:
         """Adds one backward pass; gradient: (batch, tokens, out)."""
         g = gradient.flatten(0, -2).float()
-        product = g.T @ g
-        self.total = self.total + product if len(self.total) else product
+        self._add(g.T @ g)
 
 
-class OutputSquares:
-    """Diagonal of Fisher: the sum over tokens of g_i^2 for each output of one linear.
-
-    Attributes:
-        total: (out,) float64; empty before the first backward pass.
-    """
-
-    def __init__(self) -> None:
-        self.total = torch.empty(0, dtype=torch.float64)
-
-    def attach(self, linear: nn.Linear) -> Any:
-        """Watches the linear; returns the handle of the hook."""
-        return _watch(linear, self, inputs=False)
+class OutputSquares(Total):
+    """Diagonal of Fisher: the sum of g_i^2 for each output, (out,) float64."""
 
     def add(self, x: None, gradient: torch.Tensor) -> None:
         """Adds one backward pass; gradient: (batch, tokens, out)."""
-        squares = float64(gradient.flatten(0, -2).float().square().sum(0))
-        self.total = self.total + squares if len(self.total) else squares
+        self._add(float64(gradient.flatten(0, -2).float().square().sum(0)))
 
 
-class WeightGradient:
-    """Gradient of the loss in the weight of one linear: the sum over tokens of g x^T, which needs no trained weight.
+class WeightGradient(Total):
+    """Gradient of the loss in the weight: the sum of g x^T, (out, in) float32, which needs no trained weight."""
 
-    Attributes:
-        total: (out, in) float32; empty before the first backward pass.
-    """
+    reads_inputs: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.total = torch.empty(0)
+        super().__init__()
         self._given: torch.Tensor | None = None
         self._rows = 0
 
     def attach(self, linear: nn.Linear) -> Any:
         """Watches the linear; returns the handle of the hook."""
         self._given, self._rows = selected_columns(linear), linear.out_features
-        return _watch(linear, self, inputs=True)
+        return super().attach(linear)
 
     def add(self, x: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds one backward pass; x: (batch, tokens, in), gradient: (batch, tokens, out)."""
@@ -247,7 +241,7 @@ def _gate(linear: nn.Linear, on: torch.Tensor, gate: Gate | UnitGate | CurveGate
     return linear.register_forward_pre_hook(multiply)
 
 
-Watcher = Gate | UnitGate | CurveGate | Fisher | OutputSquares | WeightGradient
+Watcher = Gate | UnitGate | CurveGate | Total
 
 
 @contextmanager

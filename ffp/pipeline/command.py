@@ -104,7 +104,8 @@ def prune(request: PruneRequest) -> Pruned:
     pruned.save(request.out, format=request.format, overwrite=request.overwrite)
     work.remove()
     if request.evaluate and not config.offload:
-        _time(pruned, opened)
+        log.info("timing both models")
+        pruned.time_against(lambda: load_model(opened.folder, config))
     return pruned
 
 
@@ -273,12 +274,6 @@ def _check_format(request: PruneRequest, planned: Planned) -> None:
             f"--compensate bias adds biases, which {request.format.name} has no place for in a "
             f"{prunable.config.model_type} model. Compensate by ridge, or take another --format."
         )
-
-
-def _time(pruned: Pruned, opened: OpenedModel) -> None:
-    """Times the saved model beside the dense one, where there is memory for both."""
-    log.info("timing both models")
-    pruned.time_against(lambda: load_model(opened.folder, opened.config))
 
 
 def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, sc
 
 
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
-    cells = [cell for cell in experiment.cells() if cell.model == name]
+    cells = list(experiment.cells(only=name))
     pruned, trained = sum(not cell.is_dense for cell in cells), len(recovered_cells(experiment, name))
     jobs = {"asset": 1, "preflight": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
     return {**jobs, **({"recover": trained} if trained else {}), "evaluate": len(cells)}

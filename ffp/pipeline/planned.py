@@ -124,7 +124,7 @@ def _given(
 
 def _planned(experiment: Experiment, name: str, each: list[PrunableModel], **known: Any) -> Planned:
     """What the grid alone says of a model."""
-    grid, cells = experiment.grid, [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    grid, cells = experiment.grid, experiment.cells(dense=False, only=name)
     return Planned(
         name=name,
         config=experiment.models[name],
@@ -141,7 +141,7 @@ def _planned(experiment: Experiment, name: str, each: list[PrunableModel], **kno
 
 def _problems(experiment: Experiment, name: str, each: Sequence[PrunableModel]) -> list[tuple[Method, PruningProblem]]:
     """Every method with every problem that it is asked, once; each: the model with each of units_of."""
-    cells = (cell for cell in experiment.cells(dense=False) if cell.model == name)
+    cells = experiment.cells(dense=False, only=name)
     asked = {(cell.method, cell.sparsity, cell.granularity): cell for cell in cells}
     units, found = units_of(experiment, name), []
     for cell in asked.values():

@@ -164,8 +164,7 @@ def run(
     calibration = phases.run(
         "calibrate",
         lambda: work.calibration(
-            prunable,
-            lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=settings.needs_grams),
+            prunable, lambda: api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=settings.needs_grams)
         ),
     )
     dense = measuring.measure("dense", prunable.model)

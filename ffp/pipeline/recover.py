@@ -61,7 +61,7 @@ def recover(
         prunable, windows, asked, seed=cell.seed, batch_tokens=config.batch_tokens, teacher=teacher, state=state
     )
     origin = provenance(inputs, seed=cell.seed, device=str(prunable.model.device), settings=settings)
-    schemas.write_curve(files.curve, found.curve)
+    schemas.CURVE.write(files.curve, found.curve)
     schemas.CostFile(**found.cost.as_dict(), provenance=origin).write(files.recover_cost)
     schemas.UPDATES.write(files.recovered, found.updates, schemas.Origin(provenance=origin))
     state.remove()

@@ -156,7 +156,7 @@ class Pruned:
         format.check(self.prunable, self.tokenizer)
         seed, asked = self.settings.seed, self.settings.model_dump(mode="json") | {"bos": self.bos}
         origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
-        manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self._removed(), provenance=origin)
+        manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self.removed.as_dict(), provenance=origin)
         self.saved = write_export(
             self.prunable, self.tokenizer, format, Path(folder), card=self._card, manifest=manifest,
             parent=self.folder, overwrite=overwrite,
@@ -191,7 +191,7 @@ class Pruned:
             "settings": settings.model_dump(mode="json"),
             "text": self.text,
             "bos": self.bos,
-            **self._removed(),
+            **self.removed.as_dict(),
             "dense": self.dense.as_dict(),
             "pruned": self.pruned.as_dict(),
             "search": {"tokens": cost.n_tokens, "evaluations": cost.evaluations},
@@ -245,14 +245,6 @@ class Pruned:
             "curve": list(self.recovery.curve),
         }
 
-    def _removed(self) -> dict[str, Any]:
-        removed = self.removed
-        return {
-            "block_sparsity": removed.block_sparsity,
-            "model_sparsity": removed.model_sparsity,
-            "params": {"dense": removed.dense_params, "kept": removed.kept_params},
-        }
-
     def _cell(self) -> Cell:
         """The cell of a grid that this would be; more than two decimals of a sparsity, which no grid has, stay."""
         settings, sparsity = self.settings, f"{self.settings.sparsity:.2f}"
@@ -270,7 +262,7 @@ class Pruned:
             ranking=calibration.score if structured else settings.pruner, compensation=settings.compensate,
             calibration=f"{self.calibration_windows} windows of {calibration.context} tokens of {self.text}, "
             f"{IN_WORDS[self.bos]}",
-            removed=self._removed(), scores=scores,
+            removed=self.removed.as_dict(), scores=scores,
             recovery=settings.recover.describe() if self.recovery else "none", before=self.before,
             commands=self.commands or [self._call()], version=ffp.__version__, saved=saved,
         )  # fmt: skip

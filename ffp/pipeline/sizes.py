@@ -61,8 +61,8 @@ def prunables_of(experiment: Experiment, name: str, skeleton: PreTrainedModel) -
 def units_of(experiment: Experiment, name: str) -> list[dict[str, Any]]:
     """Returns what counts the units of a model: as its YAML says, and as variants of the grid do."""
     asked = [experiment.models[name].units]
-    for cell in experiment.cells(dense=False):
-        if cell.model == name and (units := experiment.model(cell).units) not in asked:
+    for cell in experiment.cells(dense=False, only=name):
+        if (units := experiment.model(cell).units) not in asked:
             asked.append(units)
     return asked
 
@@ -74,7 +74,7 @@ def is_fetched(experiment: Experiment, name: str) -> bool:
 
 def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
     """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
-    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    cells = list(experiment.cells(dense=False, only=name))
     steps = {"calibrate", "evaluate"}
     steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
     steps |= {"apply" for cell in cells if streams(experiment, cell.method, cell.granularity)}
@@ -84,7 +84,7 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
 
 def memory_of(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:
     """Returns peak bytes on the device by step, without recovery."""
-    cells = [cell for cell in experiment.cells(dense=False) if cell.model == name]
+    cells = list(experiment.cells(dense=False, only=name))
     methods = [experiment.create(cell.method) for cell in cells]
     compensated = any(experiment.compensated_search(cell.method) for cell in cells)
     return step_memory(
@@ -109,7 +109,7 @@ def forward_flops(prunable: PrunableModel) -> float:
 
 def computing_cells(experiment: Experiment, name: str) -> dict[str, list[Cell]]:
     """Returns the cells of a model for which a step runs the model: searches that no other cell makes, and so on."""
-    cells = [cell for cell in experiment.cells() if cell.model == name]
+    cells = list(experiment.cells(only=name))
     pruned = [cell for cell in cells if not cell.is_dense]
     return {
         "allocate": [c for c in pruned if is_search(experiment.method(c.method)) and not experiment.same_search(c)],

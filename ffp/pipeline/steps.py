@@ -17,7 +17,7 @@ from ffp import api
 from ffp.allocators.base import Heuristic, Search
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
-from ffp.core.problem import Allocation, PruningProblem
+from ffp.core.problem import Allocation
 from ffp.measure.bos import place_bos
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
@@ -30,14 +30,7 @@ from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
-from ffp.store.digests import (
-    asset_digest,
-    calibration_digest,
-    check_cell,
-    cut_digests,
-    recovered_digest,
-    test_digests,
-)
+from ffp.store.digests import asset_digest, calibration_digest, check_cell, cut_digests, recovered_digest, test_digests
 from ffp.store.files import sha256, whole
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
@@ -306,12 +299,12 @@ def prune_by_files(
     """Prunes a dense model in place by a cell's masks and updates, and by its recovered weights where asked for.
 
     Returns:
-        `block_sparsity`, `model_sparsity` and `params`, as scores.json has them; zeros where cut_dir is None.
+        What was removed, as scores.json has it: nothing where cut_dir is None.
     """
     dense = prunable.model_params()
     summary = api.PruningSummary(0.0, dense, dense)
     if cut_dir is not None and not cell.is_dense:
-        files, problem = CellFiles(cut_dir), _problem(prunable, cell)
+        files, problem = CellFiles(cut_dir), prunable.problem(float(cell.sparsity), cell.granularity)
         updates, _ = schemas.UPDATES.read(files.updates)
         if recovered and experiment.recover(cell).wanted:
             updates |= schemas.UPDATES.read(files.recovered)[0]
@@ -321,11 +314,7 @@ def prune_by_files(
         masks = api.Masks(kept, updates)
         cut = cut_of(experiment, cell)
         summary = api.install(prunable, problem, masks, cut, dense_shape=dense_shape, source=files.masks)
-    return {
-        "block_sparsity": summary.block_sparsity,
-        "model_sparsity": summary.model_sparsity,
-        "params": {"dense": summary.dense_params, "kept": summary.kept_params},
-    }
+    return summary.as_dict()
 
 
 def load_recovered(prunable: PrunableModel, experiment: Experiment, cell: Cell, cut_dir: Path | None) -> None:
@@ -341,31 +330,20 @@ def load_recovered(prunable: PrunableModel, experiment: Experiment, cell: Cell, 
     load_updates(prunable, schemas.UPDATES.read(files.recovered)[0], source=files.recovered)
 
 
-def _problem(prunable: PrunableModel, cell: Cell) -> PruningProblem:
-    return prunable.problem(float(cell.sparsity), cell.granularity)
-
-
 def _write_allocation(
-    files: CellFiles,
-    cell: Cell,
-    result: api.AllocationResult,
-    settings: dict[str, Any],
-    origin: schemas.Provenance,
+    files: CellFiles, cell: Cell, result: api.AllocationResult, settings: dict[str, Any], origin: schemas.Provenance
 ) -> None:
     """Writes the files of an allocation; allocation.json last, since its existence says that the cell is allocated."""
+    written = [files.trace, files.answers]
     if result.policy:
         schemas.POLICY.write(files.policy, result.policy, schemas.Origin(provenance=origin))
+        written.append(files.policy)
     if result.allocation.units is not None:
         schemas.UNITS.write(files.units, result.allocation.units, schemas.Origin(provenance=origin))
-    schemas.write_trace(files.trace, result.trace)
-    points = [
-        schemas.Answer(tokens=answer.tokens, share=answer.share, keep=answer.allocation.keep, loss=answer.loss)
-        for answer in result.answers
-    ]
-    schemas.AnswersFile(points=points, provenance=origin).write(files.answers)
+        written.append(files.units)
+    schemas.TRACE.write(files.trace, result.trace)
+    schemas.AnswersFile(points=tuple(result.answers), provenance=origin).write(files.answers)
     schemas.CostFile(**result.cost.as_dict(), provenance=origin).write(files.search_cost)
-    written = [files.trace, files.answers, *([files.policy] if result.policy else [])]
-    written += [] if result.allocation.units is None else [files.units]
     problem = result.problem
     schemas.AllocationFile(
         cell=cell.as_dict(),

@@ -22,7 +22,7 @@ def training_tokens(settings: RecoverSettings) -> int:
 
 def recovered_cells(experiment: Experiment, name: str) -> list[Cell]:
     """Returns the cells of a model that are trained after pruning."""
-    return [cell for cell in experiment.cells() if cell.model == name and experiment.recover(cell).wanted]
+    return [cell for cell in experiment.cells(only=name) if experiment.recover(cell).wanted]
 
 
 def recovery_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:

@@ -88,7 +88,7 @@ class Verifier:
         for path, read in readers.items():
             self.checked["file"] += 1
             try:
-                found[path] = read(path) if path.suffix == ".parquet" else read(path, sealed=True)
+                found[path] = read(path, sealed=True)
             except ArtifactError as error:
                 broken.append(str(error))
         if broken:
@@ -152,12 +152,12 @@ class Verifier:
         readers: Readers = {files.scores: ScoresFile.read}
         trained = self.experiment.recover(cell).wanted
         if trained:
-            readers |= {files.recovered: schemas.UPDATES.read, files.curve: schemas.read_curve}
+            readers |= {files.recovered: schemas.UPDATES.read, files.curve: schemas.CURVE.read}
             readers |= {files.recover_cost: CostFile.read}
         if not cell.is_dense:
             readers |= {
                 files.allocation: AllocationFile.read,
-                files.trace: schemas.read_trace,
+                files.trace: schemas.TRACE.read,
                 files.answers: AnswersFile.read,
                 files.search_cost: CostFile.read,
                 files.masks: schemas.MASKS.read,

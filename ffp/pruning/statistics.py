@@ -28,15 +28,9 @@ class ModelStatistics:
     """CalibrationStats of a model in memory; weights are handed out one linear at a time, as float32."""
 
     def __init__(
-        self,
-        prunable: PrunableModel,
-        moments: Mapping[str, InputMoments],
-        n_tokens: int,
-        *,
-        granularity: str = "structured",
-        influence: FloatArray | None = None,
-        grams: Grams | None = None,
-    ):
+        self, prunable: PrunableModel, moments: Mapping[str, InputMoments], n_tokens: int, *,
+        granularity: str = "structured", influence: FloatArray | None = None, grams: Grams | None = None,
+    ):  # fmt: skip
         """Joins a dense model and what was measured of it.
 
         Args:

@@ -17,7 +17,7 @@ from ffp.report import captions, plots, tables
 from ffp.report.collect import Block, Record, bits_column, collect
 from ffp.report.details import command, details, shared
 from ffp.report.groups import Group, by_block, group
-from ffp.store.files import whole
+from ffp.store.files import write_text
 from ffp.store.layout import Layout, ReportFiles
 
 TITLES = {
@@ -46,10 +46,8 @@ def build(experiment: Experiment, out: Path) -> Path:
     tables.write_figures(records, groups, files)
     tables.write_texts(texts, captions.tables(experiment, records), files)
     plots.draw(experiment, groups, files)
-    with whole(files.metrics) as partial:
-        partial.write_text(json.dumps(metrics(records), indent=1, allow_nan=False) + "\n")
-    with whole(files.page) as partial:
-        partial.write_text(render(experiment, records, groups, texts), encoding="utf-8")
+    write_text(files.metrics, json.dumps(metrics(records), indent=1, allow_nan=False) + "\n")
+    write_text(files.page, render(experiment, records, groups, texts))
     return files.page
 
 

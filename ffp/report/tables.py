@@ -15,10 +15,10 @@ from ffp.config import Experiment
 from ffp.core.plain import one_line, spreadsheet
 from ffp.report.collect import Block, Record, bits_column, by_task, columns
 from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
+from ffp.report.groups import winners as outcomes
 from ffp.report.published import references
 from ffp.report.ranks import rank
-from ffp.report.winners import winners as outcomes
-from ffp.store.files import whole, write_table
+from ffp.store.files import whole, write_table, write_text
 from ffp.store.layout import ReportFiles
 
 DASH = "\N{EN DASH}"
@@ -324,5 +324,4 @@ def write_texts(tables: Mapping[str, Table], captions: Mapping[str, Iterable[str
         text = "\n".join(_escaped(line, _MARKDOWN) for line in lines)
         comment = "".join(f"% {one_line(line)}\n" for line in lines)
         for kind, body in (("md", f"{markdown(table)}\n{text}\n"), ("tex", comment + latex(table))):
-            with whole(files.file(name, kind)) as partial:
-                partial.write_text(body, encoding="utf-8")
+            write_text(files.file(name, kind), body)

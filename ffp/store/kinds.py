@@ -1,8 +1,8 @@
-"""The two kinds of files that ffp writes: JSON, and safetensors with metadata, each with its schema's tag."""
+"""The kinds of files that ffp writes: JSON and safetensors with their schemas' tags, and tables as parquet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ffp.core.errors import ArtifactError
-from ffp.store.files import read_header, read_json, read_tensors, write_json, write_tensors
+from ffp.store.files import read_header, read_json, read_table, read_tensors, write_json, write_table, write_tensors
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -93,6 +93,24 @@ class TensorFile(Generic[M]):
     def write(self, path: Path, arrays: Arrays, origin: M) -> None:
         """Writes the file whole or not at all."""
         write_tensors(path, self.tag, arrays, origin.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """The description of a parquet file: its columns."""
+
+    columns: tuple[str, ...]
+
+    def read(self, path: Path, *, sealed: bool = True) -> Any:
+        """Reads a DataFrame, always by its checksums; ArtifactError if it is missing, damaged or lacks a column."""
+        table = read_table(path)
+        if lost := [name for name in self.columns if name not in table.columns]:
+            raise ArtifactError(f"{path} lacks its column {lost[0]}. Delete it and run the rule again.")
+        return table
+
+    def write(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the file whole or not at all."""
+        write_table(path, list(rows), list(self.columns))
 
 
 def _broken_promise(error: Exception) -> str:

@@ -38,12 +38,9 @@ def _commit() -> tuple[str, bool]:
 
 
 def provenance(
-    inputs: Mapping[str, str | None] | None = None,
-    *,
-    seed: int | None = None,
-    device: str = "cpu",
+    inputs: Mapping[str, str | None] | None = None, *, seed: int | None = None, device: str = "cpu",
     settings: Any = None,
-) -> Provenance:
+) -> Provenance:  # fmt: skip
     """Returns what stands behind a file: code, versions and kind of machine.
 
     It holds no time and no host name, so that the same inputs give the same bytes.

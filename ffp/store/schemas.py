@@ -6,18 +6,16 @@ tag and a checksum. Other tags are refused; `ffp/allocation/1` is still read, fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import operator
 from typing import Any
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config.bos import PlacedBos
-from ffp.core.errors import ArtifactError
+from ffp.config.reading import is_none
 from ffp.core.problem import Allocation, Decision, PruningProblem
-from ffp.store.files import read_table, write_table
-from ffp.store.kinds import JsonFile, Part, TensorFile
+from ffp.store.kinds import JsonFile, Part, TableFile, TensorFile
 from ffp.store.task_scores import TaskScores
 
 CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
@@ -52,11 +50,6 @@ class CellIdentity(Part):
     sparsity: float
     method: str
     seed: int
-
-
-def _without(body: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Returns the body without the keys that have these values."""
-    return {key: value for key, value in body.items() if key not in defaults or value != defaults[key]}
 
 
 class AssetFile(JsonFile):
@@ -200,13 +193,13 @@ class Perplexity(Part):
     n_tokens: int = Field(description="tokens of the text that were predicted; a BOS is none of them")
     bos: PlacedBos = Field("never", description="where a BOS stood in the windows; older files, without it, had none")
     loss_by_window: tuple[float, ...] = Field((), description="mean nats per token of each window")
-    text: str | None = Field(None, description="name of the test text; older files do not say it")
-    n_bytes: int | None = Field(None, description="UTF-8 bytes of the text that the predicted tokens spell")
-    bits_per_byte: float | None = Field(None, description="loss of all predicted tokens in bits / n_bytes")
-
-    @model_serializer(mode="wrap")
-    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without(dump(self), text=None, n_bytes=None, bits_per_byte=None)
+    text: str | None = Field(None, exclude_if=is_none, description="name of the test text; older files do not say it")
+    n_bytes: int | None = Field(
+        None, exclude_if=is_none, description="UTF-8 bytes of the text that the predicted tokens spell"
+    )
+    bits_per_byte: float | None = Field(
+        None, exclude_if=is_none, description="loss of all predicted tokens in bits / n_bytes"
+    )
 
 
 class PerplexityFile(JsonFile, Perplexity):
@@ -227,17 +220,16 @@ class ScoresFile(JsonFile):
     model_sparsity: float
     params: Parameters
     ppl: Perplexity = Field(description="on the first test text")
-    ppl_further: dict[str, Perplexity] = Field(default_factory=dict, description="on further test texts, by name")
-    ppl_before: Perplexity | None = Field(None, description="before recovery; absent where nothing was trained")
+    ppl_further: dict[str, Perplexity] = Field(
+        default_factory=dict, exclude_if=operator.not_, description="on further test texts, by name"
+    )
+    ppl_before: Perplexity | None = Field(
+        None, exclude_if=is_none, description="before recovery; absent where nothing was trained"
+    )
     tasks: dict[str, TaskScores]
     cost: Cost
     settings: dict[str, Any]
     provenance: Provenance
-
-    @model_serializer(mode="wrap")
-    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Files of cells without recovery, or with one test text, stay as they were before there was any other."""
-        return _without(dump(self), ppl_before=None, ppl_further={})
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
@@ -312,30 +304,5 @@ UNITS = TensorFile("ffp/units/1", Origin)  # factors on KV groups, heads or chan
 MASKS = TensorFile("ffp/masks/1", MasksOrigin)  # kept indices by decision, or packed keep bits by parameter name
 UPDATES = TensorFile("ffp/updates/1", Origin)  # new values by parameter name
 TRAINING = TensorFile("ffp/training/1", TrainingOrigin)  # adapters, their moments in AdamW, and the curve so far
-
-
-def write_trace(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes trace.parquet: a row for each evaluation, with TRACE_COLUMNS."""
-    write_table(path, list(rows), list(TRACE_COLUMNS))
-
-
-def read_trace(path: Path) -> Any:
-    """Reads trace.parquet as a DataFrame; ArtifactError if it is missing, damaged or lacks a column."""
-    return _with_columns(path, TRACE_COLUMNS)
-
-
-def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes recover.parquet: a row for each step, with CURVE_COLUMNS."""
-    write_table(path, list(rows), list(CURVE_COLUMNS))
-
-
-def read_curve(path: Path) -> Any:
-    """Reads recover.parquet as a DataFrame; ArtifactError if it is missing, damaged or lacks a column."""
-    return _with_columns(path, CURVE_COLUMNS)
-
-
-def _with_columns(path: Path, columns: Sequence[str]) -> Any:
-    table = read_table(path)
-    if lost := [name for name in columns if name not in table.columns]:
-        raise ArtifactError(f"{path} lacks its column {lost[0]}. Delete it and run the rule again.")
-    return table
+TRACE = TableFile(TRACE_COLUMNS)  # trace.parquet: a row for each evaluation of a search
+CURVE = TableFile(CURVE_COLUMNS)  # recover.parquet: a row for each step of a training

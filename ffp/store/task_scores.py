@@ -43,10 +43,6 @@ class TaskScores(Part):
     metrics: dict[str, Metric] = Field(description='by "metric,filter" of lm-eval, or "metric" without a filter')
     subtasks: dict[str, TaskScores] = Field(default_factory=dict, exclude_if=operator.not_)
 
-    def by_filter(self, metric: str) -> list[str]:
-        """Returns the names of a metric, one for each filter that lm-eval applies to the answers."""
-        return [name for name in self.metrics if name.partition(",")[0] == metric.partition(",")[0]]
-
     @property
     def main_metric(self) -> str:
         """What counts in a mean over tasks: acc_norm if the task has it, otherwise acc, otherwise its first metric."""
@@ -54,8 +50,9 @@ class TaskScores(Part):
 
     @property
     def shown_metrics(self) -> list[str]:
-        """What tables show: the one that counts in the mean, by each of its filters."""
-        return self.by_filter(self.main_metric)
+        """What tables show: the one that counts in the mean, by each filter that lm-eval applies to the answers."""
+        metric = self.main_metric.partition(",")[0]
+        return [name for name in self.metrics if name.partition(",")[0] == metric]
 
     def is_share(self, metric: str) -> bool:
         """Returns whether a metric is a share, which tables show in percent and the mean over tasks counts."""

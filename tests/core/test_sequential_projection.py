@@ -6,8 +6,7 @@ import pytest
 from ffp.allocators.base import SearchBudget
 from ffp.allocators.searches.fastforward import FastForward
 from ffp.core.problem import PruningProblem
-from ffp.core.projection import kept_budget, project
-from ffp.core.sequential_projection import project_sequentially
+from ffp.core.projection import kept_budget, project, project_sequentially
 from tests.helpers.synthetic import SyntheticReward, run_search, structured_problem
 
 

@@ -65,7 +65,7 @@ def write_cell(experiment, path, losses, *, tokens=0, acc=0.5, scores=True, task
         schemas.CostFile(**cost.model_dump(), provenance=origin).write(files.search_cost)
         best = [math.nan, 0.2, 0.3, 0.4] if tokens else []
         rows = [(i, i * 100, "s", 0.2, 1, 0.1, b, [3] * 6) for i, b in enumerate(best, 1)]
-        schemas.write_trace(files.trace, [dict(zip(TRACE_COLUMNS, row, strict=True)) for row in rows])
+        schemas.TRACE.write(files.trace, [dict(zip(TRACE_COLUMNS, row, strict=True)) for row in rows])
         if answers is None:
             answers = {tokens // 4 * part: 0.4 / part for part in (1, 2, 4)} if tokens else {}
         points = [{"tokens": t, "share": t / max(answers), "keep": KEEP, "loss": loss} for t, loss in answers.items()]

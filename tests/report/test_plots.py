@@ -11,7 +11,7 @@ from ffp.report.groups import group
 from ffp.report.page import _alt
 from ffp.report.plots import quality
 from ffp.report.plots.allocation import mean_shares
-from ffp.store.schemas import read_trace, write_trace
+from ffp.store.schemas import TRACE
 from tests.helpers.cells import files_of, fill, make_experiment, write_allocation, write_cell
 
 
@@ -26,8 +26,8 @@ def search_losses(experiment, losses, rewards) -> None:
             path = f"tiny/structured/s0.20/{method}/seed{seed}"
             write_cell(experiment, path, [3.0, 3.1], tokens=400, answers=answers)
             rows = [dict.fromkeys(TRACE_COLUMNS, 1) | {"tokens": t, "best": rewards[method]} for t in answers]
-            write_trace(files_of(experiment, path).trace, rows)
-            assert len(read_trace(files_of(experiment, path).trace)) == len(answers)
+            TRACE.write(files_of(experiment, path).trace, rows)
+            assert len(TRACE.read(files_of(experiment, path).trace)) == len(answers)
 
 
 def lines_of(experiment) -> dict[str, tuple[list[float], list[float]]]:

@@ -2,8 +2,7 @@
 
 from ffp.report import build, plots, tables
 from ffp.report.collect import collect
-from ffp.report.groups import group
-from ffp.report.winners import winners
+from ffp.report.groups import group, winners
 from tests.helpers.cells import make_experiment, write_cell
 
 METHODS = ["uniform", "owl", "evolutionary"]

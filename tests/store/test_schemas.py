@@ -112,7 +112,7 @@ def test_a_trace_without_a_column_is_refused(tmp_path):
 
     write_table(tmp_path / "trace.parquet", [{"tokens": 1}], ["tokens"])
     with pytest.raises(ArtifactError, match="lacks its column evaluation"):
-        schemas.read_trace(tmp_path / "trace.parquet")
+        schemas.TRACE.read(tmp_path / "trace.parquet")
 
 
 def test_paths_and_tags_are_decided_in_the_store_alone():

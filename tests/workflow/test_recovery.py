@@ -92,7 +92,7 @@ def test_both_perplexities_are_measured_and_recovery_helps(grid):
 
 
 def test_the_curve_falls_and_the_cost_is_counted(grid):
-    curve = schemas.read_curve(files(grid, TRAINED).curve)
+    curve = schemas.CURVE.read(files(grid, TRAINED).curve)
     assert list(curve["tokens"]) == [64 * step for step in curve["step"]] and len(curve) == 40
     assert curve["loss"][-10:].mean() < curve["loss"][:10].mean()
     cost = CostFile.read(files(grid, TRAINED).recover_cost)

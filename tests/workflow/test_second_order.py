@@ -65,7 +65,7 @@ def test_the_grid_is_sound_and_a_second_run_does_nothing(grid: Path, monkeypatch
     assert not faults(experiment)
     assert "Nothing to be done" in tiny.snakemake(grid, "--dry-run").output
     cell = next(cell for cell in experiment.cells() if cell.method == "aware")
-    trace = schemas.read_trace(Layout.from_grid(experiment.grid).cell(cell).trace)
+    trace = schemas.TRACE.read(Layout.from_grid(experiment.grid).cell(cell).trace)
     assert trace["stage"][0] == "table" and trace["sparsity"][0] == 0
     assert set(trace["stage"][1:]) == {"gates"}
 

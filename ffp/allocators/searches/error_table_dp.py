@@ -29,7 +29,7 @@ from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import Tracker, Windows
 from ffp.core.knapsack import knapsack
 from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
-from ffp.core.projection import kept_budget, round_keep
+from ffp.core.projection import round_keep
 
 MAX_LEVELS = 4
 OPTIONS = 32  # levels between which the knapsack chooses for one entry
@@ -64,7 +64,8 @@ class ErrorTableDp(Search):
         tracker.answer(uniform_allocation(problem))
         windows = tracker.draw(rng, tracker.budget.windows)
         affordable = tracker.windows_left // len(windows)
-        cuttable = in_cuttable_blocks(problem)
+        free = problem.free_blocks
+        cuttable = np.array([i for i, decision in enumerate(problem.decisions) if decision.block in free])
         n_decisions = len(cuttable)
         levels = min(self.levels or MAX_LEVELS, max(1, affordable // n_decisions))
         groups = np.array_split(cuttable, min(n_decisions, max(1, affordable // levels)))
@@ -72,8 +73,8 @@ class ErrorTableDp(Search):
         odds = self.reach * target / (1 - target)
         shares = odds / (1 + odds) * np.arange(1, levels + 1) / levels
         entries = [_entry(tracker, group, shares, windows) for group in groups]
-        removed = int(np.dot(problem.n_units, problem.params_per_unit)) - kept_budget(problem)
-        choice = knapsack([entry.removed for entry in entries], [entry.costs for entry in entries], removed)
+        removed, costs = [entry.removed for entry in entries], [entry.costs for entry in entries]
+        choice = knapsack(removed, costs, problem.params_to_remove)
         keep = problem.n_units.copy()
         for group, entry, chosen in zip(groups, entries, choice, strict=True):
             keep[group] = cut_group(problem, group, entry.shares[chosen])[group]
@@ -95,13 +96,12 @@ def _entry(tracker: Tracker, group: IntArray, shares: FloatArray, windows: Windo
     total = float(np.dot(problem.n_units, problem.params_per_unit))
 
     def gone(share: float) -> int:
-        return int(np.dot(problem.n_units - cut_group(problem, group, share), problem.params_per_unit))
+        return problem.removed_by(cut_group(problem, group, share))
 
     for share in shares:
         keep = cut_group(problem, group, share)
         if (x := gone(share) / total) > xs[-1]:
-            candidate = Allocation(problem.problem_id, tuple(int(k) for k in keep))
-            sparsity = problem.sparsity_of(keep)
+            candidate, sparsity = Allocation.of(problem, keep), problem.sparsity_of(keep)
             value = tracker.score([candidate], windows, stage="table", target=sparsity)[0]
             xs.append(x)
             ys.append(max(-math.log(value), 0.0))
@@ -110,12 +110,6 @@ def _entry(tracker: Tracker, group: IntArray, shares: FloatArray, windows: Windo
     known = removed / total <= xs[-1]
     options, removed = options[known], removed[known]
     return _Entry(options, removed, interpolate(np.array(xs), np.array(ys), removed / total))
-
-
-def in_cuttable_blocks(problem: PruningProblem) -> IntArray:
-    """Returns the decisions, by their positions, of the blocks that need not stay whole, (n,)."""
-    blocks = {decision.block for decision in problem.decisions if decision.min_keep < decision.n_units}
-    return np.array([i for i, decision in enumerate(problem.decisions) if decision.block in blocks], dtype=np.int64)
 
 
 def cut_group(problem: PruningProblem, group: IntArray, share: float) -> IntArray:

@@ -35,8 +35,7 @@ from pydantic import Field
 from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.tracker import Tracker, best_first, rounded
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
-from ffp.core.projection import project
-from ffp.core.sequential_projection import project_sequentially
+from ffp.core.projection import project, project_sequentially
 
 if TYPE_CHECKING:
     from ffp.allocators.ppo import PpoAgent

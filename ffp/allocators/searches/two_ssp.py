@@ -52,7 +52,7 @@ class TwoSsp(Search):
 
     def check(self, problem: PruningProblem) -> None:
         """Refuses problems whose attentions have to keep a part; that of block 0 always has to."""
-        free = free_blocks(problem)
+        free = problem.free_blocks
         for decision in problem.decisions:
             is_free = decision.module == "attention" and decision.block in free and decision.block != "block00"
             if is_free and 0 < decision.min_keep < max(2, decision.n_units):
@@ -79,14 +79,9 @@ class TwoSsp(Search):
         return tracker.finish([plan.answer(gone)])
 
 
-def free_blocks(problem: PruningProblem) -> set[str]:
-    """Returns the blocks that do not have to stay whole."""
-    return {decision.block for decision in problem.decisions if decision.min_keep < decision.n_units}
-
-
 def attentions_to_remove(problem: PruningProblem, alpha: float) -> int:
     """Returns N of the formula, for the blocks that do not have to stay whole."""
-    free = [decision for decision in problem.decisions if decision.block in free_blocks(problem)]
+    free = [decision for decision in problem.decisions if decision.block in problem.free_blocks]
     attentions = [decision.params for decision in free if decision.module == "attention"]
     attention, every = sum(attentions), sum(decision.params for decision in free)
     sparsity = min(1.0, problem.params_to_remove / max(1, every))

@@ -209,10 +209,7 @@ def _step_name(step: Mapping[str, Any]) -> str:
 
 def _space_prefix(body: Mapping[str, Any]) -> bool:
     """Whether a SentencePiece-like tokenizer puts a space before the text."""
-    steps = [
-        *_steps(body["normalizer"], "normalizers"),
-        *_steps(body["pre_tokenizer"], "pretokenizers"),
-    ]
+    steps = [*_steps(body["normalizer"], "normalizers"), *_steps(body["pre_tokenizer"], "pretokenizers")]
     named = tuple(_llama_step(step) for step in steps)
     if named not in LLAMA_STEPS:
         raise _refusal(f"what it does before BPE is not known ({', '.join(named) or 'nothing'})")

@@ -1,19 +1,16 @@
 """Models side by side: what each method loses on each model, at one sparsity."""
 
-import math
-
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ffp.config import Experiment
 from ffp.report.groups import Group
-from ffp.report.plots.style import INK, MARKERS, PALETTE, PAPER, empty, loss_axis, short
+from ffp.report.plots.style import INK, PALETTE, PAPER, empty, handle, loss_axis, losses_of, marker_of, short
 
 
 def models(experiment: Experiment, groups: list[Group]) -> Figure:
     """Draws a panel for each granularity and sparsity: loss over the dense model by method, a marker for each model."""
-    dense = {g.block[:2]: math.log(g.row["ppl"]) for g in groups if g.method == "dense" and g.done}
-    done = [g for g in groups if g.done and not g.is_dense and g.block[:2] in dense]
+    losses = losses_of(groups)
+    done = [group for group in groups if group.path in losses]
     if not done:
         return empty("No cell is finished yet.")
     shown = list(dict.fromkeys(g.block[1:] for g in done))
@@ -23,19 +20,18 @@ def models(experiment: Experiment, groups: list[Group]) -> Figure:
     for axis, (granularity, sparsity) in zip(axes, shown, strict=True):
         for place, name in enumerate(experiment.grid.models):
             mine = [g for g in done if g.block == (name, granularity, sparsity)]
-            points = [(math.log(g.row["ppl"]) - dense[g.block[:2]], methods.index(g.method)) for g in mine]
-            for (x, y), group in zip(points, mine, strict=True):
-                drawn = axis.plot(x, y, MARKERS[place % len(MARKERS)], color=_colour(place), markeredgecolor=PAPER)
+            for group in mine:
+                x, y = losses[group.path], methods.index(group.method)
+                drawn = axis.plot(x, y, marker_of(experiment, name), color=_colour(place), markeredgecolor=PAPER)
                 drawn[0].set_url(f"#{group.done[0].cell.path}")
         several = len({g.block[1] for g in done}) > 1
         axis.set_title(f"{granularity + ', ' if several else ''}{float(sparsity):.0%} sparsity", fontsize=10)
-        loss_axis(axis, [math.log(g.row["ppl"]) - dense[g.block[:2]] for g in done])
+        loss_axis(axis, losses.values())
         axis.set(yticks=range(len(methods)), yticklabels=methods)
         axis.set_ylim(len(methods) - 0.5, -0.5)
-    names = [short(experiment.models[name].title) for name in experiment.grid.models]
     handles = [
-        Line2D([], [], color=_colour(place), marker=MARKERS[place % len(MARKERS)], linestyle="none", label=name)
-        for place, name in enumerate(names)
+        handle(short(experiment.models[name].title), marker_of(experiment, name), _colour(place))
+        for place, name in enumerate(experiment.grid.models)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return figure

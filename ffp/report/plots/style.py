@@ -1,5 +1,6 @@
 """What all figures share: colours and markers of methods, panels, legend, and number axes."""
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ffp.allocators import METHODS
 from ffp.config import Experiment
 from ffp.report.collect import Block
+from ffp.report.groups import Group
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
 PALETTE = ("#7F7F7F", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8A800")
@@ -102,6 +104,24 @@ def legend(
     columns = min(len(handles), max(1, int(figure.get_figwidth() * 72 / (6 * longest + 50))))
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (-(-len(handles) // columns) - 1))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def losses_of(groups: Iterable[Group]) -> dict[str, float]:
+    """Returns the loss over the dense model, nats per token, of finished groups by path, where that one is finished."""
+    done = [group for group in groups if group.done]
+    dense = {group.block[:2]: math.log(group.row["ppl"]) for group in done if group.method == "dense"}
+    known = (group for group in done if not group.is_dense and group.block[:2] in dense)
+    return {group.path: math.log(group.row["ppl"]) - dense[group.block[:2]] for group in known}
+
+
+def marker_of(experiment: Experiment, model: str) -> str:
+    """Returns the marker of a model of the grid."""
+    return MARKERS[experiment.grid.models.index(model) % len(MARKERS)]
+
+
+def handle(label: str, marker: str, colour: Any) -> Line2D:
+    """Returns an entry of a legend for a marker without a line."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
 
 
 def empty(text: str) -> Figure:
