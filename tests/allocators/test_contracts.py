@@ -86,6 +86,7 @@ def test_the_sparsity_is_the_target_and_less_than_a_unit_more(name, kind, target
     assert all(type(k) is int for k in allocation.keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "structured"])
 @pytest.mark.parametrize("target", [0.2, 0.6])
 def test_whole_modules_go_where_nothing_has_to_stay(name, target):

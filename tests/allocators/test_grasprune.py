@@ -20,6 +20,7 @@ from ffp.pruning.cuts import make_cut
 from tests.helpers.families import tiny, tokens
 from tests.helpers.synthetic import SyntheticReward, keep_whole, run_search, structured_problem
 
+pytestmark = pytest.mark.slow  # on a model
 WINDOWS = api.Windows(tokens(4), tokens(6), tokens(3))
 BUDGET = SearchBudget(30, 1)  # ten gradient steps
 

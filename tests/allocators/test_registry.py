@@ -85,6 +85,7 @@ def test_built_in_methods_are_those_with_a_file_heuristics_first():
     assert list(discover()) == list(METHODS)
 
 
+@pytest.mark.slow
 def test_finding_methods_and_reading_a_grid_imports_no_torch():
     code = "import sys, ffp.allocators as a; [a.create(n, {}) for n in a.METHODS if n != 'import']; "
     code += "print([name for name in ('torch', 'cmaes', 'transformers') if name in sys.modules])"
@@ -129,6 +130,7 @@ def test_pip_installs_a_package_whose_method_is_found(tmp_path):
     assert python(code, target) == "by-size 0.5"
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_allocates_and_checks_its_parameters(example):
     code = "from ffp.allocators import create; from tests.helpers.synthetic import structured_problem; "
     code += "p = structured_problem(); create('by-size', {'strength': 1}).allocate(p, None).check(p); "

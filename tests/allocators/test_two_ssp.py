@@ -47,6 +47,7 @@ def slow_loss(order, problem, width, gone, ids):
         return prunable.model(ids, labels=ids).loss.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sparsity", "seed"), [(0.3, 0), (0.3, 1), (0.45, 2)])
 def test_it_is_the_slow_greedy_loop_on_a_real_model(sparsity, seed):
     found, order, search = real(sparsity, SearchBudget(60, 1), seed=seed)

@@ -80,6 +80,7 @@ def test_what_a_grids_folder_lacks_comes_from_the_current_folder_and_the_package
         Experiment(grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["structured", "unstructured"])
 @pytest.mark.parametrize("setting", [{"keep_blocks": "0,-1:"}, {"attention_units": "query-heads"}])
 @pytest.mark.parametrize("where", ["model", "variant"])
@@ -190,6 +191,7 @@ def test_the_checkpoints_of_a_search_ascend(tmp_path: Path) -> None:
             Experiment(file)
 
 
+@pytest.mark.slow
 def test_configuration_and_command_line_import_no_torch() -> None:
     code = "import sys, ffp.cli; ffp.cli.main(['--help']); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True).returncode == 0

@@ -77,6 +77,7 @@ def test_a_bad_entry_has_its_error_in_the_list(folder: Path, capsys: pytest.Capt
     assert lines["mine"].index("Mine") == lines["opt-125m"].index("OPT-125M")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", listing.LISTS)
 def test_json_holds_the_same_rows(folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "broken.yaml").write_text("titel: Mine\n")

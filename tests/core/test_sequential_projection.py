@@ -35,6 +35,7 @@ def test_only_water_filling_does_not_depend_on_the_order():
     assert project_sequentially(problem, action).keep != project_sequentially(backwards, action[::-1]).keep[::-1]
 
 
+@pytest.mark.slow
 def test_a_search_can_use_it():
     problem = structured_problem()
     method = FastForward(projection="sequential")
