@@ -80,7 +80,6 @@ def prune(
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed, "params": params, "tokens": tokens}
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     asked = prune_settings(sparsity, method=method, units=_given_units(align, attention_units), **settings)
-    _check_gradients(prune, asked)
     dense = copy.deepcopy(model).eval() if in_place and speed else model
     with for_inference(model if in_place else copy.deepcopy(model)) as target:
         prunable = PrunableModel(target, align=align, **units)
@@ -128,14 +127,13 @@ def allocate(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed,
         units=_given_units(align, attention_units), **settings,
     )  # fmt: skip
-    _check_gradients(allocate, asked)
     opened = open_text(text, data=default_data())
     with for_inference(model):
         prunable = PrunableModel(
             model, min_keep=min_keep, align=align, keep_blocks=keep_blocks, attention_units=attention_units
         )
         windows = cut_text(prunable, tokenizer, opened, asked, evaluate=False).fitted
-        check_problem(asked.method, prunable.problem(sparsity, granularity))
+        _check_method(prunable, asked)
         calibration = api.calibrate(prunable, windows, batch_tokens=batch_tokens, grams=asked.needs_grams)
         return _allocate(prunable, calibration, asked, batch_tokens, Work(None))
 
@@ -157,7 +155,7 @@ def run(
         score: Scores a model on tasks; None for no tasks.
     """
     work = work or Work(None)
-    check_problem(settings.method, prunable.problem(settings.sparsity, settings.granularity))
+    _check_method(prunable, settings)
     windows, test, training = text.fitted, text.test, text.training
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
@@ -214,13 +212,14 @@ def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settin
             raise ConfigError(f"unknown argument {name!r} of {function.__name__}: {did_you_mean(name, known)}")
 
 
-def _check_gradients(function: Callable[..., Any], asked: PruneSettings) -> None:
-    """Raises ConfigError where the caller's context keeps torch from recording gradients that are needed."""
-    if torch.is_inference_mode_enabled() and (takes_gradients(asked.method) or asked.recover.wanted):
-        needed = "recovery" if asked.recover.wanted else asked.method.name
+def _check_method(prunable: PrunableModel, settings: PruneSettings) -> None:
+    """Raises for a sparsity that cannot be met, and where the caller's context records no gradients that are needed."""
+    check_problem(settings.method, prunable.problem(settings.sparsity, settings.granularity))
+    if torch.is_inference_mode_enabled() and (takes_gradients(settings.method) or settings.recover.wanted):
+        needed = "recovery" if settings.recover.wanted else settings.method.name
         raise ConfigError(
-            f"{needed} needs gradients, which torch.inference_mode() does not record. Call {function.__name__} outside "
-            "it; torch.no_grad() is no obstacle."
+            f"{needed} needs gradients, which torch.inference_mode() does not record. Prune outside it; "
+            "torch.no_grad() is no obstacle."
         )
 
 
