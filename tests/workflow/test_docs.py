@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from ffp.allocators import METHODS
 from ffp.cli import app
@@ -43,6 +44,16 @@ def test_command_lines_run(checkout, page):
         lines = lines.replace(ours, theirs)
     done = tiny.shell(checkout, lines)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *(ROOT / "docs/appendix").glob("*.md"), ROOT / "README.md"], ids=lambda page: page.stem
+)
+def test_python_is_python_and_yaml_is_yaml(page):
+    for block in blocks(page, "python"):
+        compile(block, page, "exec")
+    for block in blocks(page, "yaml"):
+        yaml.safe_load(block)
 
 
 def test_commands_that_are_not_run_exist():
