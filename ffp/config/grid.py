@@ -22,7 +22,7 @@ from ffp.config.reading import (
     is_none,
     like,
     percent,
-)  # fmt: skip
+)
 from ffp.config.recover import GridRecover, GridRecoverSettings, Recover
 from ffp.core.problem import AttentionUnits, Granularity
 

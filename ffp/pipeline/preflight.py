@@ -93,13 +93,13 @@ class Check:
         about: What is checked, as a sentence.
         needs: Fields of Planned without which it cannot be checked.
         step: The step that would fail.
-        run: Raises an FfpError with the remedy; is given a Planned whose `needs` are not None.
+        run: Raises an FfpError with the remedy.
     """
 
     about: str
     needs: tuple[str, ...]
     step: str
-    run: Callable[[Any], None]
+    run: Callable[[Planned], None]
 
     def is_ready(self, planned: Planned) -> bool:
         """Returns whether all that the check needs is known."""
@@ -141,6 +141,10 @@ def _check_problems(planned: Planned) -> None:
             raise type(error)(f"{method.name} on {planned.name}: {error}") from error
 
 
+def _check_positions(planned: Planned) -> None:
+    check_context(planned.prunables[0].config, planned.contexts or {})
+
+
 def _check_training(planned: Planned) -> None:
     if planned.trains:
         check_not_offloaded(planned.config, planned.name)
@@ -151,33 +155,42 @@ def _check_tokenizer(planned: Planned) -> None:
     check_chat_template(planned.tokenizer, asked=planned.chats)
 
 
-def _check_positions(planned: Any) -> None:
-    check_context(planned.prunables[0].config, planned.contexts)
-
-
-def _check_texts(planned: Any) -> None:
+def _check_texts(planned: Planned) -> None:
+    assert planned.windows is not None
     check_token_ids(planned.windows(), planned.prunables[0].model)
 
 
-def _check_task_data(planned: Any) -> None:
+def _check_tasks(planned: Planned) -> None:
+    assert planned.tasks is not None
+    check_tasks(planned.tasks)
+
+
+def _check_task_data(planned: Planned) -> None:
+    assert planned.tasks is not None
+    assert planned.tasks_dir is not None
     with tempfile.TemporaryDirectory(prefix="ffp-tasks-") as scratch, seeded():
         loaded = load_tasks(planned.tasks, planned.tasks_dir, Path(scratch))
         check_room(loaded, planned.prunables[0].config.max_position_embeddings)
 
 
-def _check_memory(planned: Any) -> None:
-    needed, devices = planned.memory
-    check_memory(needed, *devices)
+def _check_memory(planned: Planned) -> None:
+    assert planned.memory is not None
+    check_memory(planned.memory[0], *planned.memory[1])
+
+
+def _check_disk(planned: Planned) -> None:
+    assert planned.disk is not None
+    check_disk(*planned.disk)
 
 
 CHECKS = (
     Check("every method can meet its sparsities", (), "allocate", _check_problems),
     Check("what is trained is not offloaded", (), "recover", _check_training),
     Check("windows fit the model's positions", ("contexts",), "calibrate", _check_positions),
-    Check("lm-eval can ask every task", ("tasks",), "evaluate", lambda planned: check_tasks(planned.tasks)),
+    Check("lm-eval can ask every task", ("tasks",), "evaluate", _check_tasks),
     Check("the tokenizer has the BOS and the chat template asked for", ("tokenizer",), "evaluate", _check_tokenizer),
     Check("the device has the memory", ("memory",), "calibrate", _check_memory),
-    Check("the disk has the space", ("disk",), "calibrate", lambda planned: check_disk(*planned.disk)),
+    Check("the disk has the space", ("disk",), "calibrate", _check_disk),
     Check("every text is long enough, of tokens that the model knows", ("windows",), "evaluate", _check_texts),
     Check("every task has its examples and room for its answers", ("tasks", "tasks_dir"), "evaluate", _check_task_data),
 )

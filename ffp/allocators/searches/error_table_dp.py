@@ -65,7 +65,7 @@ class ErrorTableDp(Search):
         windows = tracker.draw(rng, tracker.budget.windows)
         affordable = tracker.windows_left // len(windows)
         free = problem.free_blocks
-        cuttable = np.array([i for i, decision in enumerate(problem.decisions) if decision.block in free])
+        cuttable = np.flatnonzero([decision.block in free for decision in problem.decisions])
         n_decisions = len(cuttable)
         levels = min(self.levels or MAX_LEVELS, max(1, affordable // n_decisions))
         groups = np.array_split(cuttable, min(n_decisions, max(1, affordable // levels)))

@@ -81,7 +81,8 @@ class TwoSsp(Search):
 
 def attentions_to_remove(problem: PruningProblem, alpha: float) -> int:
     """Returns N of the formula, for the blocks that do not have to stay whole."""
-    free = [decision for decision in problem.decisions if decision.block in problem.free_blocks]
+    blocks = problem.free_blocks
+    free = [decision for decision in problem.decisions if decision.block in blocks]
     attentions = [decision.params for decision in free if decision.module == "attention"]
     attention, every = sum(attentions), sum(decision.params for decision in free)
     sparsity = min(1.0, problem.params_to_remove / max(1, every))
