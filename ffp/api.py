@@ -30,6 +30,7 @@ import torch
 
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
 from ffp.allocators.tracker import Tracker
+from ffp.config.reading import percent
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
@@ -192,7 +193,7 @@ def allocate(
         prunable: The dense model, which stays as it is; its skeleton is enough for a heuristic that reads no weights.
         calibration: Of the same model.
         method: From ffp.allocators.create.
-        sparsity: Share of the decisions' parameters to remove, in [0, 1).
+        sparsity: Share of the decisions' parameters to remove, in (0, 1).
         cut: How an allocation becomes a candidate model.
         granularity: One of ffp.core.problem.GRANULARITIES.
         budget: What a search may spend.
@@ -205,8 +206,10 @@ def allocate(
 
     Raises:
         BudgetError: The sparsity cannot be met.
-        ConfigError: The method does not fit the model, its texts or the policy.
+        ConfigError: The sparsity is no share, or the method does not fit the model, its texts or the policy.
     """
+    if not 0 < sparsity < 1:
+        raise ConfigError(f"sparsity {sparsity:g}: a share is in (0, 1){percent(sparsity)}")
     problem = prunable.problem(sparsity, granularity)
     method.check(problem)
     method.check_fitness(fitness)

@@ -15,6 +15,7 @@ from ffp import api
 from ffp.allocators import create
 from ffp.allocators.base import SearchBudget
 from ffp.config import Experiment
+from ffp.core.errors import ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.pruning.cuts import make_cut
 from ffp.store import schemas
@@ -65,6 +66,15 @@ def test_dropout_is_off_in_a_model_that_was_trained():
     trained = tiny("opt", dropout=0.3).train().requires_grad_(True)
     assert losses(trained) == losses(tiny("opt"))
     assert kept == [(True, True), (False, False)] and trained.training
+
+
+@pytest.mark.parametrize("sparsity", [0, 1, -0.1, 30, float("nan")])
+@pytest.mark.parametrize("method", ["uniform", "error-table-dp", "fastforward-guided"])
+def test_a_sparsity_that_is_no_share_is_refused(method, sparsity):
+    prunable = PrunableModel(tiny("llama"))
+    calibration = api.calibrate(prunable, windows())
+    with pytest.raises(ConfigError, match=r"in \(0, 1\)" + (". Write 0.3 for 30 %" if sparsity == 30 else "$")):
+        api.allocate(prunable, calibration, create(method, {}), sparsity=sparsity, cut=CUTS["structured"])
 
 
 @pytest.mark.parametrize("granularity", CUTS)
