@@ -17,7 +17,7 @@ from ffp.config.grid import EvaluationConfig
 from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
-from ffp.pipeline.cluster import cpu_count
+from ffp.pipeline.host import host_cpus
 from ffp.store.layout import default_data
 
 
@@ -57,7 +57,7 @@ def prune(
         recover=_recovery(recover, _given(tokens=recover_tokens, rank=recover_rank), recover_param or []),
     )  # fmt: skip
     _check_effects(_text(text), line)
-    resources = Resources(threads=threads or cpu_count(), gpu=1)
+    resources = Resources(threads=threads or host_cpus(), gpu=1)
     changes = _given(
         align=align, min_keep=min_keep, keep_blocks=keep_blocks, attention_units=attention_units, dtype=dtype, bos=bos,
         device=device, batch_tokens=batch_tokens, offload=offload or None, resources=resources,

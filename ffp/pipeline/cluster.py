@@ -139,11 +139,6 @@ def slurm_options(models: Mapping[str, ModelConfig], kind: JobKind) -> dict[str,
     return found
 
 
-def cpu_count() -> int:
-    """Returns how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpus() -> list[str]:
     """Returns the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all of the machine without it."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:

@@ -16,6 +16,7 @@ from typing import get_args
 from ffp.config import Experiment, ModelConfig
 from ffp.config.assets import JobKind
 from ffp.pipeline import cluster
+from ffp.pipeline.host import host_cpus
 from ffp.store.layout import Layout
 from ffp.store.schemas import ProbeFile
 
@@ -62,7 +63,7 @@ def probe(model: ModelConfig) -> ProbeFile:
 
     return ProbeFile(
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        cpus=cluster.cpu_count(),
+        cpus=host_cpus(),
         gpus=cluster.gpus() if model.resources.gpu else [],
         cuda=torch.cuda.is_available(),
     )

@@ -1,13 +1,14 @@
-"""Memory that a process may use: the tightest of the machine and of the control groups, of both versions."""
+"""Memory and cores that a process may use: the tightest of the machine and of the control groups, of both versions."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ffp.pipeline import checks
-from ffp.pipeline.host import host_memory
+from ffp.pipeline.host import host_cpus, host_memory
 
 GB = 1000**3
 UNLIMITED = 9223372036854771712  # what version 1 shows where nobody set a limit
@@ -81,3 +82,26 @@ def test_a_step_is_refused_by_the_limit_of_its_container(tmp_path: Path, monkeyp
     checks.check_memory(7 * GB, cpu)
     with pytest.raises(checks.ConfigError, match=r"about 9\.0 GB of memory on cpu, which has 8\.0 GB for this process"):
         checks.check_memory(9 * GB, cpu)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/a/b\n", {}, 64),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "max 100000"}, 64),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "800000 100000"}, 8),
+        ("0::/a/b\n", {"a/b/cpu.max": "150000 100000", "a/cpu.max": "800000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "10000 100000"}, 1),
+        ("4:cpu,cpuacct:/docker/3f\n0::/\n", {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 64),
+        ("4:cpuset:/a\n", {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_a_container_counts_the_cores_of_its_quota(groups, files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    machine(tmp_path, groups)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert host_cpus(tmp_path) == cores
