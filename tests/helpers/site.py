@@ -89,21 +89,22 @@ class Site:
         path.write_text(yaml.safe_dump(body))
 
     def snakemake(
-        self, *arguments: str, fail: str = "no cell", terminal: IO[str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake on the grid; stdout and stderr together in stdout, or on a terminal."""
+        self, *arguments: str, fail: str = "no cell", terminal: IO[str] | None = None, grid: str = "config/grid.yaml",
+        profile: str = "local",
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """Run Snakemake on a grid; stdout and stderr together in stdout, or on a terminal."""
         path = f"{self.folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         command = [forks.folder() / "snakemake"] if self.code == ROOT else [sys.executable, "-m", "snakemake"]
         return subprocess.run(
             [*command, *arguments, "--snakefile", str(self.code / "Snakefile"),
-             "--cores", "2", "--profile", str(ROOT / "profiles/local"), "--config", "grid=config/grid.yaml"],
+             "--cores", "2", "--profile", str(ROOT / "profiles" / profile), "--config", f"grid={grid}"],
             cwd=self.folder, text=True, stdout=terminal or subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(self.code), "FAIL": fail},
         )  # fmt: skip
 
-    def planned(self, *arguments: str) -> dict[str, int]:
-        """Jobs by rule that a run would do now, without the rule `all`."""
-        done = self.snakemake("--dry-run", *arguments)
+    def planned(self, *arguments: str, **options: str) -> dict[str, int]:
+        """Jobs by rule that a run would do now, without the rule `all`; options: of snakemake()."""
+        done = self.snakemake("--dry-run", *arguments, **options)  # type: ignore[arg-type]
         assert done.returncode == 0, done.stdout
         if NOTHING in done.stdout:
             return {}

@@ -148,6 +148,23 @@ def test_a_change_runs_again_exactly_what_it_touches(site: Site, change: str) ->
     assert site.planned() == expected
 
 
+def test_another_grid_that_asks_the_same_runs_nothing_again(site: Site) -> None:
+    """Nor does the absolute path of a grid: cells hang on what a grid says, and not on its name."""
+    site.write("copied.yaml", site.read("grid.yaml"))
+    for name in ("config/copied.yaml", str(site.grid)):
+        assert set(site.planned(grid=name)) == {"report"}, name
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_a_grid_with_recovery_is_planned(site: Site, profile: str) -> None:
+    """Cells that are trained between their cut and their scores; on a cluster several cells share a job of both."""
+    variants = {"owl-lora": {"use": "owl", "recover": {"tokens": 640}}}
+    _grid(methods=["uniform", "owl-lora"], variants=variants)(site)
+    planned = site.planned(profile=profile)
+    expected = {"preflight": 1, "allocate_heuristic": 2, "apply": 2, "recover": 2, "evaluate_trained": 2, "report": 1}
+    assert planned == expected
+
+
 def test_a_warm_start_waits_for_the_cell_whose_policy_it_takes(copied: Site) -> None:
     before = len(copied.commands())
     grid = copied.read("grid.yaml")

@@ -15,7 +15,7 @@ rule asset_model:
         ENV
     params:
         kind="model",
-        config=lambda wildcards: str(EXPERIMENT.entry("models", wildcards.model)),
+        config=uncompared(lambda wildcards: EXPERIMENT.entry("models", wildcards.model)),
         out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.models[wildcards.model])),
     message:
@@ -36,7 +36,7 @@ use rule asset_model as asset_text with:
     localrule: True
     params:
         kind="text",
-        config=lambda wildcards: str(EXPERIMENT.entry("texts", wildcards.text)),
+        config=uncompared(lambda wildcards: EXPERIMENT.entry("texts", wildcards.text)),
         out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.texts[wildcards.text])),
 
@@ -53,6 +53,8 @@ use rule asset_model as asset_tasks with:
     localrule: True
     params:
         kind="tasks" if isinstance(GRID.tasks, str) else "grid-tasks",
-        config=str(EXPERIMENT.entry("tasks", GRID.tasks) if isinstance(GRID.tasks, str) else EXPERIMENT.file),
+        config=uncompared(
+            lambda wildcards: EXPERIMENT.entry("tasks", GRID.tasks) if isinstance(GRID.tasks, str) else EXPERIMENT.file
+        ),
         out=subpath(output[0], parent=True),
         settings=lambda wildcards: as_json(asset_settings(EXPERIMENT.tasks)),

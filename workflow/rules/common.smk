@@ -42,8 +42,23 @@ TASKS_DIR = LAYOUT.tasks(EXPERIMENT.tasks_name) if EXPERIMENT.tasks else None
 # Inputs that several rules have.
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
 
+
+def asked_often(function):
+    """A function of wildcards with its signature, which Snakemake would work out again for every job and resource."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def uncompared(path_of):
+    """A params function of a file of config/: under another name with the same `settings` no job runs again.
+
+    Snakemake does not compare params that functions of a job's inputs give.
+    """
+    return asked_often(lambda wildcards, input: str(path_of(wildcards)))
+
+
 # Params that several rules have.
-MODEL_PARAMS = {"grid": str(EXPERIMENT.file), "model_dir": subpath(input.model, parent=True)}
+MODEL_PARAMS = {"grid": uncompared(lambda wildcards: EXPERIMENT.file), "model_dir": subpath(input.model, parent=True)}
 CELL_PARAMS = {**MODEL_PARAMS, "cell": WILDCARD_CELL.path}
 CALIBRATED_CELL_PARAMS = {
     **CELL_PARAMS,
@@ -63,12 +78,6 @@ CELL_FILES = [
     *(file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).searched),
     *(file for cell in TRAINED for file in (LAYOUT.cell(cell).curve, LAYOUT.cell(cell).recover_cost)),
 ]
-
-
-def asked_often(function):
-    """A function of wildcards with its signature, which Snakemake would work out again for every job and resource."""
-    function.__signature__ = inspect.signature(function)
-    return function
 
 
 def one_of(names):

@@ -39,3 +39,14 @@ rule evaluate:
             --out {output:q} \
             >{log:q} 2>&1
         """
+
+
+# The same for cells that are trained. A rule of its own, because profiles put `evaluate` into one job with `apply`, and
+# the training stands between these two.
+use rule evaluate as evaluate_trained with:
+    wildcard_constraints:
+        granularity="structured",
+        method=one_of(RECOVERED),
+
+
+ruleorder: evaluate_trained > evaluate
