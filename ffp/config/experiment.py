@@ -72,7 +72,18 @@ class Cell:
 
 
 class Experiment:
-    """A grid with the models, texts and tasks that it names, all read and checked."""
+    """A grid with the models, texts and tasks that it names, all read and checked.
+
+    Attributes:
+        file: The grid's file.
+        root: The folder of models/, texts/ and tasks/.
+        grid: The grid, with the folder in which its results are.
+        named: The grid as its file says it, with the folder in which they were made: commands and logs name that one.
+        models: Its models by name.
+        texts: Its texts by name.
+        tasks: Its tasks; None where it scores none.
+        published: Numbers of others.
+    """
 
     def __init__(self, grid_file: Path):
         """Reads a grid file, and what it names from models/, texts/ and tasks/ in its folder or the one above.
@@ -85,7 +96,7 @@ class Experiment:
         self.file = Path(grid_file)
         folder = self.file.parent
         self.root = folder if (folder / "models").is_dir() else Path(os.path.normpath(folder / ".."))
-        self.grid = read_part(GridConfig, self.file)
+        self.named = self.grid = read_part(GridConfig, self.file)
         self.models = {name: self._part("models", name, ModelConfig) for name in self.grid.models}
         self.texts = {name: self._part("texts", name, TextConfig) for name in self.grid.all_texts}
         if self.text.test_only:

@@ -68,9 +68,10 @@ class Record:
 def collect(experiment: Experiment) -> list[Record]:
     """Returns every cell in the order of the grid; methods that do not serve a granularity are skipped cells."""
     layout, grid = Layout.from_grid(experiment.grid), experiment.grid
+    made_in = Layout.from_grid(experiment.named)
     records, staleness = list(_unserved(experiment)), Staleness(experiment)
     for cell in experiment.cells():
-        record = read_cell(cell, layout.cell(cell), logs=read_logs(layout, cell))
+        record = read_cell(cell, layout.cell(cell), logs=read_logs(made_in, cell))
         record.notes += _stale(staleness, record, layout.cell(cell))
         add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
         records.append(record)

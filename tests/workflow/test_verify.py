@@ -71,6 +71,12 @@ def test_a_sound_grid_is_accepted_and_its_size_is_named(tiny_grid: Path) -> None
     assert "results: everything agrees (1 calibrations, 4 cells, 30 documents," in done.output
 
 
+def test_results_that_were_moved_are_accepted(grid: Experiment) -> None:
+    """Their page names the folder in which they were made."""
+    Path("results").rename("moved")
+    assert not Verifier(grid.at(results=Path("moved"))).run()
+
+
 @pytest.mark.parametrize("file", JSON, ids=lambda path: path.name)
 def test_any_number_edited_in_an_artifact_is_found_when_it_is_read(grid: Experiment, file: Path) -> None:
     body = json.loads(file.read_text())
