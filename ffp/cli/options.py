@@ -84,8 +84,8 @@ CalibrationTokens = Annotated[
 CompensatedSearch = Annotated[
     bool | None,
     _option(
-        "Search among candidates that are compensated by ridge, as the result is. Default: yes, but no with a named "
-        "method or without ridge.",
+        "Search among candidates that are compensated by ridge, as the result is. Default: yes; no if you name a "
+        "method or compensate without ridge.",
         HOW,
         "--compensated-search/--plain-search",
     ),
@@ -139,8 +139,8 @@ AttentionUnits = Annotated[
 Bos = Annotated[
     bos.Bos | None,
     _option(
-        "A BOS (beginning-of-sequence token) at the start of each window of text: auto, as the tokenizer adds it to a "
-        "text; always; never; once, at the start of the whole text. Default: auto.",
+        "A BOS (beginning-of-sequence token) at the start of each window of text: auto, if the tokenizer itself adds "
+        "one; always; never; once, at the start of the whole text. Default: auto.",
         MODEL,
         metavar="WHERE",
     ),

@@ -119,7 +119,7 @@ def _waits(model: str, kind: str) -> tuple[str, str]:
         return "", ""
     for line in listed.splitlines():
         job, reason, comment = line.split("|", 2)
-        if f"site_{kind}" in comment and model in comment:
+        if comment.endswith(f"rule_site_{kind}_wildcards_{model}"):
             return job, reason
     return "", ""
 
