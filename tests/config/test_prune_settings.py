@@ -103,6 +103,7 @@ def test_the_command_line_asks_for_the_same_as_python(context: int) -> None:
     ("section", "line"),
     [
         ({"windws": 3}, "unknown key 'search.windws': did you mean windows"),
+        ({"context": 1}, "search.context = '1': Input should be greater than or equal to 2"),
         ({"windows": None}, "search.windows = 'None'"),
     ],
 )
