@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
+from ffp.allocators.shortage import shortage
 from ffp.allocators.tracker import Tracker
 from ffp.config.reading import percent
 from ffp.config.recover import RecoverSettings
@@ -223,6 +224,7 @@ def allocate(
                     problem, reward_of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
                     initial_policy=initial_policy,
                 )  # fmt: skip
+                _warn_of_shortage(method, tracker)
                 return _search(method, tracker, reward_of, checkpoints)
             finally:
                 candidates.restore()  # the model is as it was, also where the search is refused or fails
@@ -244,6 +246,14 @@ def _reward_of(
     searched = Text("search", windows["search"], losses["search"])
     selected = Text(selection, windows["selection"], losses["selection"])
     return ModelReward(candidates, searched, selected, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
+
+
+def _warn_of_shortage(method: Search, tracker: Tracker) -> None:
+    """Warns where the budget is too small to search."""
+    reward, has_policy = tracker.reward, bool(tracker.initial_policy)
+    sizes = (reward.n_windows, reward.window_tokens)
+    if found := shortage(method, tracker.problem, tracker.budget, *sizes, has_policy=has_policy):
+        log.warning("%s", found)
 
 
 def _search(
