@@ -146,20 +146,18 @@ def prune_settings(
 
 def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:
     """Refuses what is given and changes nothing with these settings."""
-    structured, granularity, method = settings.granularity == "structured", spell("granularity"), settings.method
-    units = not structured and f"on single weights. Take {granularity} structured"
-    idle = {
-        "pruner": structured and f"with structured pruning. Add {granularity} unstructured",
-        "align": units,
-        "attention_units": units,
-        "tokens": not isinstance(method, Search)
-        and f"with {method.name}, which searches nothing. Take a method that searches",
-        "recover": not settings.recover.wanted
-        and settings.recover != NO_RECOVERY
-        and "with the method none. Take lora",
-    }
-    for name, reason in idle.items():
-        if name in given and reason:
+    structured, method, recover = settings.granularity == "structured", settings.method, settings.recover
+    only_units = f"on single weights. Take {spell('granularity')} structured"
+    idle = [
+        ("pruner", structured, f"with structured pruning. Add {spell('granularity')} unstructured"),
+        ("align", not structured, only_units),
+        ("attention_units", not structured, only_units),
+        ("tokens", not isinstance(method, Search),
+         f"with {method.name}, which searches nothing. Take a method that searches"),
+        ("recover", not recover.wanted and recover != NO_RECOVERY, "with the method none. Take lora"),
+    ]  # fmt: skip
+    for name, is_idle, reason in idle:
+        if name in given and is_idle:
             raise ConfigError(f"{spell(name)} has no effect {reason}, or leave it out.")
 
 
