@@ -224,7 +224,6 @@ def allocate(
                     problem, reward_of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
                     initial_policy=initial_policy,
                 )  # fmt: skip
-                _warn_of_shortage(method, tracker)
                 return _search(method, tracker, reward_of, checkpoints)
             finally:
                 candidates.restore()  # the model is as it was, also where the search is refused or fails
@@ -262,6 +261,7 @@ def _search(
     """Runs a search and scores its answers."""
     reward = tracker.reward
     assert isinstance(reward, ModelReward)
+    _warn_of_shortage(method, tracker)
     with CostMeter() as cost:
         allocation = method.run(tracker, np.random.default_rng(tracker.seed))
         cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens
