@@ -29,6 +29,7 @@ import numpy.typing as npt
 import torch
 
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
+from ffp.allocators.shortage import shortage
 from ffp.allocators.tracker import Tracker
 from ffp.config.reading import percent
 from ffp.config.recover import RecoverSettings
@@ -246,12 +247,21 @@ def _reward_of(
     return ModelReward(candidates, searched, selected, batch_tokens=batch_tokens, journal=journal, fitness=fitness)
 
 
+def _warn_of_shortage(method: Search, tracker: Tracker) -> None:
+    """Warns where the budget is too small to search."""
+    reward, has_policy = tracker.reward, bool(tracker.initial_policy)
+    sizes = (reward.n_windows, reward.window_tokens)
+    if found := shortage(method, tracker.problem, tracker.budget, *sizes, has_policy=has_policy):
+        log.warning("%s", found)
+
+
 def _search(
     method: Search, tracker: Tracker, reward_of: Callable[[str, str], ModelReward], checkpoints: Sequence[float]
 ) -> AllocationResult:
     """Runs a search and scores its answers."""
     reward = tracker.reward
     assert isinstance(reward, ModelReward)
+    _warn_of_shortage(method, tracker)
     with CostMeter() as cost:
         allocation = method.run(tracker, np.random.default_rng(tracker.seed))
         cost.evaluations, cost.selection_tokens = reward.evaluations, reward.selection_tokens

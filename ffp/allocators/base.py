@@ -161,7 +161,12 @@ class SearchBudget:
 
     def tokens(self, window_tokens: int) -> int:
         """Returns the tokens of the search text that may be forwarded, with windows of `window_tokens`."""
-        return self.evaluations * self.windows * window_tokens
+        return self.all_windows * window_tokens
+
+    @property
+    def all_windows(self) -> int:
+        """Windows of the search text that may be forwarded, one as often as it is forwarded."""
+        return self.evaluations * self.windows
 
 
 class Method(BaseModel):
@@ -253,6 +258,21 @@ class Search(Method, ABC):
     def needs_grams(self) -> bool:
         """Whether it asks for costs of removals with its hyper-parameters."""
         return self.reads_grams
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether a budget pays for at least one step of what the search is named after.
+
+        With less it answers with what it starts from, or as a simpler method does; see ffp.allocators.shortage.
+
+        Args:
+            problem: What it answers.
+            budget: What it may spend.
+            n_windows: Windows of the search text.
+            has_policy: Whether it starts from another search's policy.
+        """
+        return True
 
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
@@ -42,6 +42,23 @@ class StartedSearch(Search, ABC):
         """Whether the start is that of the method `fisher-table`."""
         return self.start == "fisher-table"
 
+    def windows_after_start(self, budget: SearchBudget, n_windows: int) -> int:
+        """Returns the windows that a budget leaves to the steps; -1 where it does not pay for the start.
+
+        Args:
+            budget: What the search may spend.
+            n_windows: Windows of the search text.
+        """
+        if not self.starts_from_table:
+            return budget.all_windows
+        count = min(_table_windows(budget.all_windows), n_windows)
+        return budget.all_windows - GRADIENT_FORWARDS * count if count else -1
+
+
+def _table_windows(windows: int) -> int:
+    """Windows behind a table to start from, where the budget pays for so many forwards of a window; 0 for no table."""
+    return min(int(SHARE * windows) // GRADIENT_FORWARDS, WINDOWS)
+
 
 def starting_allocation(tracker: Tracker, rng: np.random.Generator, start: Start) -> Allocation:
     """Returns the allocation that a search begins with.
@@ -55,10 +72,10 @@ def starting_allocation(tracker: Tracker, rng: np.random.Generator, start: Start
     """
     if start == "uniform":
         return uniform_allocation(tracker.problem)
-    count = int(SHARE * tracker.windows_left) // GRADIENT_FORWARDS
+    count = _table_windows(tracker.windows_left)
     if start == "ffn-only" or not count:
         return ffn_only_allocation(tracker.problem)
-    return table_allocation(tracker, rng, min(count, WINDOWS))
+    return table_allocation(tracker, rng, count)
 
 
 def table_allocation(tracker: Tracker, rng: np.random.Generator, windows: int) -> Allocation:

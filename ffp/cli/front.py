@@ -13,8 +13,7 @@ from ffp.cli import options
 from ffp.cli.app import FRONT, app, start_torch
 from ffp.config.assets import Resources
 from ffp.config.catalog import entries, find_entry
-from ffp.config.grid import EvaluationConfig
-from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, SEARCH, TOKENS, prune_settings
+from ffp.config.pruning import CALIBRATION, CONTEXT, EVALUATION, prune_settings
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.host import host_cpus
@@ -145,12 +144,12 @@ def _params(pairs: list[str], option: str = "--param") -> dict[str, Any]:
     return found
 
 
-def _evaluation(context: int, documents: int, chat_template: bool, system_prompt: str) -> EvaluationConfig:
+def _evaluation(context: int, documents: int, chat_template: bool, system_prompt: str) -> dict[str, Any]:
     """What is measured before and after."""
     if documents < 0:
         raise ConfigError(f"--documents {documents} is below 0. Give a number of documents, or 0 for all.")
     asked = {"documents": documents, "chat_template": chat_template, "system_prompt": system_prompt}
-    return EVALUATION.model_copy(update={"context": 2 * context, **asked})
+    return {"context": 2 * context, **asked}
 
 
 def _sizes(context: int, calibration_tokens: int, order: dict[str, Any], compensated: dict[str, Any]) -> dict[str, Any]:
@@ -160,8 +159,7 @@ def _sizes(context: int, calibration_tokens: int, order: dict[str, Any], compens
             f"--context {context} is not from 2 to --calibration-tokens {calibration_tokens}. Correct one of them."
         )
     calibration = {"context": context, "windows": calibration_tokens // context, **order}
-    search = {"context": context, "evaluations": max(1, TOKENS // context), **compensated}
-    return {"calibration": CALIBRATION.model_copy(update=calibration), "search": SEARCH.model_copy(update=search)}
+    return {"calibration": calibration, "search": {"context": context, **compensated}}
 
 
 def _text(given: list[str] | None) -> str | list[Path] | None:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
 from ffp.config.reading import (
+    Context,
     Count,
     KeepBlocks,
     Name,
@@ -61,7 +62,7 @@ class CalibrationConfig(Strict):
     """The one pass of the dense model over the calibration text."""
 
     windows: Count = Field(128, description="Number of token windows (llm-compressor: num_calibration_samples).")
-    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    context: Context = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
     score: UnitScore = Field(
         "wanda",
         description="Score by which KV groups and FFN channels are removed, lowest first; pairwise and obs keep Gram "
@@ -75,7 +76,7 @@ class SearchConfig(Strict):
     A search may forward evaluations x windows_per_evaluation x context tokens, whatever its method.
     """
 
-    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    context: Context = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
     windows: Count = Field(32, description="Windows of the search text, from which each evaluation draws.")
     selection_windows: Count = Field(16, description="Windows of the selection text, on which finalists are scored.")
     evaluations: Count = Field(1000, description="Candidates that a search may evaluate at full fidelity.")
@@ -108,7 +109,7 @@ class SearchConfig(Strict):
 class EvaluationConfig(Strict):
     """What every cell is scored on."""
 
-    context: Count = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
+    context: Context = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
     windows: int = Field(0, ge=0, description="Windows of the test text; 0 for all.")
     documents: int = Field(0, ge=0, description="Documents of each task, drawn at random; 0 for all (lm-eval: limit).")
     seed: Seed = Field(0, description="Seed of that draw.")

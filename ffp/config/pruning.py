@@ -35,6 +35,9 @@ SEARCH = SearchConfig(
     finalists=3, checkpoints=(1.0,),
 )  # fmt: skip
 EVALUATION = EvaluationConfig(context=2 * CONTEXT, windows=12, documents=100)
+SECTIONS: Mapping[str, CalibrationConfig | SearchConfig | EvaluationConfig] = {
+    "calibration": CALIBRATION, "search": SEARCH, "evaluation": EVALUATION,
+}  # fmt: skip
 
 
 class PruneSettings(Strict):
@@ -107,9 +110,10 @@ def prune_settings(
         compensate: "none", "bias", "ridge" or "ridge-dense". Default: "ridge" where units are removed.
         units: Those of "align" and "attention_units" that are asked of the model besides.
         spell: Returns how the caller's user writes an argument.
-        **others: Further fields of PruneSettings. Where no method is named and one searches, units are removed in the
-            order of `score: obs` and the search is compensated, if the result is by ridge; else in that of `score:
-            pairwise`.
+        **others: Further fields of PruneSettings. What a section's mapping leaves out has the default of `ffp prune`;
+            an object of the section's class is taken as it is. Where no method is named and one searches, units are
+            removed in the order of `score: obs` and the search is compensated, if the result is by ridge; else in that
+            of `score: pairwise`.
 
     Raises:
         ConfigError: A value is not accepted or would have no effect, or two do not go together; one line with the
@@ -121,6 +125,7 @@ def prune_settings(
     if not (tokens is None or isinstance(tokens, int)):
         raise ConfigError(f"tokens = {tokens!r} is no whole number. Write it without quotes.")
     compensate = ("ridge" if structured else "none") if compensate is None else compensate
+    others = _completed(others)
     if method is None and structured and tokens != 0:
         method, params = SEARCHED, {**START, **(params or {})}
         others |= _second_order(is_refitted(compensate), others)
@@ -141,21 +146,45 @@ def prune_settings(
 
 def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:
     """Refuses what is given and changes nothing with these settings."""
-    structured, granularity, method = settings.granularity == "structured", spell("granularity"), settings.method
-    units = not structured and f"on single weights. Take {granularity} structured"
-    idle = {
-        "pruner": structured and f"with structured pruning. Add {granularity} unstructured",
-        "align": units,
-        "attention_units": units,
-        "tokens": not isinstance(method, Search)
-        and f"with {method.name}, which searches nothing. Take a method that searches",
-        "recover": not settings.recover.wanted
-        and settings.recover != NO_RECOVERY
-        and "with the method none. Take lora",
-    }
-    for name, reason in idle.items():
-        if name in given and reason:
+    structured, method, recover = settings.granularity == "structured", settings.method, settings.recover
+    only_units = f"on single weights. Take {spell('granularity')} structured"
+    idle = [
+        ("pruner", structured, f"with structured pruning. Add {spell('granularity')} unstructured"),
+        ("align", not structured, only_units),
+        ("attention_units", not structured, only_units),
+        ("tokens", not isinstance(method, Search),
+         f"with {method.name}, which searches nothing. Take a method that searches"),
+        ("recover", not recover.wanted and recover != NO_RECOVERY, "with the method none. Take lora"),
+    ]  # fmt: skip
+    for name, is_idle, reason in idle:
+        if name in given and is_idle:
             raise ConfigError(f"{spell(name)} has no effect {reason}, or leave it out.")
+
+
+def _completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives sections that are mappings the default of each key that they leave out.
+
+    Where the length of windows is given and not their number, calibration reads and a search forwards as many tokens as
+    by default. What stays unset is decided later: the order of units, and whether a search is compensated.
+    """
+    found = dict(given)
+    for name, default in SECTIONS.items():
+        if isinstance(section := given.get(name), Mapping):
+            try:
+                full = type(default).model_validate({**default.model_dump(exclude_unset=True), **section})
+            except ValidationError:
+                continue  # PruneSettings says what is wrong
+            found[name] = full.model_copy(update=_as_many_tokens(full, section))
+    return found
+
+
+def _as_many_tokens(full: Strict, given: Collection[str]) -> dict[str, int]:
+    """How often a section reads a window so that it takes the default's tokens, unless that is given."""
+    if isinstance(full, CalibrationConfig) and "windows" not in given:
+        return {"windows": max(1, CALIBRATION.windows * CONTEXT // full.context)}
+    if isinstance(full, SearchConfig) and "evaluations" not in given:
+        return {"evaluations": max(1, TOKENS // (full.windows_per_evaluation * full.context))}
+    return {}
 
 
 def _second_order(ridge: bool, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ffp.config.reading import Count, Name, Strict, Title, like
+from ffp.config.reading import Context, Name, Strict, Title, like
 from ffp.core.problem import Granularity
 from ffp.core.suggest import did_you_mean
 
@@ -36,7 +36,7 @@ class PublishedSet(Strict):
     text: Name = Field(
         description="The text on whose whole test text the perplexities are: a name under `texts`, or a file in texts/."
     )
-    context: Count | None = Field(
+    context: Context | None = Field(
         description="Tokens in a window; null where it is not known, and then the report shows none of these values."
     )
     calibration: Title = Field(description="The text that the methods were calibrated on, in words.")

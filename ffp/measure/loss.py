@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ffp.core.errors import ConfigError
 from ffp.models.placement import float64
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor
     """Returns what the LM head reads at all positions but the last, (batch, context - 1, hidden), in the model's dtype.
 
     Pruning leaves the LM head alone, so that these states stand for the logits exactly, in a fraction of their memory.
+
+    Raises:
+        ConfigError: The windows have one token, which is never predicted.
     """
+    if input_ids.shape[1] < 2:
+        raise ConfigError("nothing is predicted in a window of 1 token. Give windows of at least 2 tokens.")
     hidden: torch.Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     return hidden
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ffp.allocators import Search
+from ffp.allocators.shortage import shortage
 from ffp.api import BATCH_TOKENS
 from ffp.assets.stock import check_tasks, stock_index
 from ffp.assets.tasks import fetch_tasks
@@ -119,7 +120,17 @@ def dry_run(request: PruneRequest) -> str:
     request, settings, cut = ready.request, ready.request.settings, ready.cut()
     parts = phase_tokens(cut.fitted, cut.test, settings, tasks=request.tasks is not None)
     title = f"{cut.title}, {IN_WORDS[place_bos(ready.tokenizer, settings.bos)]}"
-    return ready.found.describe(ready.opened.name, title, request.out, sum(parts.values()))
+    plan = ready.found.describe(ready.opened.name, title, request.out, sum(parts.values()))
+    return "\n".join([plan, *(f"warning: {sentence}" for sentence in _shortages(settings, ready.found.prunable))])
+
+
+def _shortages(settings: PruneSettings, prunable: PrunableModel) -> list[str]:
+    """A sentence, where the search has too few tokens to search."""
+    if not isinstance(settings.method, Search):
+        return []
+    search, problem = settings.search, prunable.problem(settings.sparsity, settings.granularity)
+    found = shortage(settings.method, problem, search.budget(), search.windows, search.context)
+    return [found] if found else []
 
 
 @dataclass(frozen=True)

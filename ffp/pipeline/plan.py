@@ -24,7 +24,7 @@ from ffp.measure.task_cost import TaskCost
 from ffp.models.checkpoint import dtype_of, load_tokenizer
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import gram_bytes
-from ffp.pipeline.planned import planned_model
+from ffp.pipeline.planned import planned_model, shortages
 from ffp.pipeline.preflight import CHECKS, STEPS, preflight
 from ffp.pipeline.sizes import computing_cells, forward_flops, memory_of
 from ffp.pipeline.task_plan import lines as task_lines
@@ -99,7 +99,7 @@ def plan_model(experiment: Experiment, name: str, *, tflops: float | None = None
     config, prunable = experiment.models[name], each[0]
     memory = memory_of(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     params = prunable.model_params()
-    tasks = plan_tasks(experiment, name)
+    tasks, short = plan_tasks(experiment, name), shortages(experiment, name, each)
     return ModelPlan(
         name=name,
         family=str(prunable.config.model_type),
@@ -117,7 +117,7 @@ def plan_model(experiment: Experiment, name: str, *, tflops: float | None = None
         speed=Speed(tflops * 1e12, "given") if tflops else speed_of(experiment, name, prunable),
         jobs=_jobs(experiment, name),
         checks=tuple(checks),
-        warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name)),
+        warnings=(*_warnings(experiment, name, memory), *_unit_warnings(prunable, name), *short),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ffp.allocators import is_search
+from ffp.allocators import Search, is_search
 from ffp.allocators.base import Method
+from ffp.allocators.shortage import shortage
 from ffp.assets.stock import is_installed
-from ffp.config import Experiment
+from ffp.config import Cell, Experiment
 from ffp.core.problem import PruningProblem
 from ffp.models.checkpoint import load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
@@ -141,13 +142,29 @@ def _planned(experiment: Experiment, name: str, each: list[PrunableModel], **kno
 
 def _problems(experiment: Experiment, name: str, each: Sequence[PrunableModel]) -> list[tuple[Method, PruningProblem]]:
     """Every method with every problem that it is asked, once; each: the model with each of units_of."""
+    return [(experiment.create(cell.method), problem) for cell, problem in _asked(experiment, name, each)]
+
+
+def _asked(
+    experiment: Experiment, name: str, each: Sequence[PrunableModel]
+) -> Iterator[tuple[Cell, PruningProblem]]:  # fmt: skip
+    """Yields a cell for each problem of each method."""
     cells = experiment.cells(dense=False, only=name)
-    asked = {(cell.method, cell.sparsity, cell.granularity): cell for cell in cells}
-    units, found = units_of(experiment, name), []
-    for cell in asked.values():
+    units = units_of(experiment, name)
+    for cell in {(cell.method, cell.sparsity, cell.granularity): cell for cell in cells}.values():
         prunable = each[units.index(experiment.model(cell).units)]
-        found.append((experiment.create(cell.method), prunable.problem(float(cell.sparsity), cell.granularity)))
-    return found
+        yield cell, prunable.problem(float(cell.sparsity), cell.granularity)
+
+
+def shortages(experiment: Experiment, name: str, each: Sequence[PrunableModel]) -> list[str]:
+    """Returns a sentence for each search that has too few tokens to search; each: the model with each of units_of."""
+    search, found = experiment.grid.search, []
+    for cell, problem in _asked(experiment, name, each):
+        if isinstance(method := experiment.create(cell.method), Search):
+            has_policy = experiment.init_cell(cell) is not None
+            sizes = (search.windows, search.context)
+            found.append(shortage(method, problem, search.budget(), *sizes, name=cell.method, has_policy=has_policy))
+    return [f"{name}: {sentence}" for sentence in dict.fromkeys(found) if sentence]
 
 
 def _with_assets(

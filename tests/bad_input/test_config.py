@@ -121,6 +121,9 @@ CASES = [
     Case("a negative seed of a draw", grid(evaluation={"seed": -1}), "evaluation.seed = '-1': Input should be greater"),
     Case("half a seed", grid(seeds=[0.5]), "seeds.0 = '0.5': Input should be a valid integer"),
     Case("no window", grid(calibration__windows=0), "calibration.windows = '0': .*greater than or equal to 1"),
+    *(Case(f"a window of one token in {part}", grid(**{f"{part}__context": 1}),
+           f"{part}.context = '1': Input should be greater than or equal to 2")
+      for part in ("calibration", "search", "evaluation")),
     Case("a negative number of evaluations", grid(search__evaluations=-5), "search.evaluations = '-5'"),
     Case("a number as title", grid(title=3), "title = '3': not a text. Put it in quotes"),
     *(Case(f"{word} as the name of a method", write(GRID, f"title: a\nmodels: [tiny]\ntext: docs\nsparsities: [0.2]\n"

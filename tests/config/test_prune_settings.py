@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ffp.cli import front
 from ffp.config.grid import CalibrationConfig
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
 from ffp.core.errors import ConfigError
@@ -52,3 +53,61 @@ def test_tokens_are_the_budget_of_the_default_search_too() -> None:
     settings = prune_settings(0.3, tokens=1024, calibration=CalibrationConfig(windows=4, context=64))
     assert settings.search.evaluations == 4 and settings.search.compensated
     assert (settings.calibration.windows, settings.calibration.context) == (4, 64)
+
+
+def sizes(settings: PruneSettings) -> dict[str, tuple[int, ...]]:
+    """Windows and contexts of the texts, and what the search may spend."""
+    calibration, search, evaluation = settings.calibration, settings.search, settings.evaluation
+    return {
+        "calibration": (calibration.windows, calibration.context),
+        "search": (search.windows, search.selection_windows, search.context, search.budget().tokens(search.context)),
+        "evaluation": (evaluation.windows, evaluation.context),
+    }
+
+
+DEFAULTS = {"calibration": (128, 256), "search": (32, 8, 256, 24_576), "evaluation": (12, 512)}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"calibration": {"windows": 64}}, {"calibration": (64, 256)}),
+        ({"calibration": {"score": "wanda"}}, {}),
+        ({"calibration": {"context": 512}}, {"calibration": (64, 512)}),
+        ({"calibration": CalibrationConfig(windows=64)}, {"calibration": (64, 2048)}),
+        ({"search": {"windows": 64}}, {"search": (64, 8, 256, 24_576)}),
+        ({"search": {"context": 512}}, {"search": (32, 8, 512, 24_576)}),
+        ({"search": {"windows_per_evaluation": 4}}, {"search": (32, 8, 256, 24_576)}),
+        ({"search": {"evaluations": 9}}, {"search": (32, 8, 256, 9 * 256)}),
+        ({"search": {"windows": 64}, "tokens": 1024}, {"search": (64, 8, 256, 1024)}),
+        ({"evaluation": {"windows": 6}}, {"evaluation": (6, 512)}),
+    ],
+)
+@pytest.mark.parametrize("named", [{}, {"method": GUIDED}])
+def test_what_a_section_leaves_out_is_the_default_of_the_command(
+    named: dict[str, Any], given: dict[str, Any], changed: dict[str, tuple[int, ...]]
+) -> None:
+    assert sizes(prune_settings(0.3, **named, **given)) == DEFAULTS | changed
+
+
+@pytest.mark.parametrize("context", [256, 512, 100, 20_000])
+def test_the_command_line_asks_for_the_same_as_python(context: int) -> None:
+    asked = front._sizes(context, CALIBRATION.windows * CALIBRATION.context, {}, {})
+    line = prune_settings(0.3, **asked, evaluation=front._evaluation(context, 100, False, ""))
+    each, twice = {"context": context}, {"context": 2 * context}
+    assert line == prune_settings(0.3, calibration=each, search=each, evaluation=twice)
+    assert (line.calibration.score, line.search.compensated) == ("obs", True)
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ({"windws": 3}, "unknown key 'search.windws': did you mean windows"),
+        ({"context": 1}, "search.context = '1': Input should be greater than or equal to 2"),
+        ({"windows": None}, "search.windows = 'None'"),
+    ],
+)
+def test_a_wrong_section_is_named_as_the_user_wrote_it(section: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        prune_settings(0.3, search=section)
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)

@@ -46,6 +46,12 @@ def test_an_overflow_is_an_error_that_names_the_remedy(model):
         perplexity(model, torch.zeros((2, 8), dtype=torch.int64), batch_tokens=8)
 
 
+def test_a_window_of_one_token_is_refused_and_no_fault_of_the_model(model):
+    with pytest.raises(ConfigError, match=r"^nothing is predicted in a window of 1 token\. Give windows of at least 2"):
+        perplexity(model, torch.zeros((2, 1), dtype=torch.int64), batch_tokens=8)
+    assert perplexity(model, torch.zeros((2, 2), dtype=torch.int64), batch_tokens=8)["n_tokens"] == 2
+
+
 def test_windows_are_consecutive_cuts_of_the_joined_documents(tokenizer):
     documents = ["one two", "three", "four five six"]
     text = "\n\n".join(documents)

@@ -377,6 +377,24 @@ def test_a_variant_that_no_cell_has_is_warned_of(tmp_path):
     assert "variants.owl" not in text
 
 
+def test_a_budget_that_pays_for_no_step_is_warned_of(tmp_path):
+    methods = ["ours", "evolutionary", "owl"]
+    variants = {"ours": {"use": "fastforward-guided", "params": {"start": "fisher-table"}}}
+    budget = {"context": 256, "windows": 8, "windows_per_evaluation": 1}
+
+    def warned(evaluations):
+        grid = {"methods": methods, "variants": variants, "search": {**budget, "evaluations": evaluations}}
+        return [
+            line for line in plan.report(experiment(tmp_path, **grid), tflops=1.0).splitlines() if "too few" in line
+        ]
+
+    assert warned(12) == []
+    assert warned(5) == [
+        "warning: tiny: 1,280 tokens are too few for ours to search: it answers with what it starts from, or as a "
+        "simpler method does. Give it at least 3,072 tokens (12 evaluations)."
+    ]
+
+
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text

@@ -316,7 +316,16 @@ def test_a_dry_run_says_what_it_would_do_and_makes_nothing(folder, capsys):
     printed = capsys.readouterr().out
     for part in ("ffn-only", "3 blocks", "memory", "disk", "tokens"):
         assert part in printed, printed
+    assert "warning" not in printed
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_warns_of_a_budget_that_pays_for_no_step(folder, capsys):
+    assert prune("source", "--out", "small", "--dry-run", "--method", "fisher-table", "--tokens", "64") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "warning: 64 tokens are too few for fisher-table to search: it answers with what it starts from, or as a "
+        "simpler method does. Give it at least 192 tokens (3 evaluations)."
+    )
 
 
 @pytest.mark.bad_input

@@ -7,14 +7,16 @@ separable CMA-ES, which suits two decisions a block and few evaluations.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
-from ffp.core.problem import Allocation
+from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import logits_of, project
 
 
@@ -36,6 +38,13 @@ class CmaEs(StartedSearch):
         0, ge=0, le=10_000, description="lambda: candidates a generation; 0 for 4 + 3 ln(n_decisions)."
     )
     start: Start = Field("uniform", description="The allocation whose logits are the first mean.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a generation after the start."""
+        size = self.population or 4 + int(3 * math.log(len(problem.decisions)))  # as in cmaes
+        return self.windows_after_start(budget, n_windows) >= size * budget.windows
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Runs generations until the budget is spent."""

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.tracker import Tracker, Windows
 from ffp.core.knapsack import knapsack
@@ -57,6 +57,12 @@ class ErrorTableDp(Search):
         le=1000,
         description="r: odds, removed to kept, of the largest share measured, over the target's odds.",
     )
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for two entries of the table; a single one is the uniform answer."""
+        return budget.evaluations >= 2
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Measures the table, then solves the knapsack."""

@@ -60,6 +60,12 @@ class Evolutionary(StartedSearch):
     )
     start: Start = Field("uniform", description="The first parent; uniform as published.")
 
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a generation of one child after the start."""
+        return self.windows_after_start(budget, n_windows) >= generation_cost(1, stages_for(budget.windows))
+
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Breeds and selects until the budget is spent or nothing new comes up."""
         problem, stages = tracker.problem, stages_for(tracker.budget.windows)

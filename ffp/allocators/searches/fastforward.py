@@ -105,12 +105,19 @@ class FastForward(Search):
     max_grad_norm: float = Field(0.5, ge=1e-12, description="Norm to which gradients are clipped.")
     initial_std: float = Field(1.0, ge=1e-12, description="First standard deviation of every action.")
 
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for two episodes, of which one is better than the other."""
+        batches = self.plan(problem.target, self._own(budget))
+        return (self.zero_shot and has_policy) or sum(batch.episodes for batch in batches) >= 2
+
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Trains the policy batch by batch, then compares the best candidates."""
         from ffp.allocators.ppo import PpoAgent
 
         problem, to_allocation = tracker.problem, PROJECTIONS[self.projection]
-        budget = tracker.budget if self.rescore else dataclasses.replace(tracker.budget, finalists=1)
+        budget = self._own(tracker.budget)
         agent = PpoAgent(len(problem.decisions), self, tracker.seed)
         if tracker.initial_policy:
             agent.load(tracker.initial_policy)
@@ -128,6 +135,10 @@ class FastForward(Search):
         contenders = list(dict.fromkeys(contenders))[: n_contenders(budget)]
         scores = tracker.score(contenders, tracker.draw(rng, budget.windows), stage="contenders")
         return tracker.finish([contenders[i] for i in best_first(scores)], budget.finalists)
+
+    def _own(self, budget: SearchBudget) -> SearchBudget:
+        """The budget with the finalists that it compares."""
+        return budget if self.rescore else dataclasses.replace(budget, finalists=1)
 
     def plan(self, target: float, budget: SearchBudget) -> list[Batch]:
         """Returns the batches: as many episodes as the budget pays for beside the contenders' comparison."""

@@ -30,6 +30,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker, check_shapes
 from ffp.core.problem import Allocation, FloatArray, IntArray, PruningProblem
@@ -75,6 +76,13 @@ class FastForwardGuided(StartedSearch):
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
     zero_shot: bool = Field(False, description="Whether to answer with the initial policy's mean, without a search.")
     start: Start = Field("ffn-only", description="The allocation to start from, where no policy is given.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a step, after the start where there is no policy."""
+        left = budget.all_windows if has_policy else self.windows_after_start(budget, n_windows)
+        return (self.zero_shot and has_policy) or left >= GRADIENT_FORWARDS * min(self.step_windows, n_windows)
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes gradient steps until the budget is spent."""

@@ -25,11 +25,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.start import WINDOWS, table_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
-from ffp.core.problem import Allocation
+from ffp.core.problem import Allocation, PruningProblem
 
 
 class FisherTable(Search):
@@ -50,6 +50,12 @@ class FisherTable(Search):
     windows: int = Field(
         WINDOWS, ge=1, description="Windows of the search text behind the table, if the budget allows."
     )
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a table on one window."""
+        return budget.all_windows >= GRADIENT_FORWARDS
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Measures the table, then solves the knapsack; answers ffn-only where the budget pays for no table."""

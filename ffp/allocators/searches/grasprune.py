@@ -25,11 +25,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
 from ffp.allocators.unit_masks import best_gates, by_decision, is_noted
-from ffp.core.problem import Allocation, FloatArray
+from ffp.core.problem import Allocation, FloatArray, PruningProblem
 
 BETAS = (0.9, 0.99)  # of AdamW, whose weight decay is 0
 
@@ -55,6 +55,13 @@ class GraspPrune(Search):
     step_windows: int = Field(1, ge=1, description="Windows of the search text behind a step.")
     scale_share: float = Field(0.2, ge=0, le=0.9, description="Share of the steps that learn scales; 0 for no scales.")
     scale_range: float = Field(0.5, ge=1e-3, le=0.99, description="a: scales lie between 1 - a and 1 + a.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a step of the scores."""
+        steps = budget.all_windows // (GRADIENT_FORWARDS * min(self.step_windows, n_windows))
+        return round(self.scale_share * steps) < steps
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Learns scores, then scales; answers ffn-only where the budget pays for no backward pass."""

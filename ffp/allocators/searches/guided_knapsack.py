@@ -31,7 +31,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.start import cheapest, table_allocation
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Arrays, Tracker, check_shapes
@@ -64,6 +64,13 @@ class GuidedKnapsack(Search):
     table_share: float = Field(0.5, ge=0, le=1, description="s: weight of the costs by Kronecker factors.")
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
     zero_shot: bool = Field(False, description="Whether to answer by the initial policy's costs, without a search.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a step on one window, after the table where there is no policy."""
+        least = GRADIENT_FORWARDS if has_policy else 2 * GRADIENT_FORWARDS
+        return (self.zero_shot and has_policy) or budget.all_windows >= least
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent."""

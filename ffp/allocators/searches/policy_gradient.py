@@ -26,6 +26,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Tracker
 from ffp.allocators.unit_masks import best_gates, by_decision, is_noted
@@ -56,6 +57,12 @@ class PolicyGradient(StartedSearch):
     adam: bool = Field(True, description="Whether Adam follows the gradient; otherwise plain descent.")
     memory: float = Field(0.8, ge=0, le=0.999, description="Weight of earlier steps in the baseline b.")
     start: Start = Field("uniform", description="The allocation to start from.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a step after the start."""
+        return self.windows_after_start(budget, n_windows) >= self.samples * min(self.step_windows, n_windows)
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent; answers with the start where it pays for none."""

@@ -11,9 +11,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from ffp.allocators.base import SearchBudget
 from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
-from ffp.core.problem import Allocation
+from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import logits_of, project
 
 
@@ -32,6 +33,12 @@ class RandomSearch(StartedSearch):
 
     spread: float = Field(0.5, ge=1e-6, description="sigma: standard deviation of the logits around the start.")
     start: Start = Field("uniform", description="The first candidate, whose logits are a_0.")
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a draw beside the start."""
+        return self.windows_after_start(budget, n_windows) >= 2 * budget.windows
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Scores independent draws until the budget is spent; answers with the start where it pays for none."""

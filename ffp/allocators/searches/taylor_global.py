@@ -23,12 +23,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.heuristics.ffn_only import ffn_only_allocation
 from ffp.allocators.heuristics.flap import best_units
 from ffp.allocators.start import WINDOWS
 from ffp.allocators.tracker import GRADIENT_FORWARDS, Tracker
-from ffp.core.problem import Allocation
+from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import kept_budget, round_keep
 
 
@@ -53,6 +53,12 @@ class TaylorGlobal(Search):
     attention_factor: float = Field(
         1.0, gt=0, le=1e6, description="gamma: what scores of attention are multiplied by; below 1, more of it goes."
     )
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a backward pass on one window."""
+        return budget.all_windows >= GRADIENT_FORWARDS
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Measures the scores and ranks all units; answers ffn-only where the budget pays for no backward pass."""

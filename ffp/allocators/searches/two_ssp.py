@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ffp.allocators.base import Search
+from ffp.allocators.base import Search, SearchBudget
 from ffp.allocators.tracker import Tracker, best_first
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, IntArray, PruningProblem
@@ -60,6 +60,13 @@ class TwoSsp(Search):
                     f"2ssp removes whole attentions, but {decision.name} has to keep {decision.min_keep} of "
                     f"{decision.n_units} units. Set min_keep: 0 for the model, or take another method."
                 )
+
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a round, where an attention has to leave."""
+        plan, affordable = _Plan(problem, self.alpha), budget.all_windows // min(self.windows, n_windows)
+        return not plan.count or per_round(len(plan.removable), plan.count, affordable) > 0
 
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Chooses the attentions that leave, and answers with FFNs of equal width beside them."""

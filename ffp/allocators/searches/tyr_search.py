@@ -71,6 +71,12 @@ class TyrSearch(StartedSearch):
             raise ValueError(f"has levels = {self.levels}, which has no middle. Give an odd number")
         return self
 
+    def is_paid(
+        self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
+    ) -> bool:
+        """Returns whether the budget pays for a generation of one child after the start."""
+        return self.windows_after_start(budget, n_windows) >= generation_cost(1, stages_for(budget.windows))
+
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Breeds and selects in rounds until the budget is spent."""
         stages = stages_for(tracker.budget.windows)
