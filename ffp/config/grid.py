@@ -6,11 +6,12 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
 from ffp.config.reading import (
+    Context,
     Count,
     KeepBlocks,
     Name,
@@ -61,7 +62,7 @@ class CalibrationConfig(Strict):
     """The one pass of the dense model over the calibration text."""
 
     windows: Count = Field(128, description="Number of token windows (llm-compressor: num_calibration_samples).")
-    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    context: Context = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
     score: UnitScore = Field(
         "wanda",
         description="Score by which KV groups and FFN channels are removed, lowest first; pairwise and obs keep Gram "
@@ -75,11 +76,13 @@ class SearchConfig(Strict):
     A search may forward evaluations x windows_per_evaluation x context tokens, whatever its method.
     """
 
-    context: Count = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
+    context: Context = Field(2048, description="Tokens in a window (llm-compressor: max_seq_length).")
     windows: Count = Field(32, description="Windows of the search text, from which each evaluation draws.")
     selection_windows: Count = Field(16, description="Windows of the selection text, on which finalists are scored.")
     evaluations: Count = Field(1000, description="Candidates that a search may evaluate at full fidelity.")
-    windows_per_evaluation: Count = Field(4, description="Windows of one evaluation at full fidelity.")
+    windows_per_evaluation: Count = Field(
+        4, validate_default=True, description="Windows of one evaluation at full fidelity, at most `windows`."
+    )
     finalists: Count = Field(4, description="Candidates that are scored on the selection text at the end.")
     compensated: bool = Field(
         False,
@@ -92,6 +95,13 @@ class SearchConfig(Strict):
         description="Shares of the budget, ascending. What the search would have answered after each is scored on the "
         "selection text once it has ended, for the figure of quality over cost.",
     )
+
+    @field_validator("windows_per_evaluation")
+    @classmethod
+    def _draws_from_enough(cls, count: int, info: ValidationInfo) -> int:
+        if count > (windows := info.data.get("windows", count)):
+            raise ValueError(f"more than the {windows} of search.windows. Lower the first or raise the second")
+        return count
 
     @field_validator("checkpoints")
     @classmethod
@@ -108,7 +118,7 @@ class SearchConfig(Strict):
 class EvaluationConfig(Strict):
     """What every cell is scored on."""
 
-    context: Count = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
+    context: Context = Field(2048, description="Tokens in a window of the test text (lm-eval: max_length).")
     windows: int = Field(0, ge=0, description="Windows of the test text; 0 for all.")
     documents: int = Field(0, ge=0, description="Documents of each task, drawn at random; 0 for all (lm-eval: limit).")
     seed: Seed = Field(0, description="Seed of that draw.")

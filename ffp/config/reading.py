@@ -54,6 +54,7 @@ Name = Annotated[
 ]
 Sha256 = Annotated[str, like(r"^[0-9a-f]{64}$", "not a SHA-256: 64 of the digits 0 to 9 and a to f")]
 Count = Annotated[int, Field(ge=1)]
+Context = Annotated[int, Field(ge=2)]  # tokens of a window, the first of which is never predicted
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
