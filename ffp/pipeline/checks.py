@@ -11,12 +11,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffp.allocators.base import Method
+from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
 from ffp.core.errors import AssetError, ConfigError
 from ffp.core.problem import PruningProblem
@@ -36,6 +37,40 @@ def check_problem(method: Method, problem: PruningProblem) -> None:
     """
     kept_budget(problem)
     method.check(problem)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A search that starts from the policy of another model's cell.
+
+    Attributes:
+        method: Of both.
+        cell: Path of the cell that starts.
+        problem: What it answers.
+        origin: Path of the cell that learns the policy.
+        learned_on: What that one answers.
+    """
+
+    method: Search
+    cell: str
+    problem: PruningProblem
+    origin: str
+    learned_on: PruningProblem
+
+
+def check_origin(found: Origin) -> None:
+    """Checks that a policy fits the search that will start from it.
+
+    Raises:
+        ConfigError: The two have other decisions.
+    """
+    own, other = (found.method.policy_sizes(problem) for problem in (found.problem, found.learned_on))
+    if own != other:
+        what = f"{len(other)} decisions, this one {len(own)}" if len(own) != len(other) else "decisions of other sizes"
+        raise ConfigError(
+            f"{found.cell} starts from the policy of {found.origin}, which has {what}. Name a model with the same "
+            "number of blocks and the same units under init, or leave init out."
+        )
 
 
 def contexts_of(grid: GridConfig) -> dict[str, int]:

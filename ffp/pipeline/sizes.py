@@ -42,6 +42,11 @@ def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
     return build_skeleton(config.architecture)
 
 
+def are_sizes_known(experiment: Experiment, name: str) -> bool:
+    """Returns whether load_sizes finds a model."""
+    return sizes_folder(experiment, name) is not None or experiment.models[name].architecture is not None
+
+
 def sizes_folder(experiment: Experiment, name: str) -> Path | None:
     """Returns the folder whose config.json has a model's sizes: of the fetched model, else its source on this machine.
 

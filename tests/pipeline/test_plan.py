@@ -370,6 +370,40 @@ def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     assert sizes.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])
 
 
+def test_a_policy_of_a_model_with_other_decisions_is_refused_before_any_search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {part: {"context": 64} for part in ("calibration", "search", "evaluation")}
+
+    def check(variant, name="tiny", **other):
+        sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]} | other.pop("sizes", {})
+        variants = {"fastforward": {"init": {"from": "s0.20", "model": "other"}, **variant}}
+        grid = {"models": ["tiny", "other"], "methods": ["fastforward"], "variants": variants, **small}
+        body = {
+            "title": "O",
+            "source": {"kind": "hub", "repo": "a/b", "revision": "main"},
+            "device": "cpu",
+            "architecture": sizes,
+        }
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models/other.yaml").write_text(yaml.safe_dump(body | other))
+        return plan.plan_model(experiment(tmp_path, **grid, sparsities=[0.2, 0.3]), name)
+
+    about, deeper = "policies to start from fit the model", {"num_hidden_layers": 5}
+    assert about in check({}).checks and about in check({}, "other").checks
+    assert about not in check({}, architecture=None).checks  # it is not known yet
+    refusal = (
+        r"tiny/structured/s0\.20/fastforward/seed0 starts from the policy of other/structured/s0\.20/fastforward/seed0,"
+        r" which has {}\. Name a model with .* Nothing was spent: the step allocate"
+    )
+    for name in ("tiny", "other"):
+        with pytest.raises(ConfigError, match=refusal.format("10 decisions, this one 6")):
+            check({}, name, sizes=deeper)
+    wider = {"intermediate_size": 48}
+    check({}, sizes=wider)
+    with pytest.raises(ConfigError, match=refusal.format("decisions of other sizes")):
+        check({"use": "guided-knapsack"}, sizes=wider)
+
+
 def test_a_variant_that_no_cell_has_is_warned_of(tmp_path):
     variants = {"mine": {"use": "owl"}, "owl": {"compensate": "ridge"}}
     text = plan.report(experiment(tmp_path, variants=variants), tflops=100.0)

@@ -65,6 +65,10 @@ class GuidedKnapsack(Search):
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
     zero_shot: bool = Field(False, description="Whether to answer by the initial policy's costs, without a search.")
 
+    def policy_sizes(self, problem: PruningProblem) -> tuple[int, ...]:
+        """Returns at how many numbers of units each decision has a cost."""
+        return tuple(len(levels(decision.n_units)) for decision in problem.decisions)
+
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent."""
         costs = Costs(tracker.problem, self)
