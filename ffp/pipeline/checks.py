@@ -7,7 +7,6 @@ checked where it is measured, see ffp.measure.calibration.check_finite.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from ffp.core.errors import AssetError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.core.projection import kept_budget
 from ffp.pipeline.host import host_memory
+from ffp.store.files import folder_behind
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
@@ -150,7 +150,7 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         ConfigError: The place is not writable, or has less space than that.
     """
-    parent = next(each for each in Path(folder).absolute().parents if os.path.lexists(each))
+    parent = next(each for each in folder_behind(folder).parents if each.exists())
     try:
         with tempfile.TemporaryFile(dir=parent) as probe:
             probe.write(b"\0" * PROBE_BYTES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -42,7 +41,7 @@ from ffp.pipeline.prune import CutText, cut_text, run
 from ffp.pipeline.result import Pruned
 from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
-from ffp.store.files import check_new_folder, digest
+from ffp.store.files import check_new_folder, digest, folder_behind
 from ffp.store.identity import code_of
 from ffp.store.layout import Layout, expanded
 
@@ -92,7 +91,7 @@ def prune(request: PruneRequest) -> Pruned:
     request, opened, text, config = ready.request, ready.opened, ready.text, ready.opened.config
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, **config.units)
-    out = Path(os.path.abspath(request.out))  # "." has no name
+    out = folder_behind(request.out)
     work = Work(out.with_name(f".{out.name}.work"), _identity(request, opened, text))
     pruned = run(
         prunable, ready.tokenizer, ready.cut(), request.settings, batch_tokens=config.batch_tokens,

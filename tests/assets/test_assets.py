@@ -21,7 +21,7 @@ from ffp.assets import fetch_model, fetch_text
 from ffp.assets.build import build
 from ffp.assets.fetch import extract
 from ffp.config import ModelConfig, TextConfig
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, FfpError
 from ffp.store.documents import read_documents
 from ffp.store.files import sha256
 from ffp.store.schemas import AssetFile
@@ -253,6 +253,22 @@ def test_an_interrupted_build_leaves_the_old_asset(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(out.with_name("y"), kind="text", source={}, make=interrupted)
     assert nothing_left(out.parent, ("x",))
+
+
+def test_a_link_to_another_disk_stays_and_the_asset_lies_there(tmp_path: Path) -> None:
+    big, out = tmp_path / "big", tmp_path / "data/models/llama"
+    big.mkdir()
+    out.parent.mkdir(parents=True)
+    out.symlink_to(big / "llama")
+    for text in ("first", "second"):
+        build(out, kind="text", source={"text": text}, make=writes(text))
+        assert (big / "llama/a.jsonl").read_text() == text and out.is_symlink()
+    assert nothing_left(big, ("llama",)) and nothing_left(out.parent, ("llama",))
+    assert list((tmp_path / "data/downloads").iterdir()), "the lock is where it is without the link"
+    out.unlink()
+    out.symlink_to(tmp_path / "absent/llama")
+    with pytest.raises(FfpError, match=r"llama is a link to .*absent"):
+        build(out, kind="text", source={}, make=lambda _: pytest.fail("the asset was made"))
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, 
 
 def test_a_local_folder_and_a_name_give_the_same_weights(folder):
     batch = ("--batch-tokens", "256")  # the sums of other batches differ in their last bits
+    (folder / "b").symlink_to("another-disk")
     assert prune("source", "--out", "a", *batch) == prune("tiny", "--out", "b", *batch) == 0
+    assert (folder / "b").is_symlink() and (folder / "another-disk/ffp.json").is_file()
     assert sha256(folder / "a/model.safetensors") == sha256(folder / "b/model.safetensors")
     assert not (folder / "data/models/source").exists()  # a folder is pruned where it lies
 
