@@ -93,6 +93,7 @@ def prune(request: PruneRequest) -> Pruned:
     prunable = PrunableModel(model, **config.units)
     out = folder_behind(request.out)
     work = Work(out.with_name(f".{out.name}.work"), _identity(request, opened, text))
+    work.name_others()
     pruned = run(
         prunable, ready.tokenizer, ready.cut(), request.settings, batch_tokens=config.batch_tokens,
         dense_shape=request.format.zeros, work=work,
@@ -102,6 +103,7 @@ def prune(request: PruneRequest) -> Pruned:
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
     pruned.save(request.out, format=request.format, overwrite=request.overwrite)
     work.remove()
+    work.name_others()
     if request.evaluate and not config.offload:
         log.info("timing both models")
         pruned.time_against(lambda: load_model(opened.folder, config))

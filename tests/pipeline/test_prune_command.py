@@ -155,6 +155,23 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
     assert "resuming: " in tiny.kill_and_run_again(folder, words, searching)
 
 
+def test_what_runs_with_other_options_left_is_named_and_kept(folder, caplog):
+    left = [folder / f".small[1].work-{name}" for name in ("a", "b")]
+    for each in left:
+        each.mkdir()
+        (each / "grams.safetensors").write_bytes(bytes(2_500_000))
+    (folder / ".small[1].work-c").write_text("no folder")
+    (folder / ".small1.work-d").mkdir()  # of another --out
+    assert prune("tiny", "--method", "owl", "--out", "small[1]", "--no-evaluate") == 0
+    lines = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
+    named = ", ".join(f"{each} (2.5 MB)" for each in left)
+    assert (
+        lines
+        == [f"runs with other options that did not end left {named}: delete them if you don't go on with them"] * 2
+    )  # when it begins and when it ends
+    assert all(each.is_dir() for each in left) and not list(folder.glob(".small[[]1].work-*/stats*"))
+
+
 @pytest.fixture
 def no_search(monkeypatch):
     """Fails the test when a search begins."""
