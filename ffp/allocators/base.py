@@ -274,6 +274,13 @@ class Search(Method, ABC):
         """
         return True
 
+    def policy_sizes(self, problem: PruningProblem) -> tuple[int, ...]:
+        """Returns how many numbers the policy of a search has for each decision: one, where it says nothing else.
+
+        A search can start from the policy of another one only where these are the same.
+        """
+        return (1,) * len(problem.decisions)
+
     @abstractmethod
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Returns the answer to `tracker.problem`, by `tracker.finish` or `finish_gated`. Same seed, same answer.

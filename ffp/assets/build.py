@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ffp.core.errors import ArtifactError, AssetError
-from ffp.store.files import crc32, digest, sha256, swap_folder
+from ffp.store.files import crc32, digest, folder_behind, sha256, swap_folder
 from ffp.store.layout import AssetFiles, downloads_of
 from ffp.store.schemas import AssetFile
 
@@ -27,7 +27,8 @@ def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Pa
     """Makes an asset in a folder beside `out`, and renames the folder to `out` once it is complete.
 
     Args:
-        out: The asset's folder. One that was made from the same source and whose files are unchanged is kept.
+        out: The asset's folder, or a link to it. One that was made from the same source and whose files are unchanged
+            is kept.
         kind: "model", "text" or "tasks".
         source: Plain JSON data that determines the content.
         make: Fills the folder that it is given.
@@ -35,9 +36,10 @@ def build(out: Path, *, kind: str, source: Mapping[str, Any], make: Callable[[Pa
     Raises:
         AssetError: Something failed; `out` is as it was before.
     """
-    out = Path(out).absolute()
+    lock = downloads_of(out) / f".{kind}-{Path(out).absolute().name}.lock"
+    out = folder_behind(out)
     partial = out.with_name(f".{out.name}.partial")
-    with disk_errors(out), locked(downloads_of(out) / f".{kind}-{out.name}.lock"):
+    with disk_errors(out), locked(lock):
         if _is_complete(out, kind, source):
             return
         _refuse_foreign(out)

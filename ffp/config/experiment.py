@@ -322,6 +322,24 @@ class Experiment:
             )
         return origin
 
+    def origins(self, name: str) -> list[tuple[Cell, Cell]]:
+        """Returns the cells that start from another model's policy and those that learn it, where one is of `name`.
+
+        Sparsities and seeds do not matter, and have the first one each.
+        """
+        found: dict[tuple[str, str, str, str], tuple[Cell, Cell]] = {}
+        for cell in self.cells(dense=False):
+            origin = self.init_cell(cell)
+            if origin and origin.model != cell.model and name in (origin.model, cell.model):
+                key = cell.model, origin.model, cell.method, cell.granularity
+                found.setdefault(key, (cell, origin))
+        return list(found.values())
+
+    def partners(self, name: str) -> list[str]:
+        """Returns the models whose policies a model's searches start from, or that start from its own."""
+        models = [cell.model for pair in self.origins(name) for cell in pair]
+        return [model for model in dict.fromkeys(models) if model != name]
+
     def same_search(self, cell: Cell) -> Cell | None:
         """Returns a cell of an earlier method of the grid that makes the same search; None where there is none.
 

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from ffp.allocators.base import Method, Search, SearchBudget
 from ffp.config.assets import StockTask
@@ -80,7 +80,9 @@ class SearchConfig(Strict):
     windows: Count = Field(32, description="Windows of the search text, from which each evaluation draws.")
     selection_windows: Count = Field(16, description="Windows of the selection text, on which finalists are scored.")
     evaluations: Count = Field(1000, description="Candidates that a search may evaluate at full fidelity.")
-    windows_per_evaluation: Count = Field(4, description="Windows of one evaluation at full fidelity.")
+    windows_per_evaluation: Count = Field(
+        4, validate_default=True, description="Windows of one evaluation at full fidelity, at most `windows`."
+    )
     finalists: Count = Field(4, description="Candidates that are scored on the selection text at the end.")
     compensated: bool = Field(
         False,
@@ -93,6 +95,13 @@ class SearchConfig(Strict):
         description="Shares of the budget, ascending. What the search would have answered after each is scored on the "
         "selection text once it has ended, for the figure of quality over cost.",
     )
+
+    @field_validator("windows_per_evaluation")
+    @classmethod
+    def _draws_from_enough(cls, count: int, info: ValidationInfo) -> int:
+        if count > (windows := info.data.get("windows", count)):
+            raise ValueError(f"more than the {windows} of search.windows. Lower the first or raise the second")
+        return count
 
     @field_validator("checkpoints")
     @classmethod

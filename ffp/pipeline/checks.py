@@ -7,21 +7,22 @@ checked where it is measured, see ffp.measure.calibration.check_finite.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffp.allocators.base import Method
+from ffp.allocators.base import Method, Search
 from ffp.config import GridConfig, ModelConfig
 from ffp.core.errors import AssetError, ConfigError
 from ffp.core.problem import PruningProblem
 from ffp.core.projection import kept_budget
 from ffp.pipeline.host import host_memory
+from ffp.store.files import folder_behind
 
 log = logging.getLogger("ffp")
 PROBE_BYTES = 4096
@@ -36,6 +37,40 @@ def check_problem(method: Method, problem: PruningProblem) -> None:
     """
     kept_budget(problem)
     method.check(problem)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A search that starts from the policy of another model's cell.
+
+    Attributes:
+        method: Of both.
+        cell: Path of the cell that starts.
+        problem: What it answers.
+        origin: Path of the cell that learns the policy.
+        learned_on: What that one answers.
+    """
+
+    method: Search
+    cell: str
+    problem: PruningProblem
+    origin: str
+    learned_on: PruningProblem
+
+
+def check_origin(found: Origin) -> None:
+    """Checks that a policy fits the search that will start from it.
+
+    Raises:
+        ConfigError: The two have other decisions.
+    """
+    own, other = (found.method.policy_sizes(problem) for problem in (found.problem, found.learned_on))
+    if own != other:
+        what = f"{len(other)} decisions, this one {len(own)}" if len(own) != len(other) else "decisions of other sizes"
+        raise ConfigError(
+            f"{found.cell} starts from the policy of {found.origin}, which has {what}. Name a model with the same "
+            "number of blocks and the same units under init, or leave init out."
+        )
 
 
 def contexts_of(grid: GridConfig) -> dict[str, int]:
@@ -115,7 +150,7 @@ def check_disk(folder: Path, needed: int) -> None:
     Raises:
         ConfigError: The place is not writable, or has less space than that.
     """
-    parent = next(each for each in Path(folder).absolute().parents if os.path.lexists(each))
+    parent = next(each for each in folder_behind(folder).parents if each.exists())
     try:
         with tempfile.TemporaryFile(dir=parent) as probe:
             probe.write(b"\0" * PROBE_BYTES)

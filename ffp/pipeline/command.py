@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -43,7 +42,7 @@ from ffp.pipeline.prune import CutText, cut_text, run
 from ffp.pipeline.result import Pruned
 from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
-from ffp.store.files import check_new_folder, digest
+from ffp.store.files import check_new_folder, digest, folder_behind
 from ffp.store.identity import code_of
 from ffp.store.layout import Layout, expanded
 
@@ -93,8 +92,9 @@ def prune(request: PruneRequest) -> Pruned:
     request, opened, text, config = ready.request, ready.opened, ready.text, ready.opened.config
     model = load_model(opened.folder, config)
     prunable = PrunableModel(model, **config.units)
-    out = Path(os.path.abspath(request.out))  # "." has no name
+    out = folder_behind(request.out)
     work = Work(out.with_name(f".{out.name}.work"), _identity(request, opened, text))
+    work.name_others()
     pruned = run(
         prunable, ready.tokenizer, ready.cut(), request.settings, batch_tokens=config.batch_tokens,
         dense_shape=request.format.zeros, work=work,
@@ -104,6 +104,7 @@ def prune(request: PruneRequest) -> Pruned:
     pruned.inputs = {"model": opened.digest, "text": digest(dict(text.documents))}
     pruned.save(request.out, format=request.format, overwrite=request.overwrite)
     work.remove()
+    work.name_others()
     if request.evaluate and not config.offload:
         log.info("timing both models")
         pruned.time_against(lambda: load_model(opened.folder, config))

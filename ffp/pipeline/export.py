@@ -18,7 +18,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store import schemas
 from ffp.store.digests import asset_digest, cut_digests, recovered_digest
-from ffp.store.files import whole_folder
+from ffp.store.files import check_new_folder, whole_folder
 from ffp.store.layout import AssetFiles, CellFiles, ExportFiles, Layout
 from ffp.store.provenance import provenance
 
@@ -48,6 +48,7 @@ def export(
     """
     if cell.is_dense:
         raise ConfigError(f"cell {cell.path} is the model itself: nothing was removed. Give a pruned cell.")
+    check_new_folder(out, overwrite=False)
     _check_run(experiment, cell, model_dir, CellFiles(cut_dir))
     inputs = {**cut_digests(experiment, cell, cut_dir), **recovered_digest(experiment, cell, cut_dir)}
     single = cell.granularity != "structured"

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from ffp.config import Experiment, HubSource
+from ffp.config.assets import JobKind
 from ffp.core import projection
 from ffp.core.plain import duration
 from ffp.measure.bos import place_bos
@@ -26,7 +27,7 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.planned import planned_model, shortages
 from ffp.pipeline.preflight import CHECKS, STEPS, preflight
-from ffp.pipeline.sizes import computing_cells, forward_flops, memory_of
+from ffp.pipeline.sizes import computing_cells, computing_steps, forward_flops, memory_of
 from ffp.pipeline.task_plan import lines as task_lines
 from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.took import Speed, speed_of
@@ -37,6 +38,10 @@ ALIGN_ADVICE = (
     "FFN widths that are no multiple of 8 are slow on GPUs: models of 7 B without 10 to 30 % of their parameters ran "
     "1.4 to 2.9 times as long as dense on an H100, and 0.74 to 0.91 times as long in multiples of 8."
 )
+# Steps whose jobs ask for what `resources` says of searches and of scores; see workflow/rules.
+JOB_STEPS: Mapping[JobKind, tuple[str, ...]] = {
+    "search": ("calibrate", "allocate", "recover"), "score": ("apply", "evaluate"),
+}  # fmt: skip
 TEST_TOKENS = 340_000  # a whole test text, for grids that limit no windows; WikiText-2's
 
 
@@ -151,7 +156,8 @@ def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, sc
     texts = search.windows * search.context + selection
     cells = computing_cells(experiment, name)
     spent = search.budget().tokens(search.context) + (search.finalists + len(search.checkpoints)) * selection
-    scored += (evaluation.windows * evaluation.context or TEST_TOKENS) * len(grid.test_texts)
+    text = evaluation.windows * evaluation.context or TEST_TOKENS
+    scored += text * len(grid.test_texts)
     stream = calibration.windows * calibration.context
     outputs = [prunable.linear(module.output) for module in prunable.modules]
     moments = sum(one.in_features * (one.in_features + one.out_features) for one in outputs)
@@ -162,7 +168,8 @@ def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, sc
         # a block is passed up to each output projection, and once more as a whole
         "apply": stream * (2 * 2.0 * units + 2.0 * moments) * len(cells["apply"]),
         "recover": forward * trained,
-        "evaluate": forward * scored * len(cells["evaluate"]),
+        # a trained cell is measured before its training too, on the first test text
+        "evaluate": forward * (scored * len(cells["evaluate"]) + text * len(cells["recover"])),
     }
 
 
@@ -177,9 +184,19 @@ def _warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> I
     config = experiment.models[name]
     if isinstance(config.source, HubSource) and not _is_pinned(config.source):
         yield f"{name}: revision {config.source.revision!r} of {config.source.repo} is no commit and can change."
-    need = max(memory.values()) / 1e6
-    if config.device == "cpu" and need > config.resources.mem_mb:
-        yield f"{name}: a job asks for {config.resources.mem_mb} MB and takes about {need:.0f}. Raise resources.mem_mb."
+    if config.device == "cpu":
+        yield from _memory_warnings(experiment, name, memory)
+
+
+def _memory_warnings(experiment: Experiment, name: str, memory: Mapping[str, int]) -> Iterator[str]:
+    """Yields a sentence for each kind of job that asks for less memory than its largest step takes."""
+    resources, steps = experiment.models[name].resources, computing_steps(experiment, name)
+    for kind, own in JOB_STEPS.items():
+        needs = {step: memory[step] / 1e6 for step in own if step in steps}
+        asked, largest = resources.of(kind)["mem_mb"], max(needs, key=lambda step: needs[step])
+        if needs[largest] > asked:
+            key = f"resources.{kind}.mem_mb" if getattr(resources, kind).mem_mb else "resources.mem_mb"
+            yield f"{name}: {largest} asks for {asked} MB and takes about {needs[largest]:.0f}. Raise {key}."
 
 
 def _unit_warnings(prunable: PrunableModel, name: str) -> Iterator[str]:
@@ -214,7 +231,7 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]
     warnings += [f"{repo}: its revision is no commit." for repo in loose]
-    warnings += _idle_variants(experiment)
+    warnings += [*_idle_variants(experiment), *_idle_sparsities(experiment)]
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",
@@ -237,6 +254,12 @@ def _idle_variants(experiment: Experiment) -> list[str]:
     """Returns a sentence for each variant that no cell has: nothing but `methods` refers to variants."""
     idle = [name for name in experiment.grid.variants if name not in experiment.grid.methods]
     return [f"variants.{name} is not listed under methods, and never runs. Add it there, or drop it." for name in idle]
+
+
+def _idle_sparsities(experiment: Experiment) -> list[str]:
+    """Returns a sentence for each granularity that has sparsities of its own and no cell."""
+    idle = [name for name in experiment.grid.own_sparsities if name not in experiment.grid.granularities]
+    return [f"own_sparsities.{name} has no effect: {name} is not among granularities." for name in idle]
 
 
 def _checked(plans: list[ModelPlan]) -> Iterator[str]:

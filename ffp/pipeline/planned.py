@@ -10,19 +10,28 @@ from typing import Any
 
 import torch
 
-from ffp.allocators import Search, is_search
-from ffp.allocators.base import Method
+from ffp.allocators import is_search
+from ffp.allocators.base import Method, Search
 from ffp.allocators.shortage import shortage
 from ffp.assets.stock import is_installed
 from ffp.config import Cell, Experiment
 from ffp.core.problem import PruningProblem
 from ffp.models.checkpoint import load_skeleton, load_tokenizer
 from ffp.models.prunable import PrunableModel
-from ffp.pipeline.checks import contexts_of
+from ffp.pipeline.checks import Origin, contexts_of
 from ffp.pipeline.inputs import fitted_windows, recovery_windows, scored_windows
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.preflight import Planned, preflight
-from ffp.pipeline.sizes import devices_of, is_fetched, load_sizes, peak_memory, prunables_of, sizes_folder, units_of
+from ffp.pipeline.sizes import (
+    are_sizes_known,
+    devices_of,
+    is_fetched,
+    load_sizes,
+    peak_memory,
+    prunables_of,
+    sizes_folder,
+    units_of,
+)
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
 from ffp.store.digests import asset_digest
@@ -132,6 +141,7 @@ def _planned(experiment: Experiment, name: str, each: list[PrunableModel], **kno
         settings=grid,
         prunables=each,
         problems=_problems(experiment, name, each),
+        origins=_origins(experiment, name, each),
         searches=any(is_search(experiment.method(cell.method)) for cell in cells),
         trains=bool(recovered_cells(experiment, name)),
         chats=experiment.tasks is not None and grid.evaluation.chat_template,
@@ -165,6 +175,26 @@ def shortages(experiment: Experiment, name: str, each: Sequence[PrunableModel]) 
             sizes = (search.windows, search.context)
             found.append(shortage(method, problem, search.budget(), *sizes, name=cell.method, has_policy=has_policy))
     return [f"{name}: {sentence}" for sentence in dict.fromkeys(found) if sentence]
+
+
+def _origins(experiment: Experiment, name: str, each: Sequence[PrunableModel]) -> list[Origin] | None:
+    """The searches that start from the policy of another model; None where the sizes of one are not known."""
+    models = {name: each}
+    for other in experiment.partners(name):
+        if not are_sizes_known(experiment, other):
+            return None
+        models[other] = prunables_of(experiment, other, load_sizes(experiment, other))
+
+    def problem(cell: Cell) -> PruningProblem:
+        units = units_of(experiment, cell.model).index(experiment.model(cell).units)
+        return models[cell.model][units].problem(float(cell.sparsity), cell.granularity)
+
+    found = []
+    for cell, origin in experiment.origins(name):
+        method = experiment.create(cell.method)
+        assert isinstance(method, Search)
+        found.append(Origin(method, cell.path, problem(cell), origin.path, problem(origin)))
+    return found
 
 
 def _with_assets(

@@ -26,10 +26,12 @@ from ffp.measure.task_loading import check_room, load_tasks, seeded
 from ffp.measure.tasks import check_chat_template
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import (
+    Origin,
     check_context,
     check_disk,
     check_memory,
     check_not_offloaded,
+    check_origin,
     check_problem,
     check_token_ids,
 )
@@ -47,6 +49,7 @@ class Planned:
         settings: What is asked of it.
         prunables: Its modules, with or without weights: one for each kind of units that is asked for.
         problems: Every method with every problem that it will be asked.
+        origins: Searches that start from another model's policy, where the sizes of both models are known.
         searches: Whether a search runs.
         trains: Whether it is trained after pruning.
         chats: Whether tasks are asked by the tokenizer's chat template.
@@ -64,6 +67,7 @@ class Planned:
     settings: GridConfig | PruneSettings
     prunables: Sequence[PrunableModel]
     problems: Sequence[tuple[Method, PruningProblem]] = ()
+    origins: Sequence[Origin] | None = ()
     searches: bool = False
     trains: bool = False
     chats: bool = False
@@ -141,6 +145,11 @@ def _check_problems(planned: Planned) -> None:
             raise type(error)(f"{method.name} on {planned.name}: {error}") from error
 
 
+def _check_origins(planned: Planned) -> None:
+    for origin in planned.origins or ():
+        check_origin(origin)
+
+
 def _check_positions(planned: Planned) -> None:
     check_context(planned.prunables[0].config, planned.contexts or {})
 
@@ -185,6 +194,7 @@ def _check_disk(planned: Planned) -> None:
 
 CHECKS = (
     Check("every method can meet its sparsities", (), "allocate", _check_problems),
+    Check("policies to start from fit the model", ("origins",), "allocate", _check_origins),
     Check("what is trained is not offloaded", (), "recover", _check_training),
     Check("windows fit the model's positions", ("contexts",), "calibrate", _check_positions),
     Check("lm-eval can ask every task", ("tasks",), "evaluate", _check_tasks),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ffp.assets.build import check_space, locked
 from ffp.assets.fetch import safe_name
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, ConfigError
 from ffp.store.files import crc32, swap_folder
-from ffp.store.layout import AssetFiles, expanded
+from ffp.store.layout import AssetFiles, named_folder
 from ffp.store.schemas import AssetFile
 
 LOG = logging.getLogger("ffp")
@@ -33,12 +33,15 @@ def stage(model_dir: Path) -> Path:
 
     Raises:
         ArtifactError: The model has no asset.json, or a damaged one.
-        ConfigError: $FFP_SCRATCH names a home directory that is not known.
     """
-    if not (named := os.environ.get(VARIABLE)):
+    try:
+        if (named := named_folder(VARIABLE)) is None:
+            return model_dir
+    except ConfigError as error:
+        LOG.warning("no copy of %s: %s Reading the shared folder.", model_dir, error)
         return model_dir
     manifest = AssetFile.read(AssetFiles(model_dir).manifest)
-    folder = expanded(os.path.expandvars(named)) / f"ffp-{os.getuid()}" / "models"
+    folder = named / f"ffp-{os.getuid()}" / "models"
     copy = folder / f"{Path(model_dir).absolute().name}-{manifest.digest}"
     try:
         _make_private(folder.parent)

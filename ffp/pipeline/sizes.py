@@ -42,6 +42,11 @@ def load_sizes(experiment: Experiment, name: str) -> PreTrainedModel:
     return build_skeleton(config.architecture)
 
 
+def are_sizes_known(experiment: Experiment, name: str) -> bool:
+    """Returns whether load_sizes finds a model."""
+    return sizes_folder(experiment, name) is not None or experiment.models[name].architecture is not None
+
+
 def sizes_folder(experiment: Experiment, name: str) -> Path | None:
     """Returns the folder whose config.json has a model's sizes: of the fetched model, else its source on this machine.
 
@@ -74,12 +79,13 @@ def is_fetched(experiment: Experiment, name: str) -> bool:
 
 def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> int:
     """Returns the bytes that the largest of the grid's jobs for this model takes on the device."""
-    cells = list(experiment.cells(dense=False, only=name))
-    steps = {"calibrate", "evaluate"}
-    steps |= {"allocate" for cell in cells if is_search(experiment.method(cell.method))}
-    steps |= {"apply" for cell in cells if streams(experiment, cell.method, cell.granularity)}
-    memory = memory_of(prunable, experiment, name)
-    return max([*(memory[step] for step in steps), *recovery_memory(prunable, experiment, name).values()])
+    memory = memory_of(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
+    return max(memory[step] for step in computing_steps(experiment, name))
+
+
+def computing_steps(experiment: Experiment, name: str) -> set[str]:
+    """Returns the steps that forward something through a model."""
+    return {"calibrate", *(step for step, cells in computing_cells(experiment, name).items() if cells)}
 
 
 def memory_of(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import logging
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,18 @@ from ffp.store.layout import CalibrationFiles, CellFiles
 from ffp.store.provenance import provenance
 from ffp.store.training import FileTraining
 
+log = logging.getLogger("ffp")
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder, but for those that a run removes meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
 
 class Work:
     """Keeps finished parts of one pruning in a folder, or nowhere."""
@@ -30,8 +46,25 @@ class Work:
             folder: Its name begins that of the folder; None keeps nothing.
             identity: Plain data on which every number depends. Parts that belong to other data are left alone.
         """
+        self._beside = folder
         self.folder = folder and folder.with_name(f"{folder.name}-{digest(identity)}")
         self._identity = identity
+
+    def name_others(self) -> None:
+        """Logs one line about folders of earlier runs with other options: nobody removes them, and they can be large.
+
+        Each holds up to all Gram matrices of the model.
+        """
+        if self._beside is None:
+            return
+        found = sorted(self._beside.parent.glob(f"{glob.escape(self._beside.name)}-*"))
+        if others := [path for path in found if path != self.folder and path.is_dir()]:
+            shown = ", ".join(f"{path} ({_size(path) / 1e6:,.1f} MB)" for path in others)
+            them = "it" if len(others) == 1 else "them"
+            log.warning(
+                "runs with other options that did not end left %s: delete %s if you don't go on with %s",
+                shown, them, them,
+            )  # fmt: skip
 
     def calibration(self, prunable: PrunableModel, compute: Callable[[], api.Calibration]) -> api.Calibration:
         """Returns the calibration that is kept, or computes and keeps it."""

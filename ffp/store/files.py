@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ffp.core.errors import ArtifactError, FfpError, is_out_of_memory, reason_of
+from ffp.core.errors import ArtifactError, ConfigError, FfpError, is_out_of_memory, reason_of
 from ffp.store.layout import ExportFiles
 from ffp.store.partials import partial
 
@@ -39,7 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_behind(path.parent).mkdir(parents=True, exist_ok=True)
         with partial(path) as made:
             yield made
             with made.open("rb") as written:
@@ -50,19 +50,39 @@ def whole(path: Path) -> Iterator[Path]:
         raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
 
 
+def folder_behind(path: Path) -> Path:
+    """Returns the folder that a path names, made or to be made: where its links lead, so that they stay as they are.
+
+    A folder is made beside its final place and renamed, which puts it on the disk that a link leads to.
+
+    Raises:
+        ConfigError: A link leads to itself, or to a place whose own folder does not exist, as on a disk that is absent.
+    """
+    path = Path(path)
+    for link in (each for each in (path, *path.parents) if each.is_symlink() and not each.exists()):
+        target = Path(os.path.realpath(link))
+        if target.is_symlink() or not target.parent.is_dir():
+            why = "it leads to itself" if target.is_symlink() else f"there is no folder {target.parent}"
+            raise ConfigError(
+                f"{link} is a link to {link.readlink()}, which cannot be made: {why}. Make that folder (or attach "
+                "its disk), or remove the link."
+            )
+    return Path(os.path.realpath(path))
+
+
 @contextmanager
 def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, and renames it into place when the block succeeds.
 
     Args:
-        path: The folder to make.
+        path: The folder to make, or a link to it.
         overwrite: Replace a folder that is there, if ffp wrote it (it holds ffp.json).
 
     Raises:
         FfpError: `path` exists, the disk is full or the folder cannot be written.
     """
-    path = Path(os.path.abspath(path))
     check_new_folder(path, overwrite=overwrite)
+    path = folder_behind(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial(path, folder=True) as made:
@@ -101,9 +121,10 @@ def check_new_folder(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()
         inputs: What is read while it is replaced.
 
     Raises:
-        FfpError: It is there and must not be overwritten, or the current folder or an input lies in it.
+        FfpError: It is there and must not be overwritten, the current folder or an input lies in it, or it is a link
+            that leads nowhere.
     """
-    folder = Path(os.path.abspath(path))
+    folder = folder_behind(path)
     if not folder.exists():
         return
     if not overwrite:

@@ -88,9 +88,12 @@ def asset_settings(part: ModelConfig | TextConfig | TasksConfig) -> dict[str, An
 def preflight_settings(experiment: Experiment, model: str) -> dict[str, Any]:
     """Returns everything that the checks of a model look at: its settings, and the grid's but for seeds and names."""
     cell = Cell.dense_of(model)
+    outside = {"title", "resources"}
+    partners = {n: experiment.models[n].model_dump(mode="json", exclude=outside) for n in experiment.partners(model)}
     return {
+        **({"partners": partners} if partners else {}),
         "steps": [step_settings(experiment, step, cell) for step in ("calibrate", "evaluate")],
-        "model": experiment.models[model].model_dump(mode="json", exclude={"title", "resources"}),
+        "model": experiment.models[model].model_dump(mode="json", exclude=outside),
         "grid": experiment.grid.model_dump(mode="json", exclude={"title", "models", "seeds", "data", "results"}),
     }
 

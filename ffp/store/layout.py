@@ -213,6 +213,19 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"the home directory in {path} is not known. Write the path out, or set HOME.") from error
 
 
+def named_folder(variable: str) -> Path | None:
+    """Returns the folder that an environment variable names, with ~ and other variables in it; None where it is unset.
+
+    Raises:
+        ConfigError: It names a variable that is not set, or a home directory that is not known.
+    """
+    if not (named := os.environ.get(variable)):
+        return None
+    if "$" in (found := os.path.expandvars(named)):
+        raise ConfigError(f"{variable} is {named!r}, and a variable in it is not set. Set it, or write the path out.")
+    return expanded(found)
+
+
 def default_data() -> Path:
     """Returns where `ffp prune` keeps fetched models and texts: data/ in a checkout, else a cache of the user's."""
     if Path("config/models").is_dir():
@@ -222,6 +235,6 @@ def default_data() -> Path:
 
 def downloads_of(asset_folder: Path) -> Path:
     """Returns the folder of downloads that the assets of a data folder share: $FFP_DOWNLOADS where it is set."""
-    if shared := os.environ.get("FFP_DOWNLOADS"):
-        return expanded(shared).absolute()
+    if shared := named_folder("FFP_DOWNLOADS"):
+        return shared.absolute()
     return Path(asset_folder).absolute().parent.parent / DOWNLOADS

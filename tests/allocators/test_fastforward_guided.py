@@ -176,6 +176,18 @@ def test_a_policy_of_another_number_of_blocks_is_refused(name):
         search(structured_problem(blocks=6), policy=policy, name=name)
 
 
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_policy_has_the_sizes_that_are_compared_before_a_search(name):
+    method, problem = create(name, {}), structured_problem(blocks=4)
+    arrays = search(problem, name=name)[1].policy
+    assert sum(method.policy_sizes(problem)) in {np.asarray(array).size for array in arrays.values()}
+    assert (
+        method.policy_sizes(problem)
+        == method.policy_sizes(problem.at(0.4))
+        != method.policy_sizes(structured_problem(blocks=6))
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_without_rescoring_the_selection_text_is_not_read(name):

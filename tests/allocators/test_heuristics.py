@@ -250,10 +250,11 @@ def test_import_reads_levels_and_ratios(tmp_path):
 )
 def test_import_refuses_what_does_not_fit(tmp_path, text, message):
     (tmp_path / "x.txt").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        allocate(Import(file=str(tmp_path / "x.txt")), unstructured_problem())
-    with pytest.raises(ConfigError, match=r"gone\.txt cannot be read"):
-        allocate(Import(file=str(tmp_path / "gone.txt")), unstructured_problem())
+    for refuses in (allocate, Import.check):
+        with pytest.raises(ConfigError, match=message):
+            refuses(Import(file=str(tmp_path / "x.txt")), unstructured_problem())
+        with pytest.raises(ConfigError, match=r"gone\.txt cannot be read"):
+            refuses(Import(file=str(tmp_path / "gone.txt")), unstructured_problem())
 
 
 def brute_force(removed, costs, target):

@@ -21,9 +21,10 @@ from ffp.assets import fetch_model, fetch_text
 from ffp.assets.build import build
 from ffp.assets.fetch import extract
 from ffp.config import ModelConfig, TextConfig
-from ffp.core.errors import AssetError
+from ffp.core.errors import AssetError, FfpError
 from ffp.store.documents import read_documents
 from ffp.store.files import sha256
+from ffp.store.layout import downloads_of
 from ffp.store.schemas import AssetFile
 from tests.helpers.wheels import make_wheel
 
@@ -75,6 +76,11 @@ def test_folders_of_a_site_may_share_their_downloads(
     monkeypatch.setenv("FFP_DOWNLOADS", str(tmp_path / "shared"))
     fetch_text(text_config(make_wheel(tmp_path / "shared", {"some/docs.jsonl": DOCUMENTS})), out)
     assert (out / "asset.json").is_file() and not downloads.exists()
+    monkeypatch.setenv("FFP_DOWNLOADS", "$NOPE/shared")
+    with pytest.raises(FfpError, match=r"FFP_DOWNLOADS is '\$NOPE/shared', and a variable in it is not set"):
+        fetch_text(text_config({"kind": "local", "path": "x.jsonl"}), out)
+    monkeypatch.setenv("NOPE", str(tmp_path))
+    assert downloads_of(out) == tmp_path / "shared"
 
 
 def test_a_text_that_is_all_test_has_one_file(out: Path, downloads: Path) -> None:
@@ -253,6 +259,22 @@ def test_an_interrupted_build_leaves_the_old_asset(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(out.with_name("y"), kind="text", source={}, make=interrupted)
     assert nothing_left(out.parent, ("x",))
+
+
+def test_a_link_to_another_disk_stays_and_the_asset_lies_there(tmp_path: Path) -> None:
+    big, out = tmp_path / "big", tmp_path / "data/models/llama"
+    big.mkdir()
+    out.parent.mkdir(parents=True)
+    out.symlink_to(big / "llama")
+    for text in ("first", "second"):
+        build(out, kind="text", source={"text": text}, make=writes(text))
+        assert (big / "llama/a.jsonl").read_text() == text and out.is_symlink()
+    assert nothing_left(big, ("llama",)) and nothing_left(out.parent, ("llama",))
+    assert list((tmp_path / "data/downloads").iterdir()), "the lock is where it is without the link"
+    out.unlink()
+    out.symlink_to(tmp_path / "absent/llama")
+    with pytest.raises(FfpError, match=r"llama is a link to .*absent"):
+        build(out, kind="text", source={}, make=lambda _: pytest.fail("the asset was made"))
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ CASES = [
     case("an output below a file", "report", *CONFIG, "--out", "docs.jsonl/report",
          says="cannot write docs.jsonl/report"),
     case("results that are not there", "verify", "nowhere", *CONFIG, says="there is no folder nowhere", code=ARTIFACT),
+    case("an export into a folder that is there", "export", *CONFIG, *CELL, "--out", "config",
+         says="config exists and is not overwritten. Give another --out"),
     case("an export of what was not run", "export", *CONFIG, *CELL, "--out", "out",
          says="cell tiny/.* was not run: there is no data/models/tiny/asset.json. Run `snakemake --cores all --config "
          "grid=config/grid.yaml -- results/cells/tiny/.*/scores.json` first", code=ARTIFACT),

@@ -124,6 +124,10 @@ CASES = [
     *(Case(f"a window of one token in {part}", grid(**{f"{part}__context": 1}),
            f"{part}.context = '1': Input should be greater than or equal to 2")
       for part in ("calibration", "search", "evaluation")),
+    Case("more windows of an evaluation than there are", grid(search__windows_per_evaluation=9),
+         r"search.windows_per_evaluation = '9': more than the 8 of search.windows. Lower the first or raise the"),
+    Case("fewer windows than an evaluation draws where none is named", grid(search={"windows": 3}),
+         "search.windows_per_evaluation = '4': more than the 3 of search.windows"),
     Case("a negative number of evaluations", grid(search__evaluations=-5), "search.evaluations = '-5'"),
     Case("a number as title", grid(title=3), "title = '3': not a text. Put it in quotes"),
     *(Case(f"{word} as the name of a method", write(GRID, f"title: a\nmodels: [tiny]\ntext: docs\nsparsities: [0.2]\n"

@@ -155,7 +155,7 @@ CASES = [
     ("search", Case("a target that cannot be met", edit("config/models/tiny.yaml", min_keep=60),
                     "sparsity 0.3 cannot be met: with these min_keep at most .*Lower the sparsity")),
     ("search", Case("more windows than there are", edit("config/grid.yaml", search__windows_per_evaluation=99),
-                    "windows_per_evaluation = 99 exceeds search.windows = 8. Lower")),
+                    "windows_per_evaluation = '99': more than the 8 of search.windows. Lower")),
     ("evaluate", Case("no masks", remove(MASKS), "masks.safetensors is missing", BAD)),
     ("evaluate", Case("truncated masks", shorten(MASKS), "masks.safetensors cannot be read", BAD)),
     ("evaluate", Case("a flipped bit in the masks", flip(MASKS), "masks.safetensors is damaged or was", BAD)),

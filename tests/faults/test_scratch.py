@@ -60,6 +60,18 @@ def test_without_the_variable_the_shared_folder_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("named", ["$NOPE/own", "${NOPE}/own", "~nobody-of-that-name/own"])
+def test_a_folder_of_a_variable_that_is_not_set_costs_one_warning(named, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOPE", raising=False)
+    monkeypatch.setenv("FFP_SCRATCH", named)
+    model = asset(tmp_path / "m", b"weights")
+    assert stage(model) == model
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert named in warning and warning.endswith(". Reading the shared folder.")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_two_processes_at_once_make_one_copy(tmp_path):
     model = asset(tmp_path / "m", os.urandom(1 << 26))
     both = [start(model, tmp_path / "own") for _ in range(2)]

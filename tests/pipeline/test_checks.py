@@ -72,12 +72,13 @@ def test_a_disk_is_tried_and_measured_and_left_as_it_was(tmp_path, monkeypatch):
     ):
         check_disk(tmp_path / "a/b/out", too_much)
     (tmp_path / "file").write_text("")
-    (tmp_path / "link").symlink_to("nowhere")
-    for name in ("file", "link"):
-        with pytest.raises(
-            ConfigError, match=rf"^cannot write .*{name}/below/out: .*\. Free the disk or make the folder writ"
-        ):
-            check_disk(tmp_path / name / "below/out", 0)
+    with pytest.raises(ConfigError, match=r"^cannot write .*file/below/out: .*\. Free the disk or make the"):
+        check_disk(tmp_path / "file/below/out", 0)
+    (tmp_path / "link").symlink_to("nowhere")  # what leads into a folder can be made there
+    check_disk(tmp_path / "link/below/out", 0)
+    (tmp_path / "lost").symlink_to("nowhere/lost")
+    with pytest.raises(ConfigError, match=r"lost is a link to nowhere/lost, which cannot be made"):
+        check_disk(tmp_path / "lost/below/out", 0)
 
 
 def scaled(factor, dtype):

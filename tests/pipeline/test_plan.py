@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from ffp.measure.text import Text
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline import estimate, plan, sizes
 from ffp.pipeline.memory_plan import takes_gradients
+from ffp.pipeline.preflight import STEPS
 from ffp.pruning.cuts import make_cut
 from ffp.store.layout import Layout
 from tests.helpers.families import COMMON, CONFIGS, tiny
@@ -370,6 +373,40 @@ def test_the_peak_is_that_of_the_jobs_that_the_grid_has(tmp_path):
     assert sizes.peak_memory(prunable, plain, "tiny") == max(memory["calibrate"], memory["evaluate"])
 
 
+def test_a_policy_of_a_model_with_other_decisions_is_refused_before_any_search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {part: {"context": 64} for part in ("calibration", "search", "evaluation")}
+
+    def check(variant, name="tiny", **other):
+        sizes = {"model_type": "llama", **COMMON, **CONFIGS["llama"][1]} | other.pop("sizes", {})
+        variants = {"fastforward": {"init": {"from": "s0.20", "model": "other"}, **variant}}
+        grid = {"models": ["tiny", "other"], "methods": ["fastforward"], "variants": variants, **small}
+        body = {
+            "title": "O",
+            "source": {"kind": "hub", "repo": "a/b", "revision": "main"},
+            "device": "cpu",
+            "architecture": sizes,
+        }
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models/other.yaml").write_text(yaml.safe_dump(body | other))
+        return plan.plan_model(experiment(tmp_path, **grid, sparsities=[0.2, 0.3]), name)
+
+    about, deeper = "policies to start from fit the model", {"num_hidden_layers": 5}
+    assert about in check({}).checks and about in check({}, "other").checks
+    assert about not in check({}, architecture=None).checks  # it is not known yet
+    refusal = (
+        r"tiny/structured/s0\.20/fastforward/seed0 starts from the policy of other/structured/s0\.20/fastforward/seed0,"
+        r" which has {}\. Name a model with .* Nothing was spent: the step allocate"
+    )
+    for name in ("tiny", "other"):
+        with pytest.raises(ConfigError, match=refusal.format("10 decisions, this one 6")):
+            check({}, name, sizes=deeper)
+    wider = {"intermediate_size": 48}
+    check({}, sizes=wider)
+    with pytest.raises(ConfigError, match=refusal.format("decisions of other sizes")):
+        check({"use": "guided-knapsack"}, sizes=wider)
+
+
 def test_a_variant_that_no_cell_has_is_warned_of(tmp_path):
     variants = {"mine": {"use": "owl"}, "owl": {"compensate": "ridge"}}
     text = plan.report(experiment(tmp_path, variants=variants), tflops=100.0)
@@ -398,7 +435,46 @@ def test_a_budget_that_pays_for_no_step_is_warned_of(tmp_path):
 def test_loose_revisions_and_small_jobs_are_warned_of(tmp_path):
     text = plan.report(experiment(tmp_path, {"resources": {"mem_mb": 1}}), tflops=100.0)
     assert "warning: tiny: revision 'main' of someone/tiny is no commit and can change." in text
-    assert "warning: tiny: a job asks for 1 MB and takes about" in text
+    assert "warning: tiny: calibrate asks for 1 MB and takes about" in text
+
+
+@pytest.mark.parametrize(
+    ("least", "search", "score", "warned"),
+    [
+        (1, None, None, ["calibrate", "evaluate"]),
+        (1, 99, 99, []),
+        (99, None, 1, ["evaluate"]),
+        (99, 1, None, ["calibrate"]),
+    ],
+)
+def test_a_step_is_warned_of_that_takes_more_than_jobs_of_its_kind_ask_for(tmp_path, least, search, score, warned):
+    given = {kind: {"mem_mb": mem} for kind, mem in {"search": search, "score": score}.items() if mem}
+    grid = experiment(tmp_path, {"resources": {"mem_mb": least, **given}}, methods=["owl"])
+    found = [warning for warning in plan.plan_model(grid, "tiny").warnings if "takes about" in warning]
+    assert [re.match(r"tiny: (\w+) asks for 1 MB", warning)[1] for warning in found] == warned
+    keys = {"calibrate": "search", "evaluate": "score"}
+    for step, warning in zip(warned, found, strict=True):
+        where = f"{keys[step]}.mem_mb" if keys[step] in given else "mem_mb"
+        assert warning.endswith(f"Raise resources.{where}.")
+
+
+def test_memory_is_warned_of_by_the_steps_of_the_workflows_rules():
+    """What a rule asks for is what the plan compares its step with."""
+    kinds = {"search": "SEARCH_RESOURCES", "score": "SCORE_RESOURCES"}
+    for kind, steps in plan.JOB_STEPS.items():
+        for step in steps:
+            rules = Path(f"workflow/rules/{step}.smk").read_text()
+            assert {name for name in kinds.values() if name in rules} == {kinds[kind]}
+    assert sorted(step for steps in plan.JOB_STEPS.values() for step in steps) == sorted(STEPS)
+
+
+def test_sparsities_of_a_granularity_without_cells_are_warned_of(tmp_path):
+    own = {"own_sparsities": {"unstructured": [0.5]}, "methods": ["owl"]}
+    assert "warning: own_sparsities.unstructured has no effect: unstructured is not among" in plan.report(
+        experiment(tmp_path, **own), tflops=1.0
+    )
+    both = experiment(tmp_path, granularities=["structured", "unstructured"], **own)
+    assert "own_sparsities" not in plan.report(both, tflops=1.0)
 
 
 def test_odd_widths_are_advised_against_where_a_gpu_runs_them(tmp_path, monkeypatch):

@@ -126,7 +126,9 @@ def test_a_repository_of_the_hub_is_pruned_at_the_commit_that_was_found(folder, 
 
 def test_a_local_folder_and_a_name_give_the_same_weights(folder):
     batch = ("--batch-tokens", "256")  # the sums of other batches differ in their last bits
+    (folder / "b").symlink_to("another-disk")
     assert prune("source", "--out", "a", *batch) == prune("tiny", "--out", "b", *batch) == 0
+    assert (folder / "b").is_symlink() and (folder / "another-disk/ffp.json").is_file()
     assert sha256(folder / "a/model.safetensors") == sha256(folder / "b/model.safetensors")
     assert not (folder / "data/models/source").exists()  # a folder is pruned where it lies
 
@@ -151,6 +153,23 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
 
     words = ["ffp.cli", "prune", "tiny", "--sparsity", "0.3", "--text", "docs", "--tokens", "19200", *SIZES]
     assert "resuming: " in tiny.kill_and_run_again(folder, words, searching)
+
+
+def test_what_runs_with_other_options_left_is_named_and_kept(folder, caplog):
+    left = [folder / f".small[1].work-{name}" for name in ("a", "b")]
+    for each in left:
+        each.mkdir()
+        (each / "grams.safetensors").write_bytes(bytes(2_500_000))
+    (folder / ".small[1].work-c").write_text("no folder")
+    (folder / ".small1.work-d").mkdir()  # of another --out
+    assert prune("tiny", "--method", "owl", "--out", "small[1]", "--no-evaluate") == 0
+    lines = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
+    named = ", ".join(f"{each} (2.5 MB)" for each in left)
+    assert (
+        lines
+        == [f"runs with other options that did not end left {named}: delete them if you don't go on with them"] * 2
+    )  # when it begins and when it ends
+    assert all(each.is_dir() for each in left) and not list(folder.glob(".small[[]1].work-*/stats*"))
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from ffp.store.files import read_tensors, sha256, write_tensors
+from ffp.core.errors import FfpError
+from ffp.store.files import check_new_folder, read_tensors, sha256, whole, whole_folder, write_tensors
 
 TENSORS = {"b.ü": np.arange(6, dtype=np.int32).reshape(2, 3), "a": np.ones(3)}
 META = {"seed": 0, "note": 'ü "quoted" \\'}
@@ -36,3 +37,48 @@ def test_a_file_that_memory_is_too_small_for_is_not_called_damaged(tmp_path, mon
     monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: np.empty(1 << 50))
     with pytest.raises(MemoryError):
         read_tensors(tmp_path / "grams.safetensors", "tag")
+
+
+def fill(path, text, *, overwrite=False):
+    with whole_folder(path, overwrite=overwrite) as made:
+        (made / "ffp.json").write_text(text)
+
+
+def test_a_folder_is_made_and_replaced_where_links_lead(tmp_path):
+    big, link, far = tmp_path / "big", tmp_path / "small", tmp_path / "far"
+    big.mkdir()
+    far.symlink_to(link)
+    link.symlink_to("big/llama")
+    for text in ("first", "second", "third"):
+        check_new_folder(far, overwrite=text != "first")
+        fill(far, text, overwrite=text != "first")
+        assert (big / "llama/ffp.json").read_text() == text
+        assert link.is_symlink() and far.is_symlink() and not (big / "llama").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"big", "small", "far"}
+    assert [path.name for path in big.iterdir()] == ["llama"]
+    with pytest.raises(FfpError, match="exists and is not overwritten"):
+        fill(far, "fourth")
+
+
+def test_a_file_below_a_link_to_a_folder_that_is_not_there_yet_is_made_in_it(tmp_path):
+    (tmp_path / "results").symlink_to(tmp_path / "big")
+    with whole(tmp_path / "results/cells/a.json") as made:
+        made.write_text("a")
+    assert (tmp_path / "big/cells/a.json").read_text() == "a" and (tmp_path / "results").is_symlink()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("target", "below", "why"),
+    [
+        ("absent/llama", "", "there is no folder .*/absent"),
+        ("absent/llama", "x", "there is no folder .*/absent"),
+        ("link", "", "it leads to itself"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_made(tmp_path, target, below, why):
+    (tmp_path / "link").symlink_to(target)
+    for act in (lambda path: check_new_folder(path, overwrite=True), lambda path: fill(path, "x")):
+        with pytest.raises(FfpError, match=rf"link is a link to {target}, which cannot be made: {why}\. Make that"):
+            act(tmp_path / "link" / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]

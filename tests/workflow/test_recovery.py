@@ -24,6 +24,7 @@ from ffp.pipeline import plan, sizes
 from ffp.pipeline.inputs import recovery_windows
 from ffp.pipeline.recover import recover
 from ffp.pipeline.steps import evaluate, load_prunable
+from ffp.pipeline.took import took
 from ffp.pipeline.verify import Verifier
 from ffp.store import code_version, schemas
 from ffp.store.documents import read_documents
@@ -89,6 +90,15 @@ def test_both_perplexities_are_measured_and_recovery_helps(grid):
     assert tuned.ppl_before == dense.ppl and tuned.ppl.value < dense.ppl.value
     assert "ppl_before" not in files(grid, PLAIN).scores.read_text()
     assert trained.params == plain.params and tuned.block_sparsity == 0
+
+
+def test_the_plan_counts_the_perplexity_before_recovery(grid, monkeypatch):
+    monkeypatch.chdir(grid)
+    experiment = Experiment(Path("config/grid.yaml"))
+    prunable = sizes.prunables_of(experiment, "tiny", sizes.load_sizes(experiment, "tiny"))[0]
+    planned = plan.planned_flops(prunable, experiment, "tiny", 0)["evaluate"] / sizes.forward_flops(prunable)
+    forwarded = took(experiment, "tiny")["evaluate"].tokens
+    assert planned == pytest.approx(forwarded * 64 / 63)  # the first token of a window is not predicted
 
 
 def test_the_curve_falls_and_the_cost_is_counted(grid):

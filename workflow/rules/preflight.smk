@@ -7,6 +7,7 @@ rule preflight:
         model=MODEL.manifest,
         texts=[LAYOUT.text(name).manifest for name in GRID.all_texts],
         tasks=[TASKS_DIR.manifest] if TASKS_DIR else [],
+        partners=lambda wildcards: [LAYOUT.model(name).manifest for name in EXPERIMENT.partners(wildcards.model)],
     output:
         CALIBRATION.preflight,
     log:

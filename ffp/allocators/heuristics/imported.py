@@ -48,19 +48,29 @@ class Import(Heuristic):
             raise ValueError("needs either file or values. Give one of them in params.")
         return self
 
+    def check(self, problem: PruningProblem) -> None:
+        """Checks that the published allocation can be read, and is one of such a model.
+
+        Raises:
+            ConfigError: The file cannot be read or does not fit the model.
+        """
+        self._shares(problem)
+
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Returns the published allocation.
 
         Raises:
             ConfigError: The file cannot be read or does not fit the model.
         """
+        keep = np.clip(problem.n_units * (1 - self._shares(problem)), problem.min_keep, problem.n_units)
+        return round_keep(problem, keep)
+
+    def _shares(self, problem: PruningProblem) -> FloatArray:
+        """Returns the published sparsity of each decision."""
         text = self._text()
         if LEVEL.search(text.splitlines()[0] if text else ""):
-            shares = self._levels(problem, text)
-        else:
-            shares = self._ratios(problem, self.values or _numbers(text, self.file))
-        keep = np.clip(problem.n_units * (1 - shares), problem.min_keep, problem.n_units)
-        return round_keep(problem, keep)
+            return self._levels(problem, text)
+        return self._ratios(problem, self.values or _numbers(text, self.file))
 
     def _text(self) -> str:
         if not self.file:

@@ -72,6 +72,10 @@ class GuidedKnapsack(Search):
         least = GRADIENT_FORWARDS if has_policy else 2 * GRADIENT_FORWARDS
         return (self.zero_shot and has_policy) or budget.all_windows >= least
 
+    def policy_sizes(self, problem: PruningProblem) -> tuple[int, ...]:
+        """Returns at how many numbers of units each decision has a cost."""
+        return tuple(len(levels(decision.n_units)) for decision in problem.decisions)
+
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent."""
         costs = Costs(tracker.problem, self)
