@@ -76,7 +76,10 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
     accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds or
     memory differ by more than COST_TOLERANCE, changed in cost alone.
     """
-    ours, theirs = read(before), read(after)
+    ours = read(before)
+    texts = Counter(record.scores.ppl.text for record in ours.values() if record.scores).most_common()
+    first = texts[0][0] if texts else None  # the text of A's "ppl", and so of B's
+    ours, theirs = read(before, first) if len(texts) > 1 else ours, read(after, first)
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
     for path in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get(path), theirs.get(path)
@@ -90,8 +93,11 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
     return Comparison(cells, changes, winners, (_commits(ours), _commits(theirs)))
 
 
-def read(folder: Path) -> dict[str, Record]:
-    """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none."""
+def read(folder: Path, first_text: str | None = None) -> dict[str, Record]:
+    """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none.
+
+    first_text: as read_cell takes it.
+    """
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
     for place in sorted(path for path in root.glob("*/*/s*/*/seed*") if path.is_dir()):
@@ -100,7 +106,7 @@ def read(folder: Path) -> dict[str, Record]:
             cell = Cell.parse(name)
         except ConfigError as error:
             raise ConfigError(f"{place} is no cell. Move it out of {root}.") from error
-        found[cell.path] = read_cell(cell, CellFiles(place))
+        found[cell.path] = read_cell(cell, CellFiles(place), first_text=first_text)
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")
     return found
