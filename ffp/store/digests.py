@@ -9,7 +9,7 @@ from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.store.files import crc32, digest, sha256
 from ffp.store.identity import CODE, changed_settings
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, Layout
 from ffp.store.provenance import test_keys
 from ffp.store.schemas import MASKS, AllocationFile, AssetFile
 
@@ -47,6 +47,23 @@ def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str,
             f"instead of {len(text_dirs)} times."
         )
     return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
+
+
+def tasks_digest(experiment: Experiment, folder: Path | None) -> str | None:
+    """Returns the digest of the fetched tasks; None for a grid without tasks.
+
+    Raises:
+        ConfigError: The grid scores tasks and the folder is not given, or the other way round.
+        ArtifactError: A file of the folder was changed.
+    """
+    if experiment.tasks is None:
+        if folder is not None:
+            raise ConfigError(f"{experiment.file} scores no tasks: leave --tasks-dir out, or add `tasks` to the grid.")
+        return None
+    if folder is None:
+        usual = Layout.from_grid(experiment.grid).tasks(str(experiment.tasks_name)).folder
+        raise ConfigError(f"{experiment.file} scores tasks: give --tasks-dir with their folder, such as {usual}.")
+    return asset_digest(folder)
 
 
 def cut_digests(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str | None]:

@@ -113,6 +113,22 @@ def test_a_pruned_cell_is_not_scored_without_its_masks(capsys):
 
 
 @pytest.mark.bad_input
+def test_task_scores_are_not_lost_where_the_folder_of_the_tasks_is_not_given(capsys):
+    scores = Path(f"results/cells/{CELL}/scores.json")
+    before, text = scores.read_bytes(), ["--text-dir", "data/text/docs"]
+    again = ["evaluate", *COMMON, *text, "--cut", str(scores.parent), "--out", str(scores)]
+    model = ["--config", str(GRID), "--model", "tiny", "--model-dir", "data/models/tiny"]
+    other = ["--tasks-dir", "data/tasks/one"]
+    assert cli.main([*again, *other]) == 2
+    assert "config/grid.yaml scores no tasks: leave --tasks-dir out" in capsys.readouterr().err
+    change(tasks=["arc_easy"])
+    for words in (again, ["preflight", *model, *text, "--out", "preflight.json"]):
+        assert cli.main(words) == 2
+        assert "scores tasks: give --tasks-dir with their folder, such as data/tasks/" in capsys.readouterr().err
+    assert scores.read_bytes() == before and not Path("preflight.json").exists()
+
+
+@pytest.mark.bad_input
 def test_an_allocation_of_another_cell_is_not_applied(capsys):
     words = ["--calibration", "data/calibration/tiny", "--allocation", f"results/cells/{OTHER}/allocation.json"]
     assert cli.main(["apply", *COMMON, *words, "--out", "cell"]) == 3
