@@ -15,9 +15,9 @@ from ffp.report.tables import text_headings
 from ffp.store.journal import measurements
 from ffp.store.layout import Layout
 
-FRESH_S = 60.0  # a search that measured nothing for so long, and for ten of its evaluations, has stopped
+FRESH_S = 60.0  # a search that measured nothing for so long, and for ten of its evaluations, is quiet
 TO_SCORE = "to score again"
-ORDER = ("searching", "stopped", "failed", "skipped", TO_SCORE, "missing")
+ORDER = ("searching", "quiet", "failed", "skipped", TO_SCORE, "missing")
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,17 @@ class Progress:
     total: int  # tokens that the search may forward
     rate: float  # tokens a second, of the measurements alone
     age_s: float  # since the last measurement
-    running: bool
+    quiet: bool  # whether that is long ago: it stopped, or its node's clock is behind
     best: str  # the best reward that its log names; empty without one
 
     def __str__(self) -> str:
         share, left = self.tokens / self.total, max(0, self.total - self.tokens) / max(self.rate, 1e-9)
         text = f"{self.evaluations} evaluations, {self.tokens:,} of {self.total:,} tokens ({share:.0%})"
         text += f", best {self.best}" if self.best else ""
-        text += f", {self.rate:,.0f} tokens/s, {duration(left)} left, measured {duration(self.age_s)} ago"
-        return text if self.running else f"{text}; starts from there when it is run again"
+        text += f", {self.rate:,.0f} tokens/s, {duration(left)} left"
+        if self.quiet:
+            return f"{text}, no measurement for {duration(self.age_s)}; if it no longer runs, a run goes on from there"
+        return f"{text}, measured {duration(self.age_s)} ago"
 
 
 def lines(experiment: Experiment) -> Iterator[str]:
@@ -49,7 +51,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
         waiting = state == "missing" and record.allocation is None
         search = read_progress(experiment, record) if waiting else None
         if search:
-            state = "searching" if search.running else "stopped"
+            state = "quiet" if search.quiet else "searching"
         if search or state in ("failed", "skipped"):
             details.append(f"{state:9}  {record.cell.path}  {search or record.row['reason']}")
         states[TO_SCORE if state == "missing" and record.perplexities else state] += 1
@@ -73,9 +75,9 @@ def read_progress(experiment: Experiment, record: Record) -> Progress | None:
     found = [line for line in measurements(journal) if not line["key"].startswith("selection:")]
     tokens, seconds = sum(line.get("tokens", 0) for line in found), [line["s"] for line in found]
     total, rate = grid.search.budget().tokens(grid.search.context), tokens / max(sum(seconds), 1e-9)
-    running = age_s <= max(FRESH_S, 10 * max(seconds, default=0.0))
+    quiet = age_s > max(FRESH_S, 10 * max(seconds, default=0.0))
     best = re.findall(r"\bbest (\d\S*?),", record.logs.get("allocate", ""))
-    return Progress(len(found), tokens, total, rate, age_s, running, best[-1] if best else "")
+    return Progress(len(found), tokens, total, rate, age_s, quiet, best[-1] if best else "")
 
 
 def _texts_left(experiment: Experiment, records: list[Record]) -> Iterator[str]:
