@@ -55,6 +55,10 @@ class Record:
         """Perplexities by their column; see ScoresFile.by_column."""
         return self.scores.by_column(self.first_text) if self.scores and self.scores.status == "done" else {}
 
+    def windows_of(self, key: str) -> tuple[Any, ...] | None:
+        """Returns what perplexities of the same windows share; None for other figures. See ScoresFile.windows_of."""
+        return self.scores.windows_of(key, self.first_text) if self.scores else None
+
     @property
     def tasks(self) -> dict[str, TaskScores]:
         """Task scores by the task's name; a tag, which has none, gives way to its tasks."""

@@ -124,11 +124,11 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
         x, y = a.row.get(key), b.row.get(key)
         if x == y:
             continue
-        same, error = _same_windows(a, b, key), None
+        error = None
         if key != "model_sparsity" and a.done and b.done and None not in (x, y):
-            error = difference_stderr(group([a])[0], group([b])[0], key, paired=same)
+            error = difference_stderr(group([a])[0], group([b])[0], key)
             error = None if key in tasks and math.isinf(error) else error
-            other_windows |= not same
+            other_windows |= a.windows_of(key) != b.windows_of(key)
         figures[key] = (x, y, error)
         added = x is None and a.done  # a text or a task that was not asked for before
         verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance))
@@ -160,16 +160,6 @@ def _add_common_mean(a: Record, b: Record) -> None:
 def _by_task(record: Record) -> dict[str, str]:
     """The task of each column that tables show of tasks."""
     return {f"{name}_{metric}": name for name, task in record.tasks.items() for metric in task.shown_metrics}
-
-
-def _same_windows(a: Record, b: Record, key: str) -> bool:
-    """Whether a perplexity is of the same tokens in both: the windows of one text, by one tokenizer."""
-    if key not in a.perplexities or key not in b.perplexities or not (a.scores and b.scores):
-        return True
-    text = f"text {key.removeprefix('ppl_on_')}" if key.startswith("ppl_on_") else "text"
-    cuts = [(ppl.n_windows, ppl.context, ppl.bos) for ppl in (a.perplexities[key], b.perplexities[key])]
-    digests = [[body.provenance.get(name) for name in (text, "model")] for body in (a.scores, b.scores)]
-    return cuts[0] == cuts[1] and digests[0] == digests[1]
 
 
 def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float) -> str:

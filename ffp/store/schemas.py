@@ -249,6 +249,19 @@ class ScoresFile(JsonFile):
         found = {"ppl" if name == (first or own) else f"ppl_on_{name}": ppl for name, ppl in texts}
         return {**found, **({"ppl_before": self.ppl_before} if self.ppl_before and own == (first or own) else {})}
 
+    def windows_of(self, column: str, first: str | None = None) -> tuple[Any, ...] | None:
+        """Returns what perplexities of the same windows share, to be compared: digests of text and model, sizes, BOS.
+
+        Args:
+            column: As by_column has it; None is returned for another one.
+            first: As by_column takes it.
+        """
+        if (ppl := self.by_column(first).get(column)) is None:
+            return None
+        further = next((f"text {name}" for name, each in self.ppl_further.items() if each is ppl), "text")
+        digests = tuple(self.provenance.get(name) for name in (further, "model"))
+        return (*digests, ppl.n_windows, ppl.context, ppl.bos)
+
 
 class ExportFile(JsonFile):
     """ffp.json of an exported checkpoint."""
