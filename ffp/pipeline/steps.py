@@ -35,6 +35,7 @@ from ffp.store.digests import (
     calibration_digest,
     check_cell,
     cut_digests,
+    cut_seals,
     recovered_digest,
     tasks_digest,
     test_digests,
@@ -181,7 +182,7 @@ def evaluate(
     inputs = {"tasks": tasks_digest(experiment, tasks_dir), **cut_digests(experiment, cell, cut_dir)}
     config, settings, model_dir = experiment.models[cell.model], experiment.grid.evaluation, stage(model_dir)
     inputs |= {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs)}
-    inputs |= recovered_digest(experiment, cell, cut_dir)
+    inputs |= {**recovered_digest(experiment, cell, cut_dir), **cut_seals(experiment, cell, cut_dir)}
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:

@@ -19,7 +19,8 @@ SCORES = ("mean_acc", "model_sparsity")  # beside the perplexities
 COUNTS = ("search_tokens", "search_evaluations", "recover_tokens")
 MEASURED = ("search_s", "recover_s", "evaluation_s", "search_peak_mem_bytes", "evaluation_peak_mem_bytes")
 COST_TOLERANCE = 0.25  # relative difference of MEASURED to overlook: they come from single runs
-RESULTS = ("masks", "updates", "recovered", "allocation")  # digests of what a step made: they follow from the rest
+# Digests of what a step made: they follow from the rest.
+RESULTS = ("masks", "updates", "recovered", "allocation", "masks seal", "updates seal", "recovered seal")
 # From the best verdict to the worst.
 IDENTICAL, COST, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "only cost", "rounding", "within noise", "changed")
 LOST, NEW = "only in A", "only in B"

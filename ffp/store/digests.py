@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.store.files import crc32, digest, sha256
 from ffp.store.identity import CODE, changed_settings
+from ffp.store.kinds import TensorFile
 from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, Layout
 from ffp.store.provenance import test_keys
-from ffp.store.schemas import MASKS, AllocationFile, AssetFile
+from ffp.store.schemas import MASKS, UPDATES, AllocationFile, AssetFile
 
 
 def asset_digest(folder: Path) -> str:
@@ -95,6 +97,20 @@ def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) ->
     if folder is None or not experiment.recover(cell).wanted:
         return {}
     return {"recovered": sha256(CellFiles(folder).recovered)}
+
+
+def cut_files(experiment: Experiment, cell: Cell, files: CellFiles) -> dict[str, tuple[TensorFile[Any], Path]]:
+    """Returns what a cell is scored with beside its model, by name: masks, updates and recovered weights."""
+    found: dict[str, tuple[TensorFile[Any], Path]] = {}
+    if not cell.is_dense:
+        found = {"masks": (MASKS, files.masks), "updates": (UPDATES, files.updates)}
+    return found | ({"recovered": (UPDATES, files.recovered)} if experiment.recover(cell).wanted else {})
+
+
+def cut_seals(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str | None]:
+    """Returns the seals of these files, by which the report knows them without reading gigabytes again."""
+    files = cut_files(experiment, cell, CellFiles(folder)) if folder else {}
+    return {f"{name} seal": kind.read_seal(path) for name, (kind, path) in files.items()}
 
 
 def check_cell(cell: Cell, found: AllocationFile, path: Path) -> None:
