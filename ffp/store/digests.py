@@ -107,10 +107,21 @@ def cut_files(experiment: Experiment, cell: Cell, files: CellFiles) -> dict[str,
     return found | ({"recovered": (UPDATES, files.recovered)} if experiment.recover(cell).wanted else {})
 
 
-def cut_seals(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str | None]:
-    """Returns the seals of these files, by which the report knows them without reading gigabytes again."""
-    files = cut_files(experiment, cell, CellFiles(folder)) if folder else {}
-    return {f"{name} seal": kind.read_seal(path) for name, (kind, path) in files.items()}
+def score_digests(
+    experiment: Experiment, cell: Cell, tasks_dir: Path | None, cut_dir: Path | None
+) -> dict[str, str | None]:
+    """Returns the digests of tasks, masks, updates and recovered weights, as scores.json names them.
+
+    Seals stand beside them, by which the report knows the files without reading gigabytes again.
+
+    Raises:
+        ConfigError: A folder is missing that the cell needs, or a set of tasks is given that the grid does not score.
+        ArtifactError: A file was changed, is another cell's, or was made with other settings than the grid has now.
+    """
+    found = {"tasks": tasks_digest(experiment, tasks_dir), **cut_digests(experiment, cell, cut_dir)}
+    found |= recovered_digest(experiment, cell, cut_dir)
+    files = cut_files(experiment, cell, CellFiles(cut_dir)) if cut_dir else {}
+    return found | {f"{name} seal": kind.read_seal(path) for name, (kind, path) in files.items()}
 
 
 def check_cell(cell: Cell, found: AllocationFile, path: Path) -> None:
