@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.reading import read_scores
 from ffp.allocators.tracker import Tracker
 from ffp.config import Cell, Experiment
 from ffp.core.problem import Allocation
@@ -135,7 +136,7 @@ def _run(
         "method": cell.method,
         "sparsity": cell.sparsity,
         "kernel": kernel,
-        "own_ppl": schemas.ScoresFile.read(layout.cell(cell).scores).ppl.value,
+        "own_ppl": _own_perplexity(experiment, cell),
         "ppl": _perplexity(experiment, layout, cell, files),
         "decisions": int((np.array(own) != np.array(other)).sum()),
         "evaluations": len(_rows(files)),
@@ -144,18 +145,28 @@ def _run(
     }
 
 
+def _own_perplexity(experiment: Experiment, cell: Cell) -> float:
+    """Test perplexity of a finished cell of the grid."""
+    scores = read_scores(experiment, cell)
+    if scores is None:
+        raise SystemExit(f"{cell.path} has no perplexity on {experiment.grid.test_texts[0]} yet. Run the grid first.")
+    return scores.ppl.value
+
+
 def _perplexity(experiment: Experiment, layout: Layout, cell: Cell, files: CellFiles) -> float:
     """Test perplexity of an answer by the machine's own kernel; measured once."""
     own = schemas.AllocationFile.read(layout.cell(cell).allocation)
     if schemas.AllocationFile.read(files.allocation).keep == own.keep:
-        return schemas.ScoresFile.read(layout.cell(cell).scores).ppl.value
+        return _own_perplexity(experiment, cell)
     if not files.scores.exists():
         grid, model = experiment.grid, layout.model(cell.model).folder
         common = ["--config", str(experiment.file), "--cell", cell.path, "--model-dir", str(model)]
-        calibration, text = layout.calibration(cell.model).folder, layout.text(grid.test_texts[0]).folder
+        calibration, texts = layout.calibration(cell.model).folder, [layout.text(name) for name in grid.test_texts]
         apply = ["--calibration", str(calibration), "--allocation", str(files.allocation), "--out", str(files.folder)]
         subprocess.run(["ffp", "apply", *common, *apply], check=True)
-        score = ["--text-dir", str(text), "--cut", str(files.folder), "--out", str(files.scores)]
+        score = [word for text in texts for word in ("--text-dir", str(text.folder))]
+        score += ["--tasks-dir", str(layout.tasks(experiment.tasks_name).folder)] if experiment.tasks_name else []
+        score += ["--cut", str(files.folder), "--out", str(files.scores)]
         subprocess.run(["ffp", "evaluate", *common, *score], check=True)
     return schemas.ScoresFile.read(files.scores).ppl.value
 

@@ -74,7 +74,7 @@ def read_grid(experiment: Experiment) -> GridResults:
     done, searched, missing = [], [], []
     for cell in experiment.cells():
         files = layout.cell(cell)
-        scores, allocation = ScoresFile.read_if_there(files.scores), AllocationFile.read_if_there(files.allocation)
+        scores, allocation = read_scores(experiment, cell), AllocationFile.read_if_there(files.allocation)
         cost, answers = CostFile.read_if_there(files.search_cost), AnswersFile.read_if_there(files.answers)
         if scores is not None:
             done.append(CellResult(cell, allocation, cost, answers, scores))
@@ -85,6 +85,18 @@ def read_grid(experiment: Experiment) -> GridResults:
     if not done:
         raise SystemExit(f"no cell of {experiment.file} is finished. Run `make demo GRID={experiment.file}` first.")
     return GridResults(experiment, done, searched, missing)
+
+
+def read_scores(experiment: Experiment, cell: Cell) -> ScoresFile | None:
+    """Returns the scores of a cell with `ppl` on the grid's first test text; None without scores on this text."""
+    scores = ScoresFile.read_if_there(Layout.from_grid(experiment.grid).cell(cell).scores)
+    found = scores.by_column(experiment.grid.test_texts[0]) if scores else {}
+    if scores is None or "ppl" not in found:
+        return None
+    further = {key.removeprefix("ppl_on_"): ppl for key, ppl in found.items() if key.startswith("ppl_on_")}
+    return scores.model_copy(
+        update={"ppl": found["ppl"], "ppl_further": further, "ppl_before": found.get("ppl_before")}
+    )
 
 
 def mean_and_stderr(differences: FloatArray) -> tuple[float, float]:

@@ -17,6 +17,9 @@ ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="A model
 CellPath = Annotated[str, typer.Option("--cell", metavar="CELL", help="MODEL/GRANULARITY/sSPARSITY/METHOD/seedN.")]
 ModelDir = Annotated[Path, typer.Option(help="Folder of the fetched model.")]
 TextDir = Annotated[Path, typer.Option(help="Folder of the fetched text.")]
+TasksDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks, for a grid that scores some.")
+]
 CalibrationDir = Annotated[Path, typer.Option("--calibration", help="Folder that ffp calibrate filled.")]
 CellDir = Annotated[Path, typer.Option("--out", help="Folder of the cell.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to make.")]
@@ -78,7 +81,7 @@ def preflight(
         list[Path], typer.Option(metavar="DIR", help="Folder of a fetched text: of calibration, then those of tests.")
     ],
     out: Annotated[Path, typer.Option(help="preflight.json to write.")],
-    tasks_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks.")] = None,
+    tasks_dir: TasksDir = None,
 ) -> None:  # fmt: skip
     r"""Check all that would fail a model's cells, before anything is spent on them.
 
@@ -200,9 +203,7 @@ def evaluate(
         list[Path], typer.Option(metavar="DIR", help="Folder of a fetched test text; one each, in the grid's order.")
     ],
     out: Annotated[Path, typer.Option(help="scores.json to write.")],
-    tasks_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the fetched tasks; without it no task is scored.")
-    ] = None,
+    tasks_dir: TasksDir = None,
     cut: Annotated[
         Path | None,
         typer.Option(
@@ -217,7 +218,8 @@ def evaluate(
       CELL=smollm2-135m/structured/s0.20/owl/seed0
       ffp evaluate --config config/grids/demo.yaml --cell $CELL \
           --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
-          --cut results/cells/$CELL --out results/cells/$CELL/scores.json
+          --tasks-dir data/tasks/demo --cut results/cells/$CELL \
+          --out results/cells/$CELL/scores.json
     """
     experiment, point = open_cell(config, cell)
     from ffp.pipeline import steps

@@ -114,9 +114,17 @@ def _card(
     layout, dense = Layout.from_grid(grid), Cell(cell.model, cell.granularity, "0.00", "dense", 0)
     scores = {"dense": layout.cell(dense).scores, "pruned": files.scores}
     found = {name: schemas.ScoresFile.read_if_there(path) for name, path in scores.items()}
-    if (body := found["pruned"]) and body.provenance.get("masks") != origin.get("masks"):
-        log.warning("%s is of other masks: the model card has no scores. Evaluate the cell again.", files.scores)
+    inputs = ("masks", "updates", "recovered", "model")
+    if (body := found["pruned"]) and any(body.provenance.get(key) != origin.get(key) for key in inputs):
+        log.warning(
+            "%s is of other masks or weights: the model card has no scores. Evaluate the cell again.", files.scores
+        )
         found["pruned"] = None
+    if all(found.values()) and len({body.windows_of("ppl") for body in found.values() if body}) > 1:
+        log.warning(
+            "%s is of another text than %s: the model card has no scores of the parent.", *map(scores.get, scores)
+        )
+        found["dense"] = None
     calibration, asked, pruned = grid.calibration, experiment.recover(cell), found["pruned"]
     return model_card(
         experiment.model(cell),

@@ -34,7 +34,7 @@ from ffp.pipeline.sizes import (
 )
 from ffp.pipeline.training_plan import recovered_cells
 from ffp.store import schemas
-from ffp.store.digests import asset_digest
+from ffp.store.digests import asset_digest, tasks_digest
 from ffp.store.identity import preflight_settings
 from ffp.store.layout import Layout
 from ffp.store.provenance import provenance
@@ -73,14 +73,14 @@ def check_model(
         name: One of its models.
         model_dir: The fetched model.
         text_dirs: All fetched texts of the grid, by name.
-        tasks_dir: The fetched tasks; None for none.
+        tasks_dir: The fetched tasks; None for a grid without tasks.
         out: The file to write.
 
     Raises:
         FfpError: The first fault with its remedy.
     """
     inputs = {"model": asset_digest(model_dir), **{f"text {text}": asset_digest(at) for text, at in text_dirs.items()}}
-    inputs |= {"tasks": asset_digest(tasks_dir)} if tasks_dir else {}
+    inputs |= {"tasks": tasks} if (tasks := tasks_digest(experiment, tasks_dir)) else {}
     found = _given(experiment, name, model_dir, text_dirs, tasks_dir)
     origin = provenance(inputs, settings=preflight_settings(experiment, name))
     schemas.PreflightFile(checks=preflight(found), provenance=origin).write(out)

@@ -30,7 +30,7 @@ from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
-from ffp.store.digests import asset_digest, calibration_digest, check_cell, cut_digests, recovered_digest, test_digests
+from ffp.store.digests import asset_digest, calibration_digest, check_cell, score_digests, test_digests
 from ffp.store.files import sha256, whole
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
@@ -163,14 +163,13 @@ def evaluate(
         cell: One of its cells.
         model_dir: The fetched model.
         text_dirs: The fetched test texts, in the grid's order.
-        tasks_dir: The fetched tasks; None for none.
+        tasks_dir: The fetched tasks; None for a grid without tasks.
         cut_dir: Folder of masks, updates and recovered weights; None for the dense model.
         out: scores.json.
     """
+    inputs = score_digests(experiment, cell, tasks_dir, cut_dir)
     config, settings, model_dir = experiment.models[cell.model], experiment.grid.evaluation, stage(model_dir)
-    inputs = {"tasks": asset_digest(tasks_dir) if tasks_dir else None, **cut_digests(experiment, cell, cut_dir)}
     inputs |= {"model": asset_digest(model_dir), **test_digests(experiment, text_dirs)}
-    inputs |= recovered_digest(experiment, cell, cut_dir)
     prunable, tokenizer = load_prunable(experiment, cell, model_dir), load_tokenizer(model_dir)
     removed, before = prune_by_files(prunable, experiment, cell, cut_dir), None
     with CostMeter() as cost:

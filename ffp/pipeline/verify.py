@@ -29,7 +29,7 @@ from ffp.pipeline.verify_tasks import Faults, equal, task_faults
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept, kept_units, learned_scales
 from ffp.store import schemas
-from ffp.store.digests import calibration_digest
+from ffp.store.digests import calibration_digest, cut_files
 from ffp.store.files import digest, sha256
 from ffp.store.identity import step_settings
 from ffp.store.layout import SPLITS, AssetFiles, CellFiles, Layout
@@ -168,6 +168,9 @@ class Verifier:
         found = self._read(readers)
         scores, allocation = found[files.scores], found.get(files.allocation)
         yield from self._scores(cell, files, scores)
+        for name, (kind, path) in cut_files(self.experiment, cell, files).items():
+            if (seal := scores.provenance.get(f"{name} seal")) is not None:
+                yield from equal(f"{files.scores}: {name} seal", seal, kind.read_seal(path))
         if trained:
             yield from self._recovery(cell, files, found)
         if allocation is not None:

@@ -43,6 +43,7 @@ class Record:
     scores: ScoresFile | None = None
     notes: list[str] = field(default_factory=list)  # warnings for a reader of the page
     logs: dict[str, str] = field(default_factory=dict)  # the end of each step's log, by step
+    first_text: str | None = None  # whose perplexity is "ppl"; None: that of scores.json
 
     @property
     def done(self) -> bool:
@@ -51,8 +52,12 @@ class Record:
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
-        """Perplexities by their column; see ScoresFile.perplexities."""
-        return self.scores.perplexities if self.scores and self.scores.status == "done" else {}
+        """Perplexities by their column; see ScoresFile.by_column."""
+        return self.scores.by_column(self.first_text) if self.scores and self.scores.status == "done" else {}
+
+    def windows_of(self, key: str) -> tuple[Any, ...] | None:
+        """Returns what perplexities of the same windows share; None for other figures. See ScoresFile.windows_of."""
+        return self.scores.windows_of(key, self.first_text) if self.scores else None
 
     @property
     def tasks(self) -> dict[str, TaskScores]:
@@ -68,10 +73,9 @@ class Record:
 def collect(experiment: Experiment) -> list[Record]:
     """Returns every cell in the order of the grid; methods that do not serve a granularity are skipped cells."""
     layout, grid = Layout.from_grid(experiment.grid), experiment.grid
-    made_in = Layout.from_grid(experiment.named)
     records, staleness = list(_unserved(experiment)), Staleness(experiment)
     for cell in experiment.cells():
-        record = read_cell(cell, layout.cell(cell), logs=read_logs(made_in, cell))
+        record = read_grid_cell(experiment, cell)
         record.notes += _stale(staleness, record, layout.cell(cell))
         add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
         records.append(record)
@@ -122,13 +126,35 @@ def by_task(records: Iterable[Record]) -> dict[str, list[TaskScores]]:
     return found
 
 
-def read_cell(cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = None) -> Record:
+def read_grid_cell(experiment: Experiment, cell: Cell) -> Record:
+    """Reads the record of a cell of a grid, by whose first test text its main perplexity is.
+
+    A cell without that perplexity, as after the texts of the grid were changed, is missing.
+    """
+    files, first = Layout.from_grid(experiment.grid).cell(cell), experiment.grid.test_texts[0]
+    logs = read_logs(Layout.from_grid(experiment.named), cell)
+    record = read_cell(cell, files, logs=logs, first_text=first)
+    if record.done and "ppl" not in record.perplexities:
+        record.row.update(status="missing", reason=f"scores.json has no perplexity on {first} yet")
+    return record
+
+
+def read_cell(
+    cell: Cell, files: CellFiles, *, logs: dict[str, str] | None = None, first_text: str | None = None
+) -> Record:
     """Reads the record of a cell.
 
     A damaged file makes the cell failed and an absent one makes it missing; neither stops the report. The ends of the
     logs tell a failed cell from one that has not run yet.
+
+    Args:
+        cell: The cell.
+        files: Its files.
+        logs: The ends of its logs, by step.
+        first_text: The text whose perplexity is the main one; None for that of scores.json.
     """
-    record = Record(cell, {**cell.as_dict(), "status": "missing", "reason": None}, logs=logs or {})
+    row = {**cell.as_dict(), "status": "missing", "reason": None}
+    record = Record(cell, row, logs=logs or {}, first_text=first_text)
     try:
         if not cell.is_dense:
             record.allocation = AllocationFile.read_if_there(files.allocation)
@@ -175,7 +201,8 @@ def _add_figures(record: Record) -> None:
             row |= {bits_column(key): ppl.bits_per_byte, f"{bits_column(key)}_stderr": error}
     if scores and scores.status == "done":
         row.update(block_sparsity=scores.block_sparsity, model_sparsity=scores.model_sparsity)
-        row.update(ppl_windows=scores.ppl.n_windows, ppl_context=scores.ppl.context, ppl_bos=scores.ppl.bos)
+        main = record.perplexities.get("ppl", scores.ppl)
+        row.update(ppl_windows=main.n_windows, ppl_context=main.context, ppl_bos=main.bos)
         row.update(params_kept=scores.params.kept, params_dense=scores.params.dense)
         row.update(evaluation_s=scores.cost.wall_s, evaluation_peak_mem_bytes=scores.cost.peak_mem_bytes)
         for task, result in record.tasks.items():

@@ -19,7 +19,8 @@ SCORES = ("mean_acc", "model_sparsity")  # beside the perplexities
 COUNTS = ("search_tokens", "search_evaluations", "recover_tokens")
 MEASURED = ("search_s", "recover_s", "evaluation_s", "search_peak_mem_bytes", "evaluation_peak_mem_bytes")
 COST_TOLERANCE = 0.25  # relative difference of MEASURED to overlook: they come from single runs
-RESULTS = ("masks", "updates", "recovered", "allocation")  # digests of what a step made: they follow from the rest
+# Digests of what a step made: they follow from the rest.
+RESULTS = ("masks", "updates", "recovered", "allocation", "masks seal", "updates seal", "recovered seal")
 # From the best verdict to the worst.
 IDENTICAL, COST, ROUNDING, NOISE, CHANGED = VERDICTS = ("identical", "only cost", "rounding", "within noise", "changed")
 LOST, NEW = "only in A", "only in B"
@@ -76,7 +77,10 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
     accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds or
     memory differ by more than COST_TOLERANCE, changed in cost alone.
     """
-    ours, theirs = read(before), read(after)
+    ours = read(before)
+    texts = Counter(record.scores.ppl.text for record in ours.values() if record.scores).most_common()
+    first = texts[0][0] if texts else None  # the text of A's "ppl", and so of B's
+    ours, theirs = read(before, first) if len(texts) > 1 else ours, read(after, first)
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
     for path in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get(path), theirs.get(path)
@@ -90,8 +94,11 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
     return Comparison(cells, changes, winners, (_commits(ours), _commits(theirs)))
 
 
-def read(folder: Path) -> dict[str, Record]:
-    """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none."""
+def read(folder: Path, first_text: str | None = None) -> dict[str, Record]:
+    """Returns the cells below a results folder (or its folder `cells`) by path; ConfigError if it holds none.
+
+    first_text: as read_cell takes it.
+    """
     root = folder / "cells" if (folder / "cells").is_dir() else folder
     found = {}
     for place in sorted(path for path in root.glob("*/*/s*/*/seed*") if path.is_dir()):
@@ -100,7 +107,7 @@ def read(folder: Path) -> dict[str, Record]:
             cell = Cell.parse(name)
         except ConfigError as error:
             raise ConfigError(f"{place} is no cell. Move it out of {root}.") from error
-        found[cell.path] = read_cell(cell, CellFiles(place))
+        found[cell.path] = read_cell(cell, CellFiles(place), first_text=first_text)
     if not found:
         raise ConfigError(f"{folder} holds no cells. Name a results folder, such as results.")
     return found
@@ -118,11 +125,11 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
         x, y = a.row.get(key), b.row.get(key)
         if x == y:
             continue
-        same, error = _same_windows(a, b, key), None
+        error = None
         if key != "model_sparsity" and a.done and b.done and None not in (x, y):
-            error = difference_stderr(group([a])[0], group([b])[0], key, paired=same)
+            error = difference_stderr(group([a])[0], group([b])[0], key)
             error = None if key in tasks and math.isinf(error) else error
-            other_windows |= not same
+            other_windows |= a.windows_of(key) != b.windows_of(key)
         figures[key] = (x, y, error)
         added = x is None and a.done  # a text or a task that was not asked for before
         verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance))
@@ -154,16 +161,6 @@ def _add_common_mean(a: Record, b: Record) -> None:
 def _by_task(record: Record) -> dict[str, str]:
     """The task of each column that tables show of tasks."""
     return {f"{name}_{metric}": name for name, task in record.tasks.items() for metric in task.shown_metrics}
-
-
-def _same_windows(a: Record, b: Record, key: str) -> bool:
-    """Whether a perplexity is of the same tokens in both: the windows of one text, by one tokenizer."""
-    if key not in a.perplexities or key not in b.perplexities or not (a.scores and b.scores):
-        return True
-    text = f"text {key.removeprefix('ppl_on_')}" if key.startswith("ppl_on_") else "text"
-    cuts = [(ppl.n_windows, ppl.context, ppl.bos) for ppl in (a.perplexities[key], b.perplexities[key])]
-    digests = [[body.provenance.get(name) for name in (text, "model")] for body in (a.scores, b.scores)]
-    return cuts[0] == cuts[1] and digests[0] == digests[1]
 
 
 def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float) -> str:

@@ -118,22 +118,22 @@ def _tokens(group: Group) -> float:
     return float(group.row.get("search_tokens") or 0)
 
 
-def difference_stderr(one: Group, other: Group, key: str, *, paired: bool = True) -> float:
+def difference_stderr(one: Group, other: Group, key: str) -> float:
     """Returns the standard error of the difference between the means of a figure in two groups.
 
-    It counts the sample of the test and the seeds. Perplexities of the same windows are compared window by window,
-    which is far sharper than two separate errors; other errors add in quadrature. A group with one seed adds nothing
-    for seeds, since its spread is unknown. An unknown error (a single window or document) is infinite: such a
-    difference proves nothing.
+    It counts the sample of the test and the seeds. Perplexities of the same windows (text, model's files, context and
+    BOS) are compared window by window, which is far sharper than two separate errors; other errors add in quadrature.
+    A group with one seed adds nothing for seeds, since its spread is unknown. An unknown error (a single window or
+    document) is infinite: such a difference proves nothing.
 
     Args:
         one: A group.
         other: Another one.
         key: The figure.
-        paired: Whether perplexities are of the same windows, as within a grid.
     """
     seeds = [float(g.row[f"{key}_sd"]) / math.sqrt(g.row["seeds"]) for g in (one, other) if f"{key}_sd" in g.row]
-    terms = [_terms(member, key) if paired else [] for member in (one, other)]
+    same = len({record.windows_of(key) for record in (*one.done, *other.done)}) == 1
+    terms = [_terms(member, key) if same else [] for member in (one, other)]
     if len(terms[0]) == len(terms[1]) > 1:
         gaps = [a - b for a, b in zip(*terms, strict=True)]
         return math.hypot(statistics.stdev(gaps) / math.sqrt(len(gaps)), *seeds)

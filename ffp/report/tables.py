@@ -285,12 +285,18 @@ def latex(table: Table) -> str:
     r"""Returns a booktabs tabular, to be \input in a table environment, with a rule between blocks."""
     columns = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines += [" & ".join(_escaped(heading, _LATEX) for heading in table.headings) + r" \\", r"\midrule"]
+    lines += [_latex_row([_escaped(heading, _LATEX) for heading in table.headings]), r"\midrule"]
     for above, line in zip([None, *table.lines], table.lines, strict=False):
         if above and above.block != line.block:
             lines.append(r"\midrule")
-        lines.append(" & ".join(_texts(line, _LATEX, _LATEX_STYLES)) + r" \\")
+        lines.append(_latex_row(_texts(line, _LATEX, _LATEX_STYLES)))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_row(entries: list[str]) -> str:
+    r"""A row. Behind the \\ of the row above, a [ would begin a length and a * would be part of the command."""
+    first = "{}" if entries[0].startswith(("[", "*")) else ""
+    return first + " & ".join(entries) + r" \\"
 
 
 def _texts(line: Line, escapes: Mapping[int, str], styles: Mapping[str, str]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.store.files import crc32, digest, sha256
 from ffp.store.identity import CODE, changed_settings
-from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles
+from ffp.store.kinds import TensorFile
+from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, Layout
 from ffp.store.provenance import test_keys
-from ffp.store.schemas import MASKS, AllocationFile, AssetFile
+from ffp.store.schemas import MASKS, UPDATES, AllocationFile, AssetFile
 
 
 def asset_digest(folder: Path) -> str:
@@ -49,6 +51,23 @@ def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str,
     return {key: asset_digest(folder) for key, folder in zip(test_keys(names), text_dirs, strict=True)}
 
 
+def tasks_digest(experiment: Experiment, folder: Path | None) -> str | None:
+    """Returns the digest of the fetched tasks; None for a grid without tasks.
+
+    Raises:
+        ConfigError: The grid scores tasks and the folder is not given, or the other way round.
+        ArtifactError: A file of the folder was changed.
+    """
+    if experiment.tasks is None:
+        if folder is not None:
+            raise ConfigError(f"{experiment.file} scores no tasks: leave --tasks-dir out, or add `tasks` to the grid.")
+        return None
+    if folder is None:
+        usual = Layout.from_grid(experiment.grid).tasks(str(experiment.tasks_name)).folder
+        raise ConfigError(f"{experiment.file} scores tasks: give --tasks-dir with their folder, such as {usual}.")
+    return asset_digest(folder)
+
+
 def cut_digests(experiment: Experiment, cell: Cell, folder: Path | None) -> dict[str, str | None]:
     """Returns the digests of a cell's masks and updates; None for those of the dense model.
 
@@ -78,6 +97,31 @@ def recovered_digest(experiment: Experiment, cell: Cell, folder: Path | None) ->
     if folder is None or not experiment.recover(cell).wanted:
         return {}
     return {"recovered": sha256(CellFiles(folder).recovered)}
+
+
+def cut_files(experiment: Experiment, cell: Cell, files: CellFiles) -> dict[str, tuple[TensorFile[Any], Path]]:
+    """Returns what a cell is scored with beside its model, by name: masks, updates and recovered weights."""
+    found: dict[str, tuple[TensorFile[Any], Path]] = {}
+    if not cell.is_dense:
+        found = {"masks": (MASKS, files.masks), "updates": (UPDATES, files.updates)}
+    return found | ({"recovered": (UPDATES, files.recovered)} if experiment.recover(cell).wanted else {})
+
+
+def score_digests(
+    experiment: Experiment, cell: Cell, tasks_dir: Path | None, cut_dir: Path | None
+) -> dict[str, str | None]:
+    """Returns the digests of tasks, masks, updates and recovered weights, as scores.json names them.
+
+    Seals stand beside them, by which the report knows the files without reading gigabytes again.
+
+    Raises:
+        ConfigError: A folder is missing that the cell needs, or a set of tasks is given that the grid does not score.
+        ArtifactError: A file was changed, is another cell's, or was made with other settings than the grid has now.
+    """
+    found = {"tasks": tasks_digest(experiment, tasks_dir), **cut_digests(experiment, cell, cut_dir)}
+    found |= recovered_digest(experiment, cell, cut_dir)
+    files = cut_files(experiment, cell, CellFiles(cut_dir)) if cut_dir else {}
+    return found | {f"{name} seal": kind.read_seal(path) for name, (kind, path) in files.items()}
 
 
 def check_cell(cell: Cell, found: AllocationFile, path: Path) -> None:

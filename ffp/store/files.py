@@ -260,8 +260,8 @@ def read_tensors(path: Path, tag: str, *, sealed: bool = False) -> tuple[dict[st
     return tensors, json.loads(header["meta"])
 
 
-def read_header(path: Path, tag: str) -> dict[str, Any]:
-    """Reads the metadata of a safetensors artifact alone, unchecked by its checksum; ArtifactError as read_json."""
+def read_header(path: Path, tag: str) -> tuple[dict[str, Any], str | None]:
+    """Reads the metadata of a safetensors artifact and the checksum in it, unchecked; ArtifactError as read_json."""
     from safetensors import safe_open
 
     def load() -> dict[str, str]:
@@ -270,7 +270,7 @@ def read_header(path: Path, tag: str) -> dict[str, Any]:
 
     header = _guarded(path, load)
     _check_tag(path, header.get("schema"), [tag])
-    return dict(json.loads(header["meta"]))
+    return dict(json.loads(header["meta"])), header.get(CHECKSUM)
 
 
 def write_table(path: Path, rows: list[Mapping[str, Any]], columns: list[str]) -> None:

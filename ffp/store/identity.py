@@ -27,7 +27,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "apply": "4",
     "recover": "1",
     "evaluate": "1",
-    "report": "6",
+    "report": "7",
 }
 
 CODE = ("step_version", "code")  # settings that say which code, not what was asked for

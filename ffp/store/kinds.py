@@ -82,7 +82,11 @@ class TensorFile(Generic[M]):
 
     def read_origin(self, path: Path) -> M:
         """Reads the metadata alone, unchecked by the file's checksum; ArtifactError as JsonFile.read raises it."""
-        return self._origin(path, read_header(path, self.tag))
+        return self._origin(path, read_header(path, self.tag)[0])
+
+    def read_seal(self, path: Path) -> str | None:
+        """Reads the checksum that a file holds of its content, without reading that; None in an older file."""
+        return read_header(path, self.tag)[1]
 
     def _origin(self, path: Path, meta: dict[str, Any]) -> M:
         try:

@@ -233,9 +233,34 @@ class ScoresFile(JsonFile):
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
-        """Every perplexity by its column in tables: "ppl", "ppl_before", and "ppl_on_NAME" of further test texts."""
-        further = {f"ppl_on_{name}": ppl for name, ppl in self.ppl_further.items()}
-        return {"ppl": self.ppl, **further, **({"ppl_before": self.ppl_before} if self.ppl_before else {})}
+        """Every perplexity by its column, with that of the file's own first text as "ppl"; see by_column."""
+        return self.by_column(None)
+
+    def by_column(self, first: str | None) -> dict[str, Perplexity]:
+        """Returns every perplexity by its column in tables: "ppl", "ppl_before", and "ppl_on_NAME" of further texts.
+
+        Args:
+            first: Name of the text whose perplexity is "ppl", as the grid has it now. If the file has none on it, "ppl"
+                is absent, and so is "ppl_before" unless it is of this text. None, or an older file that does not name
+                its text: `ppl` is "ppl".
+        """
+        own = self.ppl.text or first
+        texts = sorted([(own, self.ppl), *self.ppl_further.items()], key=lambda pair: pair[0] != (first or own))
+        found = {"ppl" if name == (first or own) else f"ppl_on_{name}": ppl for name, ppl in texts}
+        return {**found, **({"ppl_before": self.ppl_before} if self.ppl_before and own == (first or own) else {})}
+
+    def windows_of(self, column: str, first: str | None = None) -> tuple[Any, ...] | None:
+        """Returns what perplexities of the same windows share, to be compared: digests of text and model, sizes, BOS.
+
+        Args:
+            column: As by_column has it; None is returned for another one.
+            first: As by_column takes it.
+        """
+        if (ppl := self.by_column(first).get(column)) is None:
+            return None
+        further = next((f"text {name}" for name, each in self.ppl_further.items() if each is ppl), "text")
+        digests = tuple(self.provenance.get(name) for name in (further, "model"))
+        return (*digests, ppl.n_windows, ppl.context, ppl.bos)
 
 
 class ExportFile(JsonFile):

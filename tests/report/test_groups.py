@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from ffp.report import build
+from ffp.report import build, captions
 from ffp.report.collect import collect
 from ffp.report.groups import best_and_ties, difference_stderr, group
 from ffp.store.schemas import ScoresFile
@@ -96,3 +96,25 @@ def test_the_error_of_a_difference_adds_the_seeds_to_the_windows(tmp_path):
         gaps.append(np.exp(runs[seeds][:, windows].mean(1)).mean() - np.exp(base[windows].mean()))
     # Six seeds: the bootstrap's variance of their mean is 5/6 of the unbiased one.
     assert difference_stderr(one, other, "ppl") == pytest.approx(np.std(gaps) * (6 / 5) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body["provenance"].update(text="0123"),
+        lambda body: body["provenance"].update(model="0123"),
+        lambda body: body["ppl"].update(bos="always"),
+        lambda body: body["ppl"].update(context=32),
+    ],
+)
+def test_perplexities_of_other_windows_are_not_paired(experiment, change):
+    """Another text, another tokenizer or windows of another kind: their losses do not belong together."""
+    fill(experiment)
+    edit(ScoresFile, files_of(experiment, "tiny/structured/s0.20/evolutionary/seed0").scores, change)
+    groups = {g.method: g for g in groups_of(experiment) if g.block[2] == "0.20"}
+    evolutionary, owl, uniform = (groups[name] for name in ("evolutionary", "owl", "uniform"))
+    errors = [member.row["ppl_stderr"] for member in (evolutionary, owl)]
+    assert difference_stderr(evolutionary, owl, "ppl") == pytest.approx(np.hypot(*errors))
+    assert difference_stderr(uniform, owl, "ppl") < errors[1] / 2
+    captions_of = captions.reading(experiment, collect(experiment))
+    assert any("window by window where both are of the same windows, else" in line for line in captions_of)

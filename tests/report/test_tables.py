@@ -35,6 +35,13 @@ def test_latex_and_markdown_escape_labels(tmp_path):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()} == {len(columns) + 1}
 
 
+@pytest.mark.parametrize("name", ["[dev] X", "*x", "[1em]", " [y]"])
+def test_a_latex_row_is_no_part_of_the_line_break_above_it(name):
+    line = tables.Line(("a", "", ""), None, [tables.Entry(name), tables.Entry("1")])
+    rows = tables.latex(tables.Table(["model", "PPL"], [line, line])).splitlines()
+    assert rows.count(rf"{{}}{name.strip()} & 1 \\") == 2
+
+
 def test_columns_that_never_vary_move_to_the_caption(experiment):
     fill(experiment)
     records = collect(experiment)

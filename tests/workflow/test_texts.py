@@ -165,7 +165,7 @@ def test_the_commands_of_a_cell_name_every_test_text(experiment: Experiment) -> 
 def test_a_text_that_finished_cells_lack_is_named_by_status(experiment: Experiment) -> None:
     assert not any("no perplexity" in line for line in status.lines(experiment))
     found = list(status.lines(experiment.at(results=Path("before"))))
-    assert "4 finished cells have no perplexity on letters yet; the next run evaluates them again." in found
+    assert "4 scored cells have no perplexity on letters yet; the next run evaluates them again." in found
 
 
 def test_a_text_in_one_of_two_results_is_no_change(experiment: Experiment) -> None:
