@@ -139,7 +139,29 @@ def replace_forward(module: Any, function: Any) -> None:
 
 def without_heads(attention: Any, hidden_states: Any, *arguments: Any, **keywords: Any) -> tuple[Any, None]:
     """The forward of an attention without heads: zeros, or the bias of its output linear."""
+    cache = keywords.get("past_key_values", keywords.get("layer_past"))
+    if cache is not None:
+        count_tokens(cache, attention.layer_idx, hidden_states)
     return attention.get_submodule(attention.output_name)(hidden_states[..., :0]), None
+
+
+def count_tokens(cache: Any, layer: int, hidden_states: Any) -> None:
+    """Stores zeros, one a token, as the keys and values of an attention without heads.
+
+    Masks of sliding and of full attention take the length of the past from the first layer of their kind.
+
+    Args:
+        cache: Of transformers; a quantised one, whose masks read the first layer of all, stays as it is.
+        layer: Number of the layer.
+        hidden_states: What the attention is given, (n, tokens, hidden size).
+    """
+    known = cache.layers[layer] if layer < len(cache.layers) else None
+    if hasattr(known or getattr(cache, "layer_class_to_replicate", None), "_quantize"):
+        return
+    keys = getattr(known, "keys", None)  # a static one may have its size before its first token
+    heads, width = (keys.shape[1], keys.shape[3]) if keys is not None and keys.dim() == 4 else (1, 1)
+    zeros = hidden_states.new_zeros(hidden_states.shape[0], heads, hidden_states.shape[1], width)
+    cache.update(zeros, zeros, layer)
 
 
 def share_cache(attention: Any, missing: int) -> None:

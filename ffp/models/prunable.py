@@ -109,7 +109,7 @@ class PrunableModel:
         Args:
             model: Its weights may lie on torch's meta device.
             min_keep: Heads, channels or weights that stay in every decision. With 0, whole modules may go; the
-                attention of block 0 keeps a unit, from which caches and engines read the length of the past.
+                attention of block 0 keeps a unit: quantised caches read the length of the past from there.
             align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
                 channels go together is not fixed: they are bundled in the order of their scores.
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
