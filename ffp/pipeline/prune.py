@@ -18,7 +18,7 @@ from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ConfigError, check_whole
 from ffp.core.problem import AttentionUnits
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
@@ -76,7 +76,7 @@ def prune(
     Raises:
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
-    _check_call(prune, model, tokenizer, settings)
+    _check_call(prune, model, tokenizer, batch_tokens, settings)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed, "params": params, "tokens": tokens}
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     asked = prune_settings(sparsity, method=method, units=_given_units(align, attention_units), **settings)
@@ -122,7 +122,7 @@ def allocate(
         ConfigError: A value is not accepted, or the text is too short; one line with the remedy.
         BudgetError: The sparsity cannot be met.
     """
-    _check_call(allocate, model, tokenizer, settings)
+    _check_call(allocate, model, tokenizer, batch_tokens, settings)
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed,
         units=_given_units(align, attention_units), **settings,
@@ -191,8 +191,10 @@ def _given_units(align: int, attention_units: str) -> list[str]:
     return [name for name, given in asked.items() if given]
 
 
-def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settings: Iterable[str]) -> None:
-    """Raises ConfigError for a model and a tokenizer that are none of transformers, and for an unknown argument."""
+def _check_call(
+    function: Callable[..., Any], model: Any, tokenizer: Any, batch_tokens: int, settings: Iterable[str]
+) -> None:
+    """Raises ConfigError for what is no model, tokenizer or number of tokens, and for an unknown argument."""
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
@@ -205,6 +207,7 @@ def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settin
             f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "
             "transformers.AutoTokenizer.from_pretrained."
         )
+    check_whole("batch_tokens", batch_tokens, 1, f"Give the tokens of one forward, e.g. {api.BATCH_TOKENS}.")
     own = [each.name for each in inspect.signature(function).parameters.values() if each.kind != each.VAR_KEYWORD]
     known = {*own, *PruneSettings.model_fields}
     for name in settings:

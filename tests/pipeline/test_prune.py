@@ -112,6 +112,15 @@ def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, load
     pruned.save(folder, overwrite=True)
 
 
+def test_a_folder_below_the_home_directory_is_made_there(loaded, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method="uniform", evaluate=False, **SMALL)
+    assert pruned.save("~/small") == tmp_path / "home" / "small"
+    assert ffp.load_pruned("~/small", device="cpu").num_parameters() == pruned.removed.kept_params
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_format_takes_its_options_by_name(loaded, texts, tmp_path):
     pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method="uniform", evaluate=False, **SMALL)
     folder = pruned.save(tmp_path / "small", format="gguf", quantize=["F16", "Q8_0"])
@@ -366,6 +375,13 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
             r"^recover has no effect with the method none\. Take lora, or lea",
         ),
         ({"min_keep": -5}, "min_keep = -5 is below 0"),
+        *(({"min_keep": value}, f"^min_keep = {value!r} is no whole") for value in (None, "2", 1.5, True)),
+        *(({"align": value}, f"^align = {value!r} is no whole") for value in (None, "8", 8.0)),
+        *(({"align": value}, f"^align = {value} is below 1") for value in (0, -8)),
+        *(({"batch_tokens": value}, f"^batch_tokens = {value!r} is no whole") for value in (None, "4096", 4096.0)),
+        *(({"batch_tokens": value}, f"^batch_tokens = {value} is below 1") for value in (0, -5)),
+        ({"attention_units": "query_heads"}, "^unknown attention_units 'query_heads': did you mean query-heads"),
+        ({"attention_units": None}, "^unknown attention_units None: known: kv-groups, query-heads, single-query-heads"),
         ({"keep_blocks": [0, 1]}, r"keep_blocks = \[0, 1\] is no text"),
         ({"keep_blocks": 0}, "keep_blocks = 0 is no text"),
         ({"tokens": "4096"}, "tokens = '4096' is no whole number"),
