@@ -23,6 +23,7 @@ from ffp.core.problem import AttentionUnits
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
+from ffp.models.formats import DenseShape
 from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_problem, check_token_ids
@@ -156,6 +157,7 @@ def run(
     """
     work = work or Work(None)
     _check_method(prunable, settings)
+    _check_biases(prunable, settings, dense_shape)
     windows, test, training = text.fitted, text.test, text.training
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
@@ -223,6 +225,15 @@ def _check_method(prunable: PrunableModel, settings: PruneSettings) -> None:
         raise ConfigError(
             f"{needed} needs gradients, which torch.inference_mode() does not record. Prune outside it; "
             "torch.no_grad() is no obstacle."
+        )
+
+
+def _check_biases(prunable: PrunableModel, settings: PruneSettings, dense_shape: bool) -> None:
+    """Raises ConfigError where compensation would add biases to dense shapes that have none."""
+    if dense_shape and settings.compensate == "bias" and not DenseShape().takes_biases(prunable):
+        raise ConfigError(
+            f"compensate = 'bias' adds biases, which the dense shapes of a {prunable.config.model_type} model have no "
+            "place for. Compensate by ridge, or leave out dense_shape."
         )
 
 

@@ -220,18 +220,43 @@ def load_updates(
     Raises:
         ArtifactError: They are of another cut.
     """
-    paths = prunable.decision_names("structured")
+    shapes = {path: tuple(prunable.linear(path).weight.shape) for path in prunable.decision_names("structured")}
+    _check_shapes(shapes, updates, source)
     for name, value in updates.items():
         path, _, kind = name.rpartition(".")
-        linear = prunable.linear(path) if path in paths else None
-        shapes = {"weight": linear.weight.shape, "bias": linear.weight.shape[:1]} if linear is not None else {}
-        if linear is None or value.shape != shapes.get(kind):
-            raise ArtifactError(
-                f"{source} has {name} of shape {value.shape}, but this cut has {shapes.get(kind, 'none')}. "
-                "Run the rule that makes it again."
-            )
+        linear = prunable.linear(path)
         tensor = torch.from_numpy(value).to(linear.weight)
         setattr(linear, kind, nn.Parameter(tensor, requires_grad=False))
+
+
+def check_updates(
+    prunable: PrunableModel, kept: Mapping[str, npt.NDArray[Any]], updates: Mapping[str, npt.NDArray[np.float32]], *,
+    source: object = "updates.safetensors",
+) -> None:  # fmt: skip
+    """Raises ArtifactError where new parameters are not those of a dense model's cut to `kept`; see load_updates."""
+    shapes = {}
+    for module in prunable.modules:
+        units = torch.from_numpy(np.asarray(kept[module.decision.name], dtype=np.int64))
+        for path, segments in segments_by_linear(module).items():
+            shape = list(prunable.linear(path).weight.shape)
+            shape[segments[0].axis] = sum(len(segment.indices(units)) for segment in segments)
+            shapes[path] = tuple(shape)
+    _check_shapes(shapes, updates, source)
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, npt.NDArray[np.float32]], source: object
+) -> None:
+    """shapes: of the weights of all linears that can have new parameters, by path."""
+    for name, value in updates.items():
+        path, _, kind = name.rpartition(".")
+        weight = shapes.get(path, ())
+        expected = {"weight": weight, "bias": weight[:1]}.get(kind) or None
+        if value.shape != expected:
+            raise ArtifactError(
+                f"{source} has {name} of shape {value.shape}, but this cut has {expected or 'none'}. "
+                "Run the rule that makes it again."
+            )
 
 
 def spread_updates(

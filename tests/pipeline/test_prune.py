@@ -314,6 +314,11 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ),
         ({"method": "flap", "granularity": "unstructured"}, ConfigError, "flap serves structured pruning only"),
         ({"granularity": "unstructured", "compensate": "ridge"}, ConfigError, "compensation serves structured"),
+        (
+            {"compensate": "bias", "dense_shape": True},
+            ConfigError,
+            r"^compensate = 'bias' adds biases, which the dense shapes of a llama model have no place for\. Compensate",
+        ),
         ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),
         ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
         ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
