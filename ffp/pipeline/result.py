@@ -124,11 +124,12 @@ class Pruned:
 
     @property
     def origin(self) -> ModelConfig:
-        """Where the model came from; what its configuration says, for a model that was given in memory."""
+        """Where the model came from; of one that was given in memory, what its configuration and the call say."""
         if self.source is not None:
             return self.source
         path = str(getattr(self.model.config, "_name_or_path", "")) or str(self.model.config.model_type)
-        return ModelConfig(source=LocalSource(kind="local", path=path), title=Path(path).name)
+        source, kept = LocalSource(kind="local", path=path), self.prunable.keep_blocks
+        return ModelConfig(source=source, title=Path(path).name, keep_blocks=kept)
 
     def save(
         self, folder: str | Path, *, format: str | Format = "transformers", overwrite: bool = False, **options: Any

@@ -77,6 +77,7 @@ def test_the_call_in_the_model_card_makes_the_same_model_again(asked, loaded, te
     model, tokenizer = loaded
     first = ffp.prune(model, tokenizer, sparsity=0.3125, text=texts, in_place=False, **asked, **SMALL)
     card = ExportFiles(first.save(tmp_path / "small")).card.read_text()
+    assert ("Blocks that lose nothing: 0." in card) == ("keep_blocks" in asked)
     call = next(line for line in card.splitlines() if line.startswith("ffp.prune("))
     call = call.replace("text=...", "text=texts, in_place=False, evaluate=False")
     again = eval(call, {"ffp": ffp, "model": model, "tokenizer": tokenizer, "texts": texts})
