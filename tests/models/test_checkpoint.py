@@ -20,7 +20,7 @@ from ffp.core.plain import markdown
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models import card
 from ffp.models.card import model_card, remake_commands
-from ffp.models.formats import Saved, Transformers
+from ffp.models.formats import DenseShape, Saved, Transformers
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
@@ -97,9 +97,13 @@ def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
     model.generation_config.temperature = 0.5
     with pytest.raises(ValueError, match="do_sample"):
         model.save_pretrained(tmp_path / "stock")
-    (tmp_path / "pruned").mkdir()
-    Transformers().save(PrunableModel(model), tokenizer(), tmp_path / "pruned")
-    assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
+    model.generation_config.do_sample = False
+    for format in (Transformers(), DenseShape()):
+        (tmp_path / format.name).mkdir()
+        before = model.generation_config.to_dict(), model.config.to_dict()
+        format.save(PrunableModel(model), tokenizer(), tmp_path / format.name)
+        assert ffp.load_pruned(tmp_path / format.name, device="cpu").generation_config.do_sample is True
+        assert (model.generation_config.to_dict(), model.config.to_dict()) == before
 
 
 def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):
