@@ -9,7 +9,7 @@ Departs: the ridge is relative to the Gram matrix's mean diagonal, where the pub
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -83,6 +83,9 @@ def compensate(
 
     Returns:
         Tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut.
+
+    Raises:
+        ConfigError: Numbers of the pruned model overflow.
     """
     stream = BlockStream(prunable, windows, batch_tokens=batch_tokens)
     dense = [hidden.clone() for hidden in stream.hidden] if kind == "ridge-dense" else None
@@ -97,14 +100,30 @@ def compensate(
                 if dense is None and len(index) == module.n_indices:
                     continue  # nothing is missing
                 if kind == "bias":
-                    name, new = _compensate_by_bias(prunable, stream, module, index)
+                    solve = partial(_compensate_by_bias, prunable, stream, module, index)
                 else:
                     target = targets.pop(module.output, None)
-                    name, new = _compensate_by_ridge(prunable, stream, module, index, ridge, target)
-                updates[name] = new.cpu()
+                    solve = partial(_compensate_by_ridge, prunable, stream, module, index, ridge, target)
+                updates |= _finite(solve, module, stream.hidden[0].dtype)
             stream.advance(block)
         log.info("compensate: block %d/%d", block + 1, len(prunable.blocks))
     return updates
+
+
+def _finite(
+    solve: Callable[[], tuple[str, torch.Tensor]], module: PrunableModule, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Returns a parameter by its name on the CPU, or raises ConfigError where the stream before it overflows."""
+    try:
+        name, new = solve()
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of Gram matrices that are not finite
+        new = torch.tensor(torch.nan)
+    if not new.isfinite().all():
+        raise ConfigError(
+            f"numbers of the pruned model overflow in {str(dtype).removeprefix('torch.')} at {module.output}, so that "
+            "nothing can make up for what is gone. Use dtype bfloat16 or float32, a lower sparsity or no compensation."
+        )
+    return {name: new.cpu()}
 
 
 def _advance_dense(
