@@ -86,11 +86,12 @@ def select_heads(linear: Any, heads: list[int] | None, width: int) -> None:
     for name in ("heads", "columns"):
         linear.__dict__.pop(name, None)
     replace_forward(linear, None if heads is None else with_selected_heads)
-    if heads is not None:
-        linear.heads = heads
-        linear.columns = (
-            torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
-        ).flatten()
+    if heads is None:
+        return
+    linear.heads = heads
+    with torch.inference_mode(False):  # else no backward could use them
+        columns = torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
+        linear.columns = columns.flatten()
 
 
 def selected_heads(linear: Any) -> list[int] | None:
@@ -107,7 +108,8 @@ def selected_columns(linear: Any) -> Any:
 def with_selected_heads(linear: Any, inputs: Any) -> Any:
     """The forward of a linear of which some heads are given."""
     if linear.columns.device != inputs.device:
-        linear.columns = linear.columns.to(inputs.device)
+        with torch.inference_mode(False):
+            linear.columns = linear.columns.to(inputs.device)
     return nn.functional.linear(inputs, linear.weight, linear.bias).index_select(-1, linear.columns)
 
 
