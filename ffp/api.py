@@ -207,11 +207,13 @@ def allocate(
 
     Raises:
         BudgetError: The sparsity cannot be met.
-        ConfigError: The sparsity is no share, or the method does not fit the model, its texts or the policy.
+        ConfigError: The sparsity is no share, the calibration is of a model with other units, or the method does not
+            fit the model, its texts or the policy.
     """
     if not 0 < sparsity < 1:
         raise ConfigError(f"sparsity {sparsity:g}: a share is in (0, 1){percent(sparsity)}")
     problem = prunable.problem(sparsity, granularity)
+    _check_units(prunable, problem, calibration)
     method.check(problem)
     method.check_fitness(fitness)
     statistics = calibration.statistics.for_granularity(granularity)
@@ -232,6 +234,23 @@ def allocate(
         allocation = method.allocate(problem, statistics)
     allocation.check(problem)
     return AllocationResult(problem, allocation, cost)
+
+
+def _check_units(prunable: PrunableModel, problem: PruningProblem, calibration: Calibration | None = None) -> None:
+    """Raises ConfigError where a problem or a calibration counts other units than this model does."""
+    if problem.granularity != "structured":  # of single weights, units are not asked
+        return
+    asked = [(each.name, each.n_units, each.bundle, each.params_per_unit) for each in problem.decisions]
+    own = [module.decision for module in prunable.modules]
+    if asked != [(each.name, each.n_units, each.bundle, each.params_per_unit) for each in own]:
+        raise ConfigError("the problem is of a model with other units (align, attention_units). Use one PrunableModel.")
+    measured = prunable if calibration is None else calibration.statistics.prunable
+    if [(m.segments, m.n_indices, m.decision.bundle, m.per_group) for m in prunable.modules] != [
+        (m.segments, m.n_indices, m.decision.bundle, m.per_group) for m in measured.modules
+    ]:
+        raise ConfigError(
+            "the calibration is of a model with other units (align, attention_units). Calibrate the one that is pruned."
+        )
 
 
 def _reward_of(
@@ -302,7 +321,11 @@ def make_masks(
         allocation: How many units of each decision stay.
         cut: Which ones, and what compensates.
         batch_tokens: Tokens that pass a block at once.
+
+    Raises:
+        ConfigError: The calibration or the problem is of a model with other units.
     """
+    _check_units(prunable, problem, calibration)
     statistics, windows = calibration.statistics.for_granularity(problem.granularity), calibration.windows.calibration
     with for_inference(prunable.model):
         return Masks(*cut.make(problem, allocation, statistics, windows, batch_tokens=batch_tokens))
@@ -324,7 +347,9 @@ def install(
 
     Raises:
         ArtifactError: The masks belong to another model.
+        ConfigError: The problem is of a model with other units, or the dense shapes have no place for a bias.
     """
+    _check_units(prunable, problem)
     dense = prunable.model_params()
     sparsity, kept = cut.install(prunable, problem, masks.kept, masks.updates, source=source, dense_shape=dense_shape)
     if problem.granularity == "structured" and not dense_shape:

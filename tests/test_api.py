@@ -77,6 +77,38 @@ def test_a_sparsity_that_is_no_share_is_refused(method, sparsity):
         api.allocate(prunable, calibration, create(method, {}), sparsity=sparsity, cut=CUTS["structured"])
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "units", [{"align": 8}, {"attention_units": "query-heads"}, {"attention_units": "single-query-heads"}]
+)
+def test_a_calibration_problem_or_cut_of_other_units_is_refused(units):
+    """What is measured of one PrunableModel says nothing of the units of another one of the same model."""
+    model, cut, method = tiny("llama"), CUTS["structured"], create("uniform", {})
+    ours, other = PrunableModel(model), PrunableModel(model, **units)
+    calibration = api.calibrate(ours, windows())
+    found = api.allocate(ours, calibration, method, sparsity=0.3, cut=cut)
+    masks = api.make_masks(ours, calibration, found.problem, found.allocation, cut)
+    with pytest.raises(ConfigError, match=r"calibration is of a model with other units .*Calibrate the one"):
+        api.allocate(other, calibration, method, sparsity=0.3, cut=cut)
+    with pytest.raises(ConfigError, match="problem is of a model with other units"):
+        api.make_masks(other, calibration, found.problem, found.allocation, cut)
+    with pytest.raises(ConfigError, match="calibration is of a model with other units"):
+        api.make_masks(other, calibration, other.problem(0.3), found.allocation, cut)
+    with pytest.raises(ConfigError, match="problem is of a model with other units"):
+        api.install(other, found.problem, masks, cut)
+
+
+def test_a_calibration_serves_other_limits_on_the_same_units_and_single_weights_of_any():
+    model = tiny("llama")
+    calibration = api.calibrate(PrunableModel(model), windows())
+    for options, granularity in (({"keep_blocks": "0", "min_keep": 2}, "structured"), ({"align": 8}, "unstructured")):
+        other = PrunableModel(model, **options)
+        found = api.allocate(
+            other, calibration, create("uniform", {}), sparsity=0.2, granularity=granularity, cut=CUTS[granularity]
+        )
+        api.make_masks(other, calibration, found.problem, found.allocation, CUTS[granularity])
+
+
 @pytest.mark.parametrize("granularity", CUTS)
 def test_a_search_leaves_the_model_as_it_was(granularity):
     prunable = PrunableModel(tiny("llama"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from numbers import Integral
+from typing import Any
 
 # What torch, CUDA, cuBLAS, safetensors and numpy say where an allocation fails; they share no type of error.
 NO_MEMORY = re.compile(r"out of memory|not enough memory|allocate.*memory|ALLOC_FAILED", re.IGNORECASE)
@@ -31,6 +33,14 @@ class ArtifactError(FfpError):
     """A file is damaged, has another schema, or does not belong to the files beside it. Exit code 3."""
 
     exit_code = 3
+
+
+def check_whole(name: str, value: Any, least: int, remedy: str) -> None:
+    """Raises ConfigError where an argument is no whole number, or below `least`; numpy's whole numbers are some too."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r} is no whole number. {remedy}")
+    if value < least:
+        raise ConfigError(f"{name} = {value} is below {least}. {remedy}")
 
 
 def reason_of(error: BaseException) -> str:

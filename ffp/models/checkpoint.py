@@ -12,34 +12,41 @@ from safetensors import SafetensorError
 
 from ffp.config import ModelConfig
 from ffp.core.errors import ArtifactError, ConfigError, is_out_of_memory, reason_of
+from ffp.core.suggest import did_you_mean
 from ffp.models import modeling_pruned
 from ffp.models.families import family_of
 from ffp.models.placement import choose_device, offload
+from ffp.store.layout import expanded
 from ffp.store.schemas import CHECKPOINT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-def load_pruned(folder: str | Path, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+def load_pruned(folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> PreTrainedModel:
     """Loads a pruned checkpoint as an ordinary transformers model, for inference; runs no code of the checkpoint.
 
     Args:
         folder: A folder that `ffp prune` or `ffp export` wrote for transformers.
-        dtype: "auto" for that of the file, or e.g. "bfloat16".
+        dtype: "auto" for that of the file, or e.g. "bfloat16" or torch.bfloat16.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         ArtifactError: The folder is no checkpoint, damaged, or of a family that transformers does not know.
+        ConfigError: The dtype or the device is none.
     """
     from transformers import AutoModelForCausalLM
 
-    folder = Path(folder)
+    folder = expanded(folder)
+    if dtype != "auto" and dtype not in (*DTYPES, *DTYPES.values()):
+        near = did_you_mean(str(dtype).removeprefix("torch."), ["auto", *DTYPES])
+        raise ConfigError(f"a model cannot be loaded in dtype {dtype!r}: {near}")
     body = _read_config(folder)
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": DTYPES.get(str(dtype), dtype)}
     model_class: Any = AutoModelForCausalLM
     if "pruned" in body:
         config_class, model_class = _classes(str(body["model_type"]), folder)

@@ -86,11 +86,12 @@ def select_heads(linear: Any, heads: list[int] | None, width: int) -> None:
     for name in ("heads", "columns"):
         linear.__dict__.pop(name, None)
     replace_forward(linear, None if heads is None else with_selected_heads)
-    if heads is not None:
-        linear.heads = heads
-        linear.columns = (
-            torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
-        ).flatten()
+    if heads is None:
+        return
+    linear.heads = heads
+    with torch.inference_mode(False):  # else no backward could use them
+        columns = torch.tensor(heads, device="cpu")[:, None] * width + torch.arange(width, device="cpu")
+        linear.columns = columns.flatten()
 
 
 def selected_heads(linear: Any) -> list[int] | None:
@@ -107,7 +108,8 @@ def selected_columns(linear: Any) -> Any:
 def with_selected_heads(linear: Any, inputs: Any) -> Any:
     """The forward of a linear of which some heads are given."""
     if linear.columns.device != inputs.device:
-        linear.columns = linear.columns.to(inputs.device)
+        with torch.inference_mode(False):
+            linear.columns = linear.columns.to(inputs.device)
     return nn.functional.linear(inputs, linear.weight, linear.bias).index_select(-1, linear.columns)
 
 
@@ -139,7 +141,29 @@ def replace_forward(module: Any, function: Any) -> None:
 
 def without_heads(attention: Any, hidden_states: Any, *arguments: Any, **keywords: Any) -> tuple[Any, None]:
     """The forward of an attention without heads: zeros, or the bias of its output linear."""
+    cache = keywords.get("past_key_values", keywords.get("layer_past"))
+    if cache is not None:
+        count_tokens(cache, attention.layer_idx, hidden_states)
     return attention.get_submodule(attention.output_name)(hidden_states[..., :0]), None
+
+
+def count_tokens(cache: Any, layer: int, hidden_states: Any) -> None:
+    """Stores zeros, one a token, as the keys and values of an attention without heads.
+
+    Masks of sliding and of full attention take the length of the past from the first layer of their kind.
+
+    Args:
+        cache: Of transformers; a quantised one, whose masks read the first layer of all, stays as it is.
+        layer: Number of the layer.
+        hidden_states: What the attention is given, (n, tokens, hidden size).
+    """
+    known = cache.layers[layer] if layer < len(cache.layers) else None
+    if hasattr(known or getattr(cache, "layer_class_to_replicate", None), "_quantize"):
+        return
+    keys = getattr(known, "keys", None)  # a static one may have its size before its first token
+    heads, width = (keys.shape[1], keys.shape[3]) if keys is not None and keys.dim() == 4 else (1, 1)
+    zeros = hidden_states.new_zeros(hidden_states.shape[0], heads, hidden_states.shape[1], width)
+    cache.update(zeros, zeros, layer)
 
 
 def share_cache(attention: Any, missing: int) -> None:

@@ -44,13 +44,16 @@ def choose_device(name: str) -> torch.device:
     """Returns the device of that name; "auto" takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: This machine has no such device, or it is none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise ConfigError(f"device {name!r} is not available on this machine. Use device: auto or cpu.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is none of torch. Use auto, cpu, cuda or mps.") from error
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import nn
 
 from ffp.core.blocks import parse_blocks
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ConfigError, check_whole
 from ffp.core.problem import AttentionUnits, Decision, PruningProblem
+from ffp.core.suggest import did_you_mean
 from ffp.models.families import Family, family_of
 from ffp.models.modeling_pruned import selected_heads
 
@@ -109,7 +110,7 @@ class PrunableModel:
         Args:
             model: Its weights may lie on torch's meta device.
             min_keep: Heads, channels or weights that stay in every decision. With 0, whole modules may go; the
-                attention of block 0 keeps a unit, from which caches and engines read the length of the past.
+                attention of block 0 keeps a unit: quantised caches read the length of the past from there.
             align: FFN channels that are kept or removed together, so that all kept sizes are multiples of it. Which
                 channels go together is not fixed: they are bundled in the order of their scores.
             keep_blocks: Blocks that lose nothing, e.g. "0-3,-2:"; see ffp.core.blocks.parse_blocks.
@@ -118,11 +119,11 @@ class PrunableModel:
                 KV heads stay). All are the same in a model without groups.
 
         Raises:
-            ConfigError: The family is unknown, `align` does not divide the channels, or `keep_blocks` are not of this
-                model.
+            ConfigError: The family or the kind of attention units is unknown, `min_keep` or `align` is no such number,
+                `align` does not divide the channels, or `keep_blocks` are not of this model.
         """
-        if min_keep < 0:
-            raise ConfigError(f"min_keep = {min_keep} is below 0. Give the units that every module keeps at least.")
+        check_whole("min_keep", min_keep, 0, "Give the units that every module keeps at least.")
+        check_whole("align", align, 1, "Give the number of FFN channels that go together; 1 for each by itself.")
         self.model = model
         self.min_keep, self.align, self.keep_blocks = min_keep, align, keep_blocks
         self.config = model.config
@@ -261,6 +262,8 @@ class PrunableModel:
 
     def _attention_units(self, asked: AttentionUnits) -> AttentionUnits:
         """What a unit of attention is."""
+        if asked not in (known := get_args(AttentionUnits)):
+            raise ConfigError(f"unknown attention_units {asked!r}: {did_you_mean(str(asked), known)}")
         ungrouped = self.kv_heads == self.heads or self.is_joint(0)
         return "kv-groups" if ungrouped else asked
 

@@ -18,11 +18,12 @@ from ffp import api
 from ffp.allocators.base import Method
 from ffp.config.pruning import PruneSettings, prune_settings
 from ffp.config.recover import RecoverSettings
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ConfigError, check_whole
 from ffp.core.problem import AttentionUnits
 from ffp.core.suggest import did_you_mean
 from ffp.measure.bos import place_bos
 from ffp.measure.recovery import Recovery, check_trainable
+from ffp.models.formats import DenseShape
 from ffp.models.placement import for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.checks import check_context, check_problem, check_token_ids
@@ -76,7 +77,7 @@ def prune(
     Raises:
         FfpError: Something that is asked for cannot be done; one line with the remedy.
     """
-    _check_call(prune, model, tokenizer, settings)
+    _check_call(prune, model, tokenizer, batch_tokens, settings)
     settings |= {"granularity": granularity, "compensate": compensate, "seed": seed, "params": params, "tokens": tokens}
     units: Any = {"min_keep": min_keep, "keep_blocks": keep_blocks, "attention_units": attention_units}
     asked = prune_settings(sparsity, method=method, units=_given_units(align, attention_units), **settings)
@@ -122,7 +123,7 @@ def allocate(
         ConfigError: A value is not accepted, or the text is too short; one line with the remedy.
         BudgetError: The sparsity cannot be met.
     """
-    _check_call(allocate, model, tokenizer, settings)
+    _check_call(allocate, model, tokenizer, batch_tokens, settings)
     asked = prune_settings(
         sparsity, method=method, params=params, tokens=tokens, granularity=granularity, seed=seed,
         units=_given_units(align, attention_units), **settings,
@@ -156,6 +157,7 @@ def run(
     """
     work = work or Work(None)
     _check_method(prunable, settings)
+    _check_biases(prunable, settings, dense_shape)
     windows, test, training = text.fitted, text.test, text.training
     phases = Phases(phase_tokens(windows, test, settings, tasks=score is not None))
     measuring = _Measuring(phases, work, test, place_bos(tokenizer, settings.bos), batch_tokens, score)
@@ -191,8 +193,10 @@ def _given_units(align: int, attention_units: str) -> list[str]:
     return [name for name, given in asked.items() if given]
 
 
-def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settings: Iterable[str]) -> None:
-    """Raises ConfigError for a model and a tokenizer that are none of transformers, and for an unknown argument."""
+def _check_call(
+    function: Callable[..., Any], model: Any, tokenizer: Any, batch_tokens: int, settings: Iterable[str]
+) -> None:
+    """Raises ConfigError for what is no model, tokenizer or number of tokens, and for an unknown argument."""
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
@@ -205,6 +209,7 @@ def _check_call(function: Callable[..., Any], model: Any, tokenizer: Any, settin
             f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "
             "transformers.AutoTokenizer.from_pretrained."
         )
+    check_whole("batch_tokens", batch_tokens, 1, f"Give the tokens of one forward, e.g. {api.BATCH_TOKENS}.")
     own = [each.name for each in inspect.signature(function).parameters.values() if each.kind != each.VAR_KEYWORD]
     known = {*own, *PruneSettings.model_fields}
     for name in settings:
@@ -220,6 +225,15 @@ def _check_method(prunable: PrunableModel, settings: PruneSettings) -> None:
         raise ConfigError(
             f"{needed} needs gradients, which torch.inference_mode() does not record. Prune outside it; "
             "torch.no_grad() is no obstacle."
+        )
+
+
+def _check_biases(prunable: PrunableModel, settings: PruneSettings, dense_shape: bool) -> None:
+    """Raises ConfigError where compensation would add biases to dense shapes that have none."""
+    if dense_shape and settings.compensate == "bias" and not DenseShape().takes_biases(prunable):
+        raise ConfigError(
+            f"compensate = 'bias' adds biases, which the dense shapes of a {prunable.config.model_type} model have no "
+            "place for. Compensate by ridge, or leave out dense_shape."
         )
 
 

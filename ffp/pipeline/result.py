@@ -27,6 +27,7 @@ from ffp.models.formats import Format, Saved
 from ffp.models.prunable import PrunableModel
 from ffp.pipeline.export import fitting, write_export
 from ffp.store import schemas
+from ffp.store.layout import expanded
 from ffp.store.provenance import provenance
 from ffp.store.task_scores import Metric, scored_tasks
 
@@ -123,11 +124,12 @@ class Pruned:
 
     @property
     def origin(self) -> ModelConfig:
-        """Where the model came from; what its configuration says, for a model that was given in memory."""
+        """Where the model came from; of one that was given in memory, what its configuration and the call say."""
         if self.source is not None:
             return self.source
         path = str(getattr(self.model.config, "_name_or_path", "")) or str(self.model.config.model_type)
-        return ModelConfig(source=LocalSource(kind="local", path=path), title=Path(path).name)
+        source, kept = LocalSource(kind="local", path=path), self.prunable.keep_blocks
+        return ModelConfig(source=source, title=Path(path).name, keep_blocks=kept)
 
     def save(
         self, folder: str | Path, *, format: str | Format = "transformers", overwrite: bool = False, **options: Any
@@ -141,11 +143,12 @@ class Pruned:
             options: Of a format that is given by name: `quantize=["Q8_0"]` and `pad` of "gguf".
 
         Returns:
-            The folder; `saved` then says how to run what is in it.
+            The folder, with ~ replaced; `saved` then says how to run what is in it.
 
         Raises:
             FfpError: The folder exists or cannot be written, or the format cannot hold the model.
         """
+        folder = expanded(folder)
         if isinstance(format, str):
             format = formats.create(format, **options)
         elif options:
@@ -158,10 +161,10 @@ class Pruned:
         origin = provenance(self.inputs, seed=seed, device=str(self.model.device), settings=asked)
         manifest = schemas.ExportFile(cell=self._cell().as_dict(), **self.removed.as_dict(), provenance=origin)
         self.saved = write_export(
-            self.prunable, self.tokenizer, format, Path(folder), card=self._card, manifest=manifest,
+            self.prunable, self.tokenizer, format, folder, card=self._card, manifest=manifest,
             parent=self.folder, overwrite=overwrite,
         )  # fmt: skip
-        return Path(folder)
+        return folder
 
     def time_against(self, load: Callable[[], Any]) -> None:
         """Times a prompt and generation beside the dense model; logs a warning where there is no memory for both.

@@ -9,7 +9,7 @@ Departs: the ridge is relative to the Gram matrix's mean diagonal, where the pub
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -83,6 +83,9 @@ def compensate(
 
     Returns:
         Tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut.
+
+    Raises:
+        ConfigError: Numbers of the pruned model overflow.
     """
     stream = BlockStream(prunable, windows, batch_tokens=batch_tokens)
     dense = [hidden.clone() for hidden in stream.hidden] if kind == "ridge-dense" else None
@@ -97,14 +100,30 @@ def compensate(
                 if dense is None and len(index) == module.n_indices:
                     continue  # nothing is missing
                 if kind == "bias":
-                    name, new = _compensate_by_bias(prunable, stream, module, index)
+                    solve = partial(_compensate_by_bias, prunable, stream, module, index)
                 else:
                     target = targets.pop(module.output, None)
-                    name, new = _compensate_by_ridge(prunable, stream, module, index, ridge, target)
-                updates[name] = new.cpu()
+                    solve = partial(_compensate_by_ridge, prunable, stream, module, index, ridge, target)
+                updates |= _finite(solve, module, stream.hidden[0].dtype)
             stream.advance(block)
         log.info("compensate: block %d/%d", block + 1, len(prunable.blocks))
     return updates
+
+
+def _finite(
+    solve: Callable[[], tuple[str, torch.Tensor]], module: PrunableModule, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Returns a parameter by its name on the CPU, or raises ConfigError where the stream before it overflows."""
+    try:
+        name, new = solve()
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of Gram matrices that are not finite
+        new = torch.tensor(torch.nan)
+    if not new.isfinite().all():
+        raise ConfigError(
+            f"numbers of the pruned model overflow in {str(dtype).removeprefix('torch.')} at {module.output}, so that "
+            "nothing can make up for what is gone. Use dtype bfloat16 or float32, a lower sparsity or no compensation."
+        )
+    return {name: new.cpu()}
 
 
 def _advance_dense(
@@ -220,18 +239,43 @@ def load_updates(
     Raises:
         ArtifactError: They are of another cut.
     """
-    paths = prunable.decision_names("structured")
+    shapes = {path: tuple(prunable.linear(path).weight.shape) for path in prunable.decision_names("structured")}
+    _check_shapes(shapes, updates, source)
     for name, value in updates.items():
         path, _, kind = name.rpartition(".")
-        linear = prunable.linear(path) if path in paths else None
-        shapes = {"weight": linear.weight.shape, "bias": linear.weight.shape[:1]} if linear is not None else {}
-        if linear is None or value.shape != shapes.get(kind):
-            raise ArtifactError(
-                f"{source} has {name} of shape {value.shape}, but this cut has {shapes.get(kind, 'none')}. "
-                "Run the rule that makes it again."
-            )
+        linear = prunable.linear(path)
         tensor = torch.from_numpy(value).to(linear.weight)
         setattr(linear, kind, nn.Parameter(tensor, requires_grad=False))
+
+
+def check_updates(
+    prunable: PrunableModel, kept: Mapping[str, npt.NDArray[Any]], updates: Mapping[str, npt.NDArray[np.float32]], *,
+    source: object = "updates.safetensors",
+) -> None:  # fmt: skip
+    """Raises ArtifactError where new parameters are not those of a dense model's cut to `kept`; see load_updates."""
+    shapes = {}
+    for module in prunable.modules:
+        units = torch.from_numpy(np.asarray(kept[module.decision.name], dtype=np.int64))
+        for path, segments in segments_by_linear(module).items():
+            shape = list(prunable.linear(path).weight.shape)
+            shape[segments[0].axis] = sum(len(segment.indices(units)) for segment in segments)
+            shapes[path] = tuple(shape)
+    _check_shapes(shapes, updates, source)
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, npt.NDArray[np.float32]], source: object
+) -> None:
+    """shapes: of the weights of all linears that can have new parameters, by path."""
+    for name, value in updates.items():
+        path, _, kind = name.rpartition(".")
+        weight = shapes.get(path, ())
+        expected = {"weight": weight, "bias": weight[:1]}.get(kind) or None
+        if value.shape != expected:
+            raise ArtifactError(
+                f"{source} has {name} of shape {value.shape}, but this cut has {expected or 'none'}. "
+                "Run the rule that makes it again."
+            )
 
 
 def spread_updates(

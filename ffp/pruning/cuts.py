@@ -13,7 +13,7 @@ from ffp.core.errors import ArtifactError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.models.prunable import PrunableModel, group_size
 from ffp.models.sliced import SlicedModel, cut, mask
-from ffp.pruning.compensation import compensate, load_updates, scaled_outputs, spread_updates
+from ffp.pruning.compensation import check_updates, compensate, load_updates, scaled_outputs, spread_updates
 from ffp.pruning.masked import MaskedModel
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.statistics import ModelStatistics
@@ -67,7 +67,8 @@ class Cut(Protocol):
             Sparsity of the decisions, and parameters left in the model.
 
         Raises:
-            ArtifactError: The arrays do not fit the problem or the model.
+            ArtifactError: The arrays do not fit the problem or the model, which stays as it was.
+            ConfigError: The dense shapes have no place for a bias; the model stays as it was.
         """
         ...
 
@@ -126,13 +127,14 @@ class StructuredCut:
     ) -> tuple[float, int]:  # fmt: skip
         """Removes the other units, or zeroes them, and loads the updates."""
         keep = count_kept(problem, masks, source)
+        check_updates(prunable, masks, updates)
         if not dense_shape:
             cut(prunable, masks)
             load_updates(prunable, updates)
             return problem.sparsity_of(keep), prunable.model_params()
-        dense = prunable.model_params()
+        dense, spread = prunable.model_params(), spread_updates(prunable, masks, updates)
         mask(prunable, masks)
-        load_updates(prunable, spread_updates(prunable, masks, updates))
+        load_updates(prunable, spread)
         return problem.sparsity_of(keep), dense - prunable.params_without(keep)
 
 
@@ -178,13 +180,14 @@ class WeightCut:
         if gone < problem.params_to_remove:
             raise ArtifactError(f"{source} removes {gone} weights, less than {problem.target} of them. Apply again.")
         for path, keep in kept.items():
+            if (values := updates.get(f"{path}.weight")) is not None and len(values) != int(keep.sum()):
+                raise ArtifactError(f"the updates beside {source} do not fit the mask of {path}. Apply again.")
+        for path, keep in kept.items():
             weight = prunable.linear(path).weight.data
             keep = keep.to(weight.device)
             values = updates.get(f"{path}.weight")
             if values is None:
                 weight.masked_fill_(~keep, 0)
-            elif len(values) == int(keep.sum()):
-                weight.zero_()[keep] = torch.from_numpy(values).to(weight)
             else:
-                raise ArtifactError(f"the updates beside {source} do not fit the mask of {path}. Apply again.")
+                weight.zero_()[keep] = torch.from_numpy(values).to(weight)
         return gone / problem.total_params, prunable.model_params() - gone

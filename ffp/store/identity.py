@@ -182,6 +182,8 @@ def _evaluate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     evaluation = experiment.grid.evaluation.model_dump()
     found = {**_arithmetic(experiment, cell), "evaluation": evaluation, "tasks": tasks}
     found |= {"prompts": "stems"} if tasks else {}  # cells without tasks are as they were before prompts were shared
+    if tasks and not cell.is_dense and cell.granularity == "structured" and experiment.model(cell).min_keep == 0:
+        found["caches"] = "counted"  # where a whole attention was gone, masks could miss the length of the past
     texts = {"texts": list(experiment.test_titles)} if _further(experiment) else {}
     return {**found, **texts, **_recovery(experiment, cell), **_bos(experiment, cell)}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ffp.config import Experiment, TasksConfig
+from ffp.config import Cell, Experiment, TasksConfig
 from ffp.config.grid import EvaluationConfig
 from ffp.core.errors import ConfigError
 from ffp.store.identity import asset_settings, step_settings
@@ -46,6 +47,16 @@ def test_cells_are_evaluated_again_when_a_list_or_the_way_of_asking_changes(tmp_
     assert settings(tasks=["arc_easy", "gsm8k"]) != first
     assert settings(tasks=LIST, evaluation={"chat_template": True}) != first
     assert settings(tasks=LIST, evaluation={"system_prompt": "Hello"}) != first
+
+
+def test_tasks_of_cells_whose_attentions_may_be_gone_are_scored_again(tmp_path: Path) -> None:
+    def settings(least: int, **changes: Any) -> dict[str, Any]:
+        file, model = make_experiment(tmp_path, **changes).file, tmp_path / "config" / "models" / "tiny.yaml"
+        model.write_text(json.dumps(json.loads(model.read_text()) | {"min_keep": least}))
+        return step_settings(Experiment(file), "evaluate", Cell("tiny", "structured", "0.30", "owl", 0))
+
+    assert settings(0, tasks=LIST) == settings(1, tasks=LIST) | {"caches": "counted"}
+    assert settings(0, tasks=None) == settings(1, tasks=None)
 
 
 def test_what_was_made_before_there_were_these_keys_is_the_same(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_scores_do_not_depend_on_the_batches_and_each_stays_within_its_tokens(ba
     assert all(count == 1 or size <= batch_tokens for count, size in sizes)
 
 
-def test_a_block_without_attention_keeps_nothing_and_scores_alike():
+def test_a_block_without_attention_scores_alike():
     prunable = PrunableModel(tiny("llama").float(), min_keep=0)
     gone = {
         m.decision.name: range(0 if m.kind == "attention" and m.block == 1 else m.n_indices) for m in prunable.modules

@@ -13,6 +13,7 @@ import ffp
 from ffp.core import projection
 from ffp.measure.calibration import collect
 from ffp.models.formats import Transformers
+from ffp.models.modeling_pruned import select_heads
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import SlicedModel, cut, mask
 from ffp.pruning.compensation import compensate, load_updates
@@ -67,6 +68,18 @@ def test_sliced_equals_masked_equals_cut(family, units):
     assert dense - removed.model_params() == problem.removed_by(allocation.keep)
     view.restore()
     torch.testing.assert_close(logits(sliced.model), before, **EXACT)
+
+
+@torch.inference_mode()
+def test_heads_that_are_selected_in_inference_mode_can_be_trained_afterwards():
+    """As they are on the device of the first forward, which ffp's own timing may be."""
+    linear = torch.nn.Linear(8, 16, device="meta")
+    select_heads(linear, [0, 0, 3], 4)
+    assert not linear.columns.is_inference()
+    assert linear(torch.ones(2, 8, device="meta")).shape == (2, 12)
+    assert linear.columns.device.type == "meta" and not linear.columns.is_inference()
+    with torch.inference_mode(False):
+        linear(torch.ones(2, 8, device="meta")).sum().backward()
 
 
 @BY_UNITS

@@ -20,7 +20,7 @@ from ffp.core.plain import markdown
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models import card
 from ffp.models.card import model_card, remake_commands
-from ffp.models.formats import Saved, Transformers
+from ffp.models.formats import DenseShape, Saved, Transformers
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
@@ -97,14 +97,44 @@ def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
     model.generation_config.temperature = 0.5
     with pytest.raises(ValueError, match="do_sample"):
         model.save_pretrained(tmp_path / "stock")
-    (tmp_path / "pruned").mkdir()
-    Transformers().save(PrunableModel(model), tokenizer(), tmp_path / "pruned")
-    assert ffp.load_pruned(tmp_path / "pruned", device="cpu").generation_config.do_sample is True
+    model.generation_config.do_sample = False
+    for format in (Transformers(), DenseShape()):
+        (tmp_path / format.name).mkdir()
+        before = model.generation_config.to_dict(), model.config.to_dict()
+        format.save(PrunableModel(model), tokenizer(), tmp_path / format.name)
+        assert ffp.load_pruned(tmp_path / format.name, device="cpu").generation_config.do_sample is True
+        assert (model.generation_config.to_dict(), model.config.to_dict()) == before
 
 
 def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):
     assert ffp.load_pruned(checkpoint, device="cpu").dtype == torch.float64
     assert ffp.load_pruned(checkpoint, device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16])
+def test_a_dtype_is_given_by_its_name_or_as_torch_has_it(dtype, checkpoint):
+    assert ffp.load_pruned(checkpoint, device="cpu", dtype=dtype).dtype == torch.float16
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"dtype": "fp16"}, r"^a model cannot be loaded in dtype 'fp16': did you mean .*float16"),
+        ({"dtype": "float8_e4m3fn"}, "in dtype 'float8_e4m3fn': did you mean float"),
+        ({"dtype": torch.int8}, r"in dtype torch\.int8: "),
+        ({"dtype": None}, "in dtype None: known: auto, bfloat16, "),
+        ({"device": "gpu"}, r"^device 'gpu' is none of torch\. Use auto, cpu, cuda or mps"),
+    ],
+)
+def test_another_dtype_or_device_is_refused(asked, said, checkpoint):
+    with pytest.raises(ConfigError, match=said):
+        ffp.load_pruned(checkpoint, **asked)
+
+
+def test_a_checkpoint_below_the_home_directory_is_found(checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(checkpoint.parent))
+    assert ffp.load_pruned(f"~/{checkpoint.name}", device="cpu").dtype == torch.float64
 
 
 def test_a_compensated_bias_is_refused_where_the_family_has_none():

@@ -78,6 +78,10 @@ def models():
     kept = iter(([0, 1, 3, 5], [2, 4], range(6)))
     cut(heads, {m.decision.name: next(kept) if m.kind == "attention" else range(33) for m in heads.modules})
     yield "query-heads", heads, Transformers()
+    kinds = ["sliding_attention", "full_attention"] * 2
+    mixed = PrunableModel(tiny("gemma3_text", num_hidden_layers=4, layer_types=kinds), min_keep=0)
+    cut(mixed, {m.decision.name: range(0 if "1.att" in m.decision.name else m.n_indices) for m in mixed.modules})
+    yield "without-first-full-attention", mixed, Transformers()
     yield "zeros", PrunableModel(tiny("llama")), DenseShape()
 
 

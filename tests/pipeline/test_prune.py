@@ -77,6 +77,7 @@ def test_the_call_in_the_model_card_makes_the_same_model_again(asked, loaded, te
     model, tokenizer = loaded
     first = ffp.prune(model, tokenizer, sparsity=0.3125, text=texts, in_place=False, **asked, **SMALL)
     card = ExportFiles(first.save(tmp_path / "small")).card.read_text()
+    assert ("Blocks that lose nothing: 0." in card) == ("keep_blocks" in asked)
     call = next(line for line in card.splitlines() if line.startswith("ffp.prune("))
     call = call.replace("text=...", "text=texts, in_place=False, evaluate=False")
     again = eval(call, {"ffp": ffp, "model": model, "tokenizer": tokenizer, "texts": texts})
@@ -110,6 +111,15 @@ def test_what_is_saved_loads_in_transformers_and_answers_alike(granularity, load
     with pytest.raises(ffp.core.errors.FfpError, match="exists and is not overwritten"):
         pruned.save(folder)
     pruned.save(folder, overwrite=True)
+
+
+def test_a_folder_below_the_home_directory_is_made_there(loaded, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, method="uniform", evaluate=False, **SMALL)
+    assert pruned.save("~/small") == tmp_path / "home" / "small"
+    assert ffp.load_pruned("~/small", device="cpu").num_parameters() == pruned.removed.kept_params
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_format_takes_its_options_by_name(loaded, texts, tmp_path):
@@ -305,6 +315,11 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ),
         ({"method": "flap", "granularity": "unstructured"}, ConfigError, "flap serves structured pruning only"),
         ({"granularity": "unstructured", "compensate": "ridge"}, ConfigError, "compensation serves structured"),
+        (
+            {"compensate": "bias", "dense_shape": True},
+            ConfigError,
+            r"^compensate = 'bias' adds biases, which the dense shapes of a llama model have no place for\. Compensate",
+        ),
         ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),
         ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
         ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
@@ -366,6 +381,13 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
             r"^recover has no effect with the method none\. Take lora, or lea",
         ),
         ({"min_keep": -5}, "min_keep = -5 is below 0"),
+        *(({"min_keep": value}, f"^min_keep = {value!r} is no whole") for value in (None, "2", 1.5, True)),
+        *(({"align": value}, f"^align = {value!r} is no whole") for value in (None, "8", 8.0)),
+        *(({"align": value}, f"^align = {value} is below 1") for value in (0, -8)),
+        *(({"batch_tokens": value}, f"^batch_tokens = {value!r} is no whole") for value in (None, "4096", 4096.0)),
+        *(({"batch_tokens": value}, f"^batch_tokens = {value} is below 1") for value in (0, -5)),
+        ({"attention_units": "query_heads"}, "^unknown attention_units 'query_heads': did you mean query-heads"),
+        ({"attention_units": None}, "^unknown attention_units None: known: kv-groups, query-heads, single-query-heads"),
         ({"keep_blocks": [0, 1]}, r"keep_blocks = \[0, 1\] is no text"),
         ({"keep_blocks": 0}, "keep_blocks = 0 is no text"),
         ({"tokens": "4096"}, "tokens = '4096' is no whole number"),

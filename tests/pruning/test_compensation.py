@@ -1,10 +1,13 @@
 """Compensation against least squares on stacked data, and against the stream it must have seen."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from ffp.core import projection
+from ffp.core.errors import ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.models.stream import BlockStream
@@ -151,3 +154,18 @@ def test_a_module_is_whole_only_with_all_of_its_channels_or_heads(units, name, k
     assert kept == one.decision.n_units < one.n_indices
     updates = compensate(prunable, {**whole, name: np.arange(kept)}, tokens(6), kind="ridge", batch_tokens=40)
     assert list(updates) == [f"{one.output}.weight"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", ["bias", "ridge", "ridge-dense"])
+def test_numbers_of_the_pruned_stream_that_overflow_are_one_line(kind):
+    prunable = PrunableModel(tiny("llama").half())
+    blocks = [copy.deepcopy(block.state_dict()) for block in prunable.blocks]
+    for name in ("up_proj", "gate_proj"):  # in block 1, so that block 0 is compensated before
+        prunable.linear(f"model.layers.1.mlp.{name}").weight.data.mul_(3e3)
+    kept = {m.decision.name: range(max(1, m.n_indices - 3)) for m in prunable.modules}
+    line = r"^numbers of the pruned model overflow in float16 at model\.layers\.1\.mlp\.down_proj, so that .*Use dtype"
+    with pytest.raises(ConfigError, match=line):
+        compensate(prunable, kept, tokens(4), kind=kind, batch_tokens=40)
+    for block, before in zip(prunable.blocks[::2], blocks[::2], strict=True):
+        assert all(torch.equal(block.state_dict()[name], tensor) for name, tensor in before.items())

@@ -127,6 +127,31 @@ def test_files_that_do_not_fit_are_refused():
         cut.install(PrunableModel(tiny("llama").float()), problem.at(0.6), masks, updates, source="here")
 
 
+@pytest.mark.parametrize(
+    ("fault", "dense_shape"),
+    [("bias", True), ("shape", False), ("shape", True), ("name", False), ("name", True), ("weights", False)],
+)
+def test_an_install_that_is_refused_leaves_the_model_as_it_was(fault, dense_shape):
+    granularity = "unstructured" if fault == "weights" else "structured"
+    cut = WeightCut(granularity, "sparsegpt") if fault == "weights" else StructuredCut("wanda", "bias")
+    stats = calibrated(granularity, "mistral")
+    problem, allocation = random_allocation(stats.prunable, granularity, 0.3)
+    masks, updates = cut.make(problem, allocation, stats, tokens(4), batch_tokens=40)
+    last = max(updates)
+    faulty = {
+        "bias": updates,
+        "name": {**updates, "lm_head.weight": updates[last]},
+        "shape": {**updates, last: updates[last][:-1]},
+        "weights": {**updates, last: updates[last][:-1]},
+    }[fault]
+    model = tiny("mistral").float()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ConfigError if fault == "bias" else ArtifactError):
+        cut.install(PrunableModel(model), problem, masks, faulty, source="masks", dense_shape=dense_shape)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_heads_and_channels_are_cut_or_zeroed():
     stats, cut = calibrated("structured"), StructuredCut("wifv", "bias")
     problem, allocation = random_allocation(stats.prunable, "structured", 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -29,15 +30,19 @@ def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
     """Saves weights in shards, configuration and generation defaults.
 
     transformers loads generation defaults with a temperature and without do_sample, but refuses to save them; do_sample
-    is set then, since a temperature asks for sampling.
+    is set in the folder then, since a temperature asks for sampling. The model keeps its own defaults.
     """
     defaults: Any = model.generation_config
     try:
         if defaults is not None:
             defaults.validate(strict=True)
     except ValueError:
-        defaults.do_sample = True
-    type(model).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
+        model.generation_config = copy.deepcopy(defaults)
+        model.generation_config.do_sample = True
+    try:
+        type(model).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
+    finally:
+        model.generation_config = defaults
     edit(ExportFiles(folder).config, lambda body: body | legacy_keys(body))
 
 
