@@ -207,16 +207,14 @@ def allocate(
 
     Raises:
         BudgetError: The sparsity cannot be met.
-        ConfigError: The sparsity is no share, the calibration is of a model with other units, or the method does not
-            fit the model, its texts or the policy.
+        ConfigError: The sparsity is no share, or model, calibration, method, texts and policy do not go together.
     """
     if not 0 < sparsity < 1:
         raise ConfigError(f"sparsity {sparsity:g}: a share is in (0, 1){percent(sparsity)}")
     problem = prunable.problem(sparsity, granularity)
-    _check_units(prunable, problem, calibration)
     method.check(problem)
     method.check_fitness(fitness)
-    statistics = calibration.statistics.for_granularity(granularity)
+    statistics = _statistics(calibration, prunable, problem)
     if isinstance(method, Search):
         with for_inference(prunable.model):
             candidates = cut.candidates(statistics)
@@ -236,21 +234,10 @@ def allocate(
     return AllocationResult(problem, allocation, cost)
 
 
-def _check_units(prunable: PrunableModel, problem: PruningProblem, calibration: Calibration | None = None) -> None:
-    """Raises ConfigError where a problem or a calibration counts other units than this model does."""
-    if problem.granularity != "structured":  # of single weights, units are not asked
-        return
-    asked = [(each.name, each.n_units, each.bundle, each.params_per_unit) for each in problem.decisions]
-    own = [module.decision for module in prunable.modules]
-    if asked != [(each.name, each.n_units, each.bundle, each.params_per_unit) for each in own]:
-        raise ConfigError("the problem is of a model with other units (align, attention_units). Use one PrunableModel.")
-    measured = prunable if calibration is None else calibration.statistics.prunable
-    if [(m.segments, m.n_indices, m.decision.bundle, m.per_group) for m in prunable.modules] != [
-        (m.segments, m.n_indices, m.decision.bundle, m.per_group) for m in measured.modules
-    ]:
-        raise ConfigError(
-            "the calibration is of a model with other units (align, attention_units). Calibrate the one that is pruned."
-        )
+def _statistics(calibration: Calibration, prunable: PrunableModel, problem: PruningProblem) -> ModelStatistics:
+    """Returns a calibration's statistics for a problem of a model; ConfigError where it is of other units."""
+    prunable.check_units(problem, calibration.statistics.prunable)
+    return calibration.statistics.for_granularity(problem.granularity)
 
 
 def _reward_of(
@@ -325,8 +312,7 @@ def make_masks(
     Raises:
         ConfigError: The calibration or the problem is of a model with other units.
     """
-    _check_units(prunable, problem, calibration)
-    statistics, windows = calibration.statistics.for_granularity(problem.granularity), calibration.windows.calibration
+    statistics, windows = _statistics(calibration, prunable, problem), calibration.windows.calibration
     with for_inference(prunable.model):
         return Masks(*cut.make(problem, allocation, statistics, windows, batch_tokens=batch_tokens))
 
@@ -349,7 +335,7 @@ def install(
         ArtifactError: The masks belong to another model.
         ConfigError: The problem is of a model with other units, or the dense shapes have no place for a bias.
     """
-    _check_units(prunable, problem)
+    prunable.check_units(problem)
     dense = prunable.model_params()
     sparsity, kept = cut.install(prunable, problem, masks.kept, masks.updates, source=source, dense_shape=dense_shape)
     if problem.granularity == "structured" and not dense_shape:

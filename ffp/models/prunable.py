@@ -172,6 +172,29 @@ class PrunableModel:
         )
         return PruningProblem(decisions, target, granularity)
 
+    def check_units(self, problem: PruningProblem, measured: PrunableModel | None = None) -> None:
+        """Raises ConfigError where a problem, or the model that was measured, has other units than this model.
+
+        Of single weights, the units are not asked. The least that stays may differ.
+        """
+        if problem.granularity != "structured":
+            return
+        own = [module.decision for module in self.modules]
+        counts = [[(d.name, d.n_units, d.bundle, d.params_per_unit) for d in each] for each in (own, problem.decisions)]
+        if counts[0] != counts[1]:
+            raise ConfigError(
+                "the problem is of a model with other units (align, attention_units). Use one PrunableModel."
+            )
+        places = [
+            [(module.segments, module.n_indices, module.decision.bundle, module.per_group) for module in each.modules]
+            for each in (self, measured or self)
+        ]
+        if places[0] != places[1]:
+            raise ConfigError(
+                "the calibration is of a model with other units (align, attention_units). Calibrate the one that is "
+                "pruned."
+            )
+
     def decision_names(self, granularity: str) -> dict[str, str]:
         """Returns the name of each block linear's decision by the linear's path, in forward order."""
         found = {}
