@@ -31,7 +31,7 @@ import torch
 from ffp.allocators.base import Heuristic, Method, Search, SearchBudget
 from ffp.allocators.shortage import shortage
 from ffp.allocators.tracker import Tracker
-from ffp.config.reading import percent
+from ffp.config.reading import fault_of_share
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, FloatArray, PruningProblem
@@ -209,8 +209,8 @@ def allocate(
         BudgetError: The sparsity cannot be met.
         ConfigError: The sparsity is no share, or model, calibration, method, texts and policy do not go together.
     """
-    if not 0 < sparsity < 1:
-        raise ConfigError(f"sparsity {sparsity:g}: a share is in (0, 1){percent(sparsity)}")
+    if fault := fault_of_share(sparsity):
+        raise ConfigError(f"sparsity {sparsity:g}: {fault}")
     problem = prunable.problem(sparsity, granularity)
     method.check(problem)
     method.check_fitness(fitness)

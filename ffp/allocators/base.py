@@ -264,7 +264,8 @@ class Search(Method, ABC):
     ) -> bool:
         """Returns whether a budget pays for at least one step of what the search is named after.
 
-        With less it answers with what it starts from, or as a simpler method does; see ffp.allocators.shortage.
+        With less it answers with what it starts from, or as a simpler method does; see ffp.allocators.shortage, which
+        looks for the least budget that is enough: some budget has to be.
 
         Args:
             problem: What it answers.

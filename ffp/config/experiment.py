@@ -78,7 +78,7 @@ class Experiment:
         file: The grid's file.
         root: The folder of models/, texts/ and tasks/.
         grid: The grid, with the folder in which its results are.
-        named: The grid as its file says it, with the folder in which they were made: commands and logs name that one.
+        as_written: The grid as its file says it: commands and logs name the folder in which results were made.
         models: Its models by name.
         texts: Its texts by name.
         tasks: Its tasks; None where it scores none.
@@ -96,7 +96,7 @@ class Experiment:
         self.file = Path(grid_file)
         folder = self.file.parent
         self.root = folder if (folder / "models").is_dir() else Path(os.path.normpath(folder / ".."))
-        self.named = self.grid = read_part(GridConfig, self.file)
+        self.as_written = self.grid = read_part(GridConfig, self.file)
         self.models = {name: self._part("models", name, ModelConfig) for name in self.grid.models}
         self.texts = {name: self._part("texts", name, TextConfig) for name in self.grid.all_texts}
         if self.text.test_only:

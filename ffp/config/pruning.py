@@ -19,7 +19,7 @@ from ffp.config.grid import (
     is_refitted,
     reads_grams,
 )  # fmt: skip
-from ffp.config.reading import Seed, Strict, first_fault, percent
+from ffp.config.reading import Seed, Strict, fault_of_share, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError
 from ffp.core.problem import Granularity
@@ -58,8 +58,8 @@ class PruneSettings(Strict):
     @field_validator("sparsity")
     @classmethod
     def _is_share(cls, sparsity: float) -> float:
-        if not 0 < sparsity < 1:
-            raise ValueError(f"a share is in (0, 1){percent(sparsity)}")
+        if fault := fault_of_share(sparsity):
+            raise ValueError(fault)
         return sparsity
 
     @property

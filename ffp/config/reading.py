@@ -175,6 +175,11 @@ def percent(share: float) -> str:
     return f". Write {share / 100:g} for {share:g} %" if 1 < share <= 100 else ""
 
 
+def fault_of_share(share: float) -> str:
+    """Returns what is wrong with a share of parameters to remove, and what to write instead; "" if nothing is."""
+    return "" if 0 < share < 1 else f"a share is in (0, 1){percent(share)}"
+
+
 def read_part(shape: type[S], path: Path) -> S:
     """Reads a config file as a checked section.
 

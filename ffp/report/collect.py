@@ -132,7 +132,7 @@ def read_grid_cell(experiment: Experiment, cell: Cell) -> Record:
     A cell without that perplexity, as after the texts of the grid were changed, is missing.
     """
     files, first = Layout.from_grid(experiment.grid).cell(cell), experiment.grid.test_texts[0]
-    logs = read_logs(Layout.from_grid(experiment.named), cell)
+    logs = read_logs(Layout.from_grid(experiment.as_written), cell)
     record = read_cell(cell, files, logs=logs, first_text=first)
     if record.done and "ppl" not in record.perplexities:
         record.row.update(status="missing", reason=f"scores.json has no perplexity on {first} yet")

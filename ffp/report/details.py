@@ -57,7 +57,7 @@ def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def commands(experiment: Experiment, record: Record) -> list[str]:
     """Returns the command lines that repeat this cell alone, to be run in the folder of the repository."""
-    grid, cell = experiment.named, record.cell
+    grid, cell = experiment.as_written, record.cell
     layout = Layout.from_grid(grid)
     files = layout.cell(cell)
     common = {"config": experiment.file, "cell": cell.path, "model-dir": layout.model(cell.model).folder}
@@ -84,7 +84,7 @@ def commands(experiment: Experiment, record: Record) -> list[str]:
 
 def inputs(experiment: Experiment, model: str) -> list[str]:
     """Returns the command lines that fetch and calibrate what all cells of a model share."""
-    grid, layout = experiment.named, Layout.from_grid(experiment.named)
+    grid, layout = experiment.as_written, Layout.from_grid(experiment.as_written)
     folders = {"model-dir": layout.model(model).folder, "text-dir": layout.text(grid.calibration_text).folder}
     out = layout.calibration(model).folder
     assets = [("model", experiment.entry("models", model), folders["model-dir"])]

@@ -81,7 +81,7 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
         titles=_script_json({name: model.title for name, model in experiment.models.items()}),
         cells=_script_json([_cell_line(record, figures) for record in records]),
         details=_packed({record.cell.path: details(experiment, record) for record in records}),
-        command=command("report", config=experiment.file, out=Layout.from_grid(experiment.named).report.folder),
+        command=command("report", config=experiment.file, out=Layout.from_grid(experiment.as_written).report.folder),
         style=Markup(style),
         script=Markup(here.joinpath("page.js").read_text("utf-8")),
         datatables=base64.b64encode(datatables.joinpath("dt_bundle.js").read_bytes()).decode(),

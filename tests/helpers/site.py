@@ -102,9 +102,11 @@ class Site:
             env={**os.environ, "PATH": path, "PYTHONPATH": str(self.code), "FAIL": fail},
         )  # fmt: skip
 
-    def planned(self, *arguments: str, **options: str) -> dict[str, int]:
-        """Jobs by rule that a run would do now, without the rule `all`; options: of snakemake()."""
-        done = self.snakemake("--dry-run", *arguments, **options)  # type: ignore[arg-type]
+    def planned(
+        self, *arguments: str, grid: str = "config/grid.yaml", profile: str = "local"
+    ) -> dict[str, int]:  # fmt: skip
+        """Jobs by rule that a run would do now, without the rule `all`."""
+        done = self.snakemake("--dry-run", *arguments, grid=grid, profile=profile)
         assert done.returncode == 0, done.stdout
         if NOTHING in done.stdout:
             return {}

@@ -43,6 +43,11 @@ TASKS_DIR = LAYOUT.tasks(EXPERIMENT.tasks_name) if EXPERIMENT.tasks else None
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
 
 
+def one_of(names):
+    """A pattern for exactly these names; it matches nothing if there are none."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
+
+
 def asked_often(function):
     """A function of wildcards with its signature, which Snakemake would work out again for every job and resource."""
     function.__signature__ = inspect.signature(function)
@@ -71,6 +76,7 @@ HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
 # Cells that are trained after pruning, and their methods; the trained dense model is one of them.
 TRAINED = [cell for cell in EXPERIMENT.cells() if EXPERIMENT.recover(cell).wanted]
 RECOVERED = list(dict.fromkeys(cell.method for cell in TRAINED))
+TRAINED_ONLY = {"granularity": "structured", "method": one_of(RECOVERED)}  # wildcards of the rules for them
 # All files of all cells, so that a deleted one is noticed; the report reads all but the cuts.
 CUT_FILES = [file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).cut]
 CELL_FILES = [
@@ -78,11 +84,6 @@ CELL_FILES = [
     *(file for cell in EXPERIMENT.cells(dense=False) for file in LAYOUT.cell(cell).searched),
     *(file for cell in TRAINED for file in (LAYOUT.cell(cell).curve, LAYOUT.cell(cell).recover_cost)),
 ]
-
-
-def one_of(names):
-    """A pattern for exactly these names; it matches nothing if there are none."""
-    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
 
 
 wildcard_constraints:

@@ -45,8 +45,7 @@ rule evaluate:
 # the training stands between these two.
 use rule evaluate as evaluate_trained with:
     wildcard_constraints:
-        granularity="structured",
-        method=one_of(RECOVERED),
+        **TRAINED_ONLY,
 
 
 ruleorder: evaluate_trained > evaluate

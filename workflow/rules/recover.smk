@@ -13,8 +13,7 @@ rule recover:
     benchmark:
         benchmark_of("recover")
     wildcard_constraints:
-        granularity="structured",
-        method=one_of(RECOVERED),
+        **TRAINED_ONLY,
     priority: 20
     conda:
         ENV
