@@ -44,6 +44,8 @@ rule assets:
 onstart:
     cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
     locks.hold()
+    if workflow.executor_plugin.name == "slurm" and (left := cluster.take_back()):
+        print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. What they had to do is submitted again.")
 
 
 onsuccess:

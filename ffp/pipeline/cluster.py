@@ -108,6 +108,20 @@ def check(executor: str, snakefile: str) -> None:
         )
 
 
+def take_back() -> int:
+    """Cancels the jobs that a killed run left in Slurm's queue, and returns their number.
+
+    The run that calls this submits them again, so that both would compute the same. Searches go on from their journals.
+    """
+    command = ["squeue", "--noheader", "--me", "--format", "%A|%k|%Z"]  # number, comment, folder
+    listed = subprocess.run(command, text=True, capture_output=True).stdout
+    jobs = [line.split("|", 2) for line in listed.splitlines()]
+    left = [job for job, comment, folder in jobs if comment.startswith("rule_") and folder == os.getcwd()]
+    if left:
+        subprocess.run(["scancel", *left], check=True)
+    return len(left)
+
+
 def slurm_options(models: Mapping[str, ModelConfig], kind: JobKind) -> dict[str, Callable[[str], str | None]]:
     """Returns what the models of a grid ask of Slurm for one kind of jobs: functions of the model's name, by resource.
 

@@ -201,6 +201,47 @@ def wait_for(found: object, run: subprocess.Popen[str]) -> list[list[str]]:
     raise AssertionError("the run ended too soon")
 
 
+def queued(*words: str) -> list[str]:
+    """Numbers of jobs in the queue."""
+    command = ["squeue", "-h", "--me", "-o", "%A", *words]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.split()
+
+
+def partition(state: str) -> None:
+    """Lets jobs of the partition start (UP) or not (DOWN); those that run go on."""
+    subprocess.run(["scontrol", "update", "PartitionName=gpu", f"State={state}"], check=True)
+
+
+@pytest.mark.fault
+def test_the_next_start_cancels_what_a_killed_run_left_in_the_queue(
+    finished: tuple[Path, str], tmp_path: Path, tiny_source: Path
+) -> None:
+    """Both would compute the same otherwise. Jobs of other folders, and jobs that are no run's, stay."""
+    folder, since = site(tmp_path, tiny_source), now()
+    run = snakemake(folder)
+    wait_for(lambda: running(folder, "calibrate"), run)
+    partition("DOWN")
+    try:
+        wait_for(lambda: len(queued("-t", "PD")) == 6, run)
+        run.kill()
+        run.wait()
+        idle = ["sbatch", "--parsable", "--begin", "now+1hour", "--partition", "gpu", "--mem", "10"]
+        words = (["--comment", "rule_allocate_search", "--chdir", "/"], ["--comment", "mine"])
+        others = [
+            subprocess.run([*idle, *each, "--wrap", "true"], cwd=folder, text=True, stdout=-1, check=True).stdout
+            for each in words
+        ]
+        run = snakemake(folder)
+        wait_for(lambda: "cancelled in Slurm's queue: 6." in (folder / "snakemake.log").read_text(), run)
+    finally:
+        partition("UP")
+    finish(folder, run)
+    assert sorted(queued()) == sorted(number.strip() for number in others)
+    subprocess.run(["scancel", *queued()], check=True)
+    searches = [state for state, comment in accounted(since, "state", "comment") if "allocate_search" in comment]
+    assert searches.count("COMPLETED") == 6
+
+
 @pytest.mark.long
 @pytest.mark.fault
 def test_out_of_memory_scancel_and_a_crashed_node_end_in_the_same_report(
