@@ -172,12 +172,17 @@ class Experiment:
         try:
             method = create(self.method(name).name, self.parameters(name))
             method.check_fitness(self.fitness(name))
-            return method
         except ParameterError as error:
             where = ".".join(filter(None, ("variants", name, "params", error.key)))
             raise ConfigError(f"{self.file}: {where}: {error}") from error
         except ConfigError as error:
             raise ConfigError(f"{self.file}: {error}") from error
+        if self._variant(name).compensated and not isinstance(method, Search):
+            raise ConfigError(
+                f"{self.file}: variants.{name}.compensated has no effect with {method.name}, which searches nothing. "
+                "Leave it out."
+            )
+        return method
 
     @property
     def text(self) -> TextConfig:

@@ -125,6 +125,7 @@ def prune_settings(
     if not (tokens is None or isinstance(tokens, int)):
         raise ConfigError(f"tokens = {tokens!r} is no whole number. Write it without quotes.")
     compensate = ("ridge" if structured else "none") if compensate is None else compensate
+    counted = "evaluations" in _given(others.get("search"))
     others = _completed(others)
     if method is None and structured and tokens != 0:
         method, params = SEARCHED, {**START, **(params or {})}
@@ -137,11 +138,11 @@ def prune_settings(
     try:
         settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
         _check_effects(settings, {*units, *others, *(("tokens",) if tokens else ())}, spell)
-        if tokens is None or not isinstance(method, Search):
-            return settings
-        return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens)})
     except ValidationError as error:
         raise ConfigError(first_fault(error, PruneSettings)) from error
+    if tokens is None or not isinstance(method, Search):
+        return settings
+    return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens, counted)})
 
 
 def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:
@@ -178,6 +179,13 @@ def _completed(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _given(section: Any) -> Collection[str]:
+    """The keys that a section names: a mapping, or an object of the section's class."""
+    if isinstance(section, Strict):
+        return section.model_fields_set
+    return section if isinstance(section, Mapping) else ()
+
+
 def _as_many_tokens(full: Strict, given: Collection[str]) -> dict[str, int]:
     """How often a section reads a window so that it takes the default's tokens, unless that is given."""
     if isinstance(full, CalibrationConfig) and "windows" not in given:
@@ -202,11 +210,14 @@ def _second_order(ridge: bool, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _budget(search: SearchConfig, method: str, tokens: int) -> SearchConfig:
+def _budget(search: SearchConfig, method: str, tokens: int, counted: bool) -> SearchConfig:
+    """The search with so many tokens; counted: whether evaluations are given too."""
     each = search.windows_per_evaluation * search.context
     if tokens < each:
         raise ConfigError(
             f"tokens = {tokens} pays for no evaluation of {each} tokens by {method}. Give more, or take a method "
             f"without a search, such as {UNSEARCHED}."
         )
+    if counted:
+        raise ConfigError("tokens and search.evaluations both say what a search may spend. Give one.")
     return search.model_copy(update={"evaluations": tokens // each})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )  # fmt: skip
 from pydantic_core import ErrorDetails
 
@@ -115,6 +116,33 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     hint: ClassVar[str] = ""  # added to the error about an unknown key
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_no_truth(cls, given: Any) -> Any:
+        """Hands yes and no on as texts where numbers are wanted: Python takes them for 1 and 0."""
+        if not isinstance(given, Mapping):
+            return given
+        numbers = {field.alias or name for name, field in cls.model_fields.items() if _is_number(field.annotation)}
+        return {key: _without_truth(value) if key in numbers else value for key, value in given.items()}
+
+
+def _is_number(annotation: Any) -> bool:
+    kinds = _kinds(annotation)
+    return bool(kinds & {int, float}) and not kinds & {bool, Any}
+
+
+def _without_truth(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_truth(each) for each in value]
+    return str(value) if isinstance(value, bool) else value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """All types in a field's type."""
+    return {part for part in (annotation, *get_args(annotation)) if isinstance(part, type) or part is Any}.union(
+        *(_kinds(part) for part in get_args(annotation))
+    )
 
 
 S = TypeVar("S", bound=Strict)
@@ -231,6 +259,8 @@ def _in_words(fault: ErrorDetails) -> str:
         return "not a text" + (". Put it in quotes" if isinstance(fault["input"], bool | int | float | date) else "")
     if fault["type"] == "float_parsing" and (share := _PERCENT.fullmatch(fault["input"])):
         return f"not a number. Write {float(share[1]) / 100:g} for {float(share[1]):g} %"
+    if fault["type"] in ("int_parsing", "float_parsing") and fault["input"] in ("True", "False"):
+        return "not a number. YAML reads yes, on and true as True, and no, off and false as False"
     if fault["type"] == "too_short" and not given["actual_length"]:
         return f"the list is empty, and needs at least {given['min_length']} item"
     if fault["type"] == "string_pattern_mismatch":

@@ -119,8 +119,8 @@ class PrunableModel:
                 KV heads stay). All are the same in a model without groups.
 
         Raises:
-            ConfigError: The family or the kind of attention units is unknown, `min_keep` or `align` is no such number,
-                `align` does not divide the channels, or `keep_blocks` are not of this model.
+            ConfigError: The model has no blocks, its family or the kind of attention units is unknown, `min_keep` or
+                `align` is no such number, `align` does not divide the channels, or `keep_blocks` are not of this model.
         """
         check_whole("min_keep", min_keep, 0, "Give the units that every module keeps at least.")
         check_whole("align", align, 1, "Give the number of FFN channels that go together; 1 for each by itself.")
@@ -129,9 +129,12 @@ class PrunableModel:
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
+        if not len(self.blocks):
+            raise ConfigError("this model has no blocks, so that nothing of it can be pruned. Give one that has some.")
         self.heads: int = model.config.num_attention_heads
         self.kv_heads: int = getattr(model.config, "num_key_value_heads", None) or self.heads
-        self.head_dim: int = self.linear(self._path(0, self.family.attention_output)).in_features // self.heads
+        # by the configuration, since an attention that was cut has fewer columns
+        self.head_dim: int = getattr(model.config, "head_dim", None) or model.config.hidden_size // self.heads
         self.attention_units = self._attention_units(attention_units)
         self._is_pruned = any(self._is_cut(block) for block in range(len(self.blocks)))
         self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}

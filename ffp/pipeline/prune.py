@@ -204,6 +204,11 @@ def _check_call(
             f"the model is a {type(model).__name__}, not a causal language model. Load one by "
             "transformers.AutoModelForCausalLM.from_pretrained, or name it to the command `ffp prune`."
         )
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ConfigError(
+            "the model has weights on torch's meta device, which are not in memory. Load it by "
+            "AutoModelForCausalLM.from_pretrained, without a device_map that leaves weights on the disk."
+        )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(
             f"the tokenizer is a {type(tokenizer).__name__}. Load the model's own by "

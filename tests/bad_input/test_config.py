@@ -136,6 +136,13 @@ CASES = [
     *(Case(f"{text}, which YAML takes for another number", write(GRID, f"title: a\nseeds: [{text}]\n"),
            f"{text} is the number {value} in YAML. Write {value}, or put {text} in quotes")
       for text, value in (("010", 8), ("1:30", 90), ("1:30:00", 5400), ("1:30.5", 90.5))),
+    *(Case(f"{word} for a number", edit(GRID, **{key: given}), f"{where} = '{word}': not a number. YAML reads yes, on")
+      for key, given, where, word in (
+          ("seeds", [True], "seeds.0", "True"), ("sparsities", [0.3, False], "sparsities.1", "False"),
+          ("search", {"windows": True}, "search.windows", "True"))),
+    Case("a compensated search of a method that searches nothing",
+         grid(methods=["a"], variants={"a": {"use": "owl", "compensate": "ridge", "compensated": True}}),
+         "variants.a.compensated has no effect with owl, which searches nothing. Leave it out"),
     Case("a list instead of keys", write(GRID, "- a\n- b\n"), "holds a list, not a mapping of keys"),
     Case("an empty file", write(GRID, ""), "config file config/grid.yaml is empty. Write its keys"),
     Case("a file of remarks", write(GRID, "# nothing\n"), "config file config/grid.yaml is empty"),

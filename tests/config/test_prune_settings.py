@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ffp.cli import front
-from ffp.config.grid import CalibrationConfig
+from ffp.config.grid import CalibrationConfig, SearchConfig
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
 from ffp.core.errors import ConfigError
 
@@ -88,6 +88,12 @@ def test_what_a_section_leaves_out_is_the_default_of_the_command(
     named: dict[str, Any], given: dict[str, Any], changed: dict[str, tuple[int, ...]]
 ) -> None:
     assert sizes(prune_settings(0.3, **named, **given)) == DEFAULTS | changed
+
+
+@pytest.mark.parametrize("section", [{"evaluations": 9}, SearchConfig(context=256, evaluations=9)])
+def test_a_budget_that_is_given_twice_is_refused(section: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^tokens and search\.evaluations both say what a search may spend"):
+        prune_settings(0.3, search=section, tokens=1024)
 
 
 @pytest.mark.parametrize("context", [256, 512, 100, 20_000])

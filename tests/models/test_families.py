@@ -77,6 +77,25 @@ def test_sliced_equals_masked_equals_cut(family):
     torch.testing.assert_close(logits(removed), expected, **EXACT)
 
 
+@BY_FAMILY
+def test_a_model_is_known_as_pruned_where_only_its_first_attention_was_cut(family):
+    model = tiny(family)
+    prunable = PrunableModel(model)
+    whole = {module.decision.name: np.arange(module.decision.n_units) for module in prunable.modules}
+    cut(prunable, {**whole, "block00.attention": np.array([0])})
+    again = PrunableModel(model)
+    assert again.head_dim == prunable.head_dim
+    if not prunable.is_joint(0):
+        assert again.sizes(0)["num_attention_heads"] < prunable.heads
+        with pytest.raises(ConfigError, match="was pruned by ffp before"):
+            again.problem(0.3)
+
+
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ConfigError, match=r"^this model has no blocks"):
+        PrunableModel(tiny("llama", num_hidden_layers=0))
+
+
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_aligned_slices_equal_masked_ones_and_meet_the_budget(family):
     masked, sliced = tiny(family), tiny(family)

@@ -29,10 +29,14 @@ from ffp.pruning.cuts import StructuredCut
 from ffp.store import schemas
 from ffp.store.documents import read_documents
 from ffp.store.layout import SPLITS, ExportFiles, Layout
+from tests.helpers.families import tiny
 
 SMALL = {"calibration": {"windows": 4, "context": 64}, "evaluation": {"windows": 4, "context": 64},
          "search": {"context": 64, "windows": 8, "selection_windows": 4, "evaluations": 12,
                     "windows_per_evaluation": 2, "finalists": 2, "checkpoints": [1.0]}}  # fmt: skip
+
+
+ON_META = tiny("llama").to("meta")
 
 
 @pytest.mark.parametrize("method", ["owl", "fastforward-guided"])
@@ -186,7 +190,7 @@ def test_a_pruned_model_is_not_pruned_again(loaded, texts, tmp_path):
 
 
 def test_summary_and_figures_tell_the_same(loaded, texts):
-    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, tokens=1536, speed=True, **SMALL)
+    pruned = ffp.prune(*loaded, sparsity=0.3, text=texts, speed=True, **SMALL)
     summary, figures = pruned.summary(), pruned.as_dict()
     json.dumps(figures, allow_nan=False)
     assert figures["search"]["tokens"] > 0
@@ -362,6 +366,7 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
     ("asked", "said"),
     [
         ({"model": "smollm2-135m"}, r"the model is a str, not a causal language model\. Load one by"),
+        ({"model": ON_META}, r"^the model has weights on torch's meta device, which are not in memory\. Load it by"),
         ({"tokenizer": None}, "the tokenizer is a NoneType"),
         ({"compensate": False}, "compensate"),
         ({"method": create("owl", {}), "params": {"strength": 0.1}}, "params have no effect"),
