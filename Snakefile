@@ -11,6 +11,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/assets.smk"
 include: "workflow/rules/preflight.smk"
 include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/grams.smk"
 include: "workflow/rules/allocate.smk"
 include: "workflow/rules/apply.smk"
 include: "workflow/rules/recover.smk"
@@ -42,10 +43,7 @@ rule assets:
 
 
 onstart:
-    cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
-    locks.hold()
-    if workflow.executor_plugin.name == "slurm" and (left := cluster.take_back()):
-        print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. What they had to do is submitted again.")
+    begin()
 
 
 onsuccess:

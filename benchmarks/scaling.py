@@ -42,6 +42,7 @@ CALIBRATION, CELL = CalibrationFiles(Path()), CellFiles(Path())
 WRITTEN = {
     "asset": [AssetFiles(Path()).manifest],
     "calibrate": [CALIBRATION.tokens, CALIBRATION.stats, CALIBRATION.cost],
+    "grams": [CALIBRATION.grams, CALIBRATION.grams_cost],
     "allocate": CELL.searched,
     "apply": CELL.cut,
 }

@@ -112,6 +112,8 @@ def _search(options: argparse.Namespace, layout: Layout, kernel: str, cell: Cell
             text_dir=layout.text(grid.calibration_text).folder,
             out=calibration,
         )
+    if Experiment(options.config).needs_grams(cell.method) and not (calibration / "grams.cost.json").exists():
+        ffp("grams", model=cell.model, model_dir=model, calibration=calibration, out=calibration)
     if not CellFiles(out).allocation.exists():
         ffp("allocate", cell=cell.path, model_dir=model, calibration=calibration, out=out)
 

@@ -120,6 +120,24 @@ def calibrate(config: GridFile, model: ModelName, model_dir: ModelDir, text_dir:
 
 
 @app.command(rich_help_panel=STEPS)
+def grams(config: GridFile, model: ModelName, model_dir: ModelDir, calibration: CalibrationDir, out: OutDir) -> None:
+    r"""Collect the Gram matrices that compensated searches, fisher-table and the orders obs and pairwise need.
+
+    It runs the dense model once more over the calibration's windows.
+
+    Example:
+      ffp grams --config config/grids/race-compensated.yaml --model smollm2-135m \
+          --model-dir data/models/smollm2-135m \
+          --calibration data/calibration/smollm2-135m --out data/calibration/smollm2-135m
+    """
+    experiment = open_model(config, model)
+    start(experiment.models[model])
+    from ffp.pipeline import steps
+
+    steps.collect_grams(experiment, model, model_dir, calibration, out)
+
+
+@app.command(rich_help_panel=STEPS)
 def allocate(
     config: GridFile, cell: CellPath, model_dir: ModelDir, calibration: CalibrationDir, out: CellDir,
     init: Annotated[

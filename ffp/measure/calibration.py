@@ -14,7 +14,7 @@ import torch
 
 from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
-from ffp.models.placement import float64
+from ffp.models.placement import float64, for_inference
 from ffp.models.prunable import PrunableModel
 from ffp.models.stream import watch_inputs
 from ffp.pruning.moments import GramSum, InputMoments, InputSums, watch_block
@@ -54,6 +54,28 @@ def collect(
     moments = {path: InputMoments(s.mean.cpu().numpy(), s.sq_mean.cpu().numpy()) for path, s in sums.items()}
     found = {path: product.mean.cpu().numpy() for path, product in products.items()}
     return ModelStatistics(prunable, moments, windows.numel(), influence=influence.value(), grams=found)
+
+
+def gram_matrices(
+    prunable: PrunableModel, windows: torch.Tensor, *, batch_tokens: int
+) -> Mapping[str, npt.NDArray[Any]]:
+    """Collects Gram matrices alone, in a pass of their own.
+
+    Args:
+        prunable: The dense model.
+        windows: Calibration tokens, (n, context) int64.
+        batch_tokens: Tokens in one forward; at least one window.
+
+    Returns:
+        E[x x^T] of the inputs of every output projection by its path, (width, width) float32.
+
+    Raises:
+        ConfigError: The model's numbers overflow.
+    """
+    with for_inference(prunable.model):
+        found = collect(prunable, windows, batch_tokens=batch_tokens, grams=True).grams
+    check_finite(found, next(prunable.model.parameters()).dtype)
+    return found
 
 
 def check_finite(measured: Mapping[str, npt.NDArray[Any]], dtype: torch.dtype) -> None:

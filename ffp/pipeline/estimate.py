@@ -84,7 +84,8 @@ def estimate(folder: Path, config: ModelConfig, settings: PruneSettings) -> Esti
     )  # fmt: skip
     if settings.recover.wanted:
         memory["recover"] = training_memory(prunable, config, settings.recover, settings.calibration.context)
-    steps = ["calibrate", "evaluate", "apply", *(["allocate"] if isinstance(settings.method, Search) else [])]
+    steps = ["grams" if settings.needs_grams else "calibrate", "evaluate", "apply"]
+    steps += ["allocate"] if isinstance(settings.method, Search) else []
     steps += ["recover"] if settings.recover.wanted else []
     size = prunable.model_params() * dtype_of(prunable.model, config).itemsize
     size += gram_bytes(prunable) if settings.needs_grams else 0

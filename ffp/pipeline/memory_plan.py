@@ -47,7 +47,7 @@ def step_memory(
         config: How the model runs.
         gradients: Whether the search takes gradients.
         held: Whether it keeps those of all weights.
-        grams: Whether Gram matrices are kept; they stay in memory where a search or an order reads them.
+        grams: Whether Gram matrices are collected; they stay in memory where a search or an order reads them.
         compensated: Whether candidates of the search are compensated.
     """
     width, b = int(prunable.config.hidden_size), dtype_of(prunable.model, config).itemsize
@@ -81,7 +81,7 @@ def step_memory(
     needs["allocate"] += _weight_gradients(prunable, tokens(grid.search.context)) if held else 0
     if grams:
         pairs, order = gram_bytes(prunable), max(_inverse(prunable, module) for module in modules)
-        needs["calibrate"] += pairs
+        needs["grams"] = needs["calibrate"] + pairs
         needs["allocate"] += pairs + (_refits(prunable) if compensated else 0) + _curve_gate(prunable, modules)
         needs["allocate"], needs["apply"] = (max(needs[step], pairs + order) for step in ("allocate", "apply"))
     return {step: int(b * prunable.model_params() - away + need) for step, need in needs.items()}

@@ -40,7 +40,7 @@ ALIGN_ADVICE = (
 )
 # Steps whose jobs ask for what `resources` says of searches and of scores; see workflow/rules.
 JOB_STEPS: Mapping[JobKind, tuple[str, ...]] = {
-    "search": ("calibrate", "allocate", "recover"), "score": ("apply", "evaluate"),
+    "search": ("calibrate", "grams", "allocate", "recover"), "score": ("apply", "evaluate"),
 }  # fmt: skip
 TEST_TOKENS = 340_000  # a whole test text, for grids that limit no windows; WikiText-2's
 
@@ -60,7 +60,7 @@ class ModelPlan:
         limits: Largest sparsity that min_keep and keep_blocks allow, by granularity.
         memory: Peak bytes on the device, by step.
         host: Bytes of the weights.
-        grams: Bytes of the Gram matrices that calibration keeps; 0 for none.
+        grams: Bytes of the Gram matrices; 0 for none.
         tasks: What scoring each task takes; empty where that is not known.
         flops: Multiplications and additions of all its jobs, by step.
         speed: How fast its jobs run.
@@ -164,6 +164,7 @@ def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, sc
     forward, trained = forward_flops(prunable), sum(training_tokens(experiment.recover(c)) for c in cells["recover"])
     return {
         "calibrate": forward * (stream + texts),
+        "grams": forward * stream * experiment.keeps_grams,
         "allocate": forward * spent * len(cells["allocate"]),
         # a block is passed up to each output projection, and once more as a whole
         "apply": stream * (2 * 2.0 * units + 2.0 * moments) * len(cells["apply"]),
@@ -176,7 +177,8 @@ def planned_flops(prunable: PrunableModel, experiment: Experiment, name: str, sc
 def _jobs(experiment: Experiment, name: str) -> dict[str, int]:
     cells = list(experiment.cells(only=name))
     pruned, trained = sum(not cell.is_dense for cell in cells), len(recovered_cells(experiment, name))
-    jobs = {"asset": 1, "preflight": 1, "calibrate": 1, "allocate": pruned, "apply": pruned}
+    grams = {"grams": 1} if experiment.keeps_grams else {}
+    jobs = {"asset": 1, "preflight": 1, "calibrate": 1, **grams, "allocate": pruned, "apply": pruned}
     return {**jobs, **({"recover": trained} if trained else {}), "evaluate": len(cells)}
 
 

@@ -36,7 +36,7 @@ from ffp.pipeline.checks import (
     check_token_ids,
 )
 
-STEPS = ("calibrate", "allocate", "apply", "recover", "evaluate")
+STEPS = ("calibrate", "grams", "allocate", "apply", "recover", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Planned:
     disk: tuple[Path, int] | None = None
 
     def tokens_before(self, step: str) -> int:
-        """Returns what a cell forwards before a step, in tokens; what compensation and recovery take is left out."""
+        """Returns what a cell forwards before a step, in tokens, without Gram matrices, compensation and recovery."""
         calibration, search = self.settings.calibration, self.settings.search
         spent = {"calibrate": calibration.windows * calibration.context}
         if self.searches:

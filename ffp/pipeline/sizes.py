@@ -85,7 +85,8 @@ def peak_memory(prunable: PrunableModel, experiment: Experiment, name: str) -> i
 
 def computing_steps(experiment: Experiment, name: str) -> set[str]:
     """Returns the steps that forward something through a model."""
-    return {"calibrate", *(step for step, cells in computing_cells(experiment, name).items() if cells)}
+    once = {"calibrate", "grams"} if experiment.keeps_grams else {"calibrate"}
+    return once | {*(step for step, cells in computing_cells(experiment, name).items() if cells)}
 
 
 def memory_of(prunable: PrunableModel, experiment: Experiment, name: str) -> dict[str, int]:

@@ -37,7 +37,8 @@ def _rows(experiment: Experiment, name: str) -> Iterator[tuple[str, ...]]:
     memory = memory_of(prunable, experiment, name) | recovery_memory(prunable, experiment, name)
     work = planned_flops(prunable, experiment, name, task_tokens(experiment, {}))
     of_texts, forward = planned_flops(prunable, experiment, name, 0), forward_flops(prunable)
-    jobs = {"calibrate": 1, **{step: len(cells) for step, cells in computing_cells(experiment, name).items()}}
+    cells = {step: len(cells) for step, cells in computing_cells(experiment, name).items()}
+    jobs = {"calibrate": 1, "grams": 1, **cells}
     speed = speed_of(experiment, name, prunable).flops
     for step, spent in found.items():
         share, counted = spent.jobs / jobs[step], step not in NO_TOKENS

@@ -19,6 +19,7 @@ from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import Allocation
 from ffp.measure.bos import place_bos
+from ffp.measure.calibration import gram_matrices
 from ffp.measure.cost import CostMeter
 from ffp.measure.tasks import score_tasks
 from ffp.models.checkpoint import load_model, load_skeleton, load_tokenizer
@@ -51,12 +52,30 @@ def calibrate(experiment: Experiment, model_name: str, model_dir: Path, text_dir
     prunable, tokenizer = load_prunable(experiment, model_name, model_dir), load_tokenizer(model_dir)
     windows = api.Windows(**fitted_windows(experiment, model_name, prunable, tokenizer, text_dir))
     with CostMeter() as cost:
-        calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens, grams=experiment.keeps_grams)
+        calibration = api.calibrate(prunable, windows, batch_tokens=config.batch_tokens)
         cost.n_tokens = sum(ids.numel() for _, ids in windows.items())
     settings = step_settings(experiment, "calibrate", Cell.dense_of(model_name))
     origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
     write_calibration(files, calibration, origin)
     schemas.CostFile(**cost.as_dict(), provenance=origin).write(files.cost)
+
+
+def collect_grams(experiment: Experiment, model_name: str, model_dir: Path, calibration_dir: Path, out: Path) -> None:
+    """Collects the Gram matrices of a calibrated model on the windows of that calibration.
+
+    It is a step of its own, so that a grid which gets its first method that needs them is not calibrated again.
+    """
+    config, files, model_dir = experiment.models[model_name], CalibrationFiles(out), stage(model_dir)
+    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
+    prunable = load_prunable(experiment, model_name, model_dir)
+    windows = read_calibration(prunable, calibration_dir).windows.calibration
+    with CostMeter() as cost:
+        grams = gram_matrices(prunable, windows, batch_tokens=config.batch_tokens)
+        cost.n_tokens = windows.numel()
+    settings = step_settings(experiment, "grams", Cell.dense_of(model_name))
+    origin = provenance(inputs, device=str(prunable.model.device), settings=settings)
+    schemas.GRAMS.write(files.grams, grams, schemas.Origin(provenance=origin))
+    schemas.CostFile(**cost.as_dict(), provenance=origin).write(files.grams_cost)
 
 
 def allocate(

@@ -44,7 +44,8 @@ class Took:
 def took(experiment: Experiment, name: str) -> dict[str, Took]:
     """Returns what the finished jobs of a model took, by step; of cells whose step runs the model."""
     layout = Layout.from_grid(experiment.grid)
-    found = {"calibrate": _sum(_costs([layout.calibration(name).cost]))}
+    calibration = layout.calibration(name)
+    found = {"calibrate": _sum(_costs([calibration.cost])), "grams": _sum(_costs([calibration.grams_cost]))}
     for step, cells in computing_cells(experiment, name).items():
         files = [layout.cell(cell) for cell in cells]
         if step == "apply":

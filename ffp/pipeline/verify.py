@@ -124,13 +124,17 @@ class Verifier:
             {files.tokens: schemas.TOKENS.read, files.stats: schemas.STATS.read, files.cost: CostFile.read}
         )
         origins = [found[files.tokens][1].provenance, found[files.stats][1].provenance, found[files.cost].provenance]
-        if self.experiment.keeps_grams:
-            origins.append(self._read({files.grams: schemas.GRAMS.read})[files.grams][1].provenance)
         cell = Cell.dense_of(model)
         for origin in origins:
             yield from self._inputs(files.folder, origin, model=f"models/{model}", text=self.text)
             yield from self._settings(files.folder, origin.get("settings"), "calibrate", cell)
         self.calibrations[model] = calibration_digest(files.folder)
+        if self.experiment.keeps_grams:
+            found = self._read({files.grams: schemas.GRAMS.read, files.grams_cost: CostFile.read})
+            for origin in (found[files.grams][1].provenance, found[files.grams_cost].provenance):
+                yield from self._inputs(files.folder, origin, model=f"models/{model}")
+                yield from self._calibrated(files.folder, origin, cell)
+                yield from self._settings(files.folder, origin.get("settings"), "grams", cell)
 
     def _inputs(self, where: Path, origin: Provenance, **inputs: str) -> Faults:
         """The digests of assets that a file says it was made from, against those that are here."""

@@ -95,7 +95,11 @@ def inputs(experiment: Experiment, model: str) -> list[str]:
     if experiment.tasks_name and not isinstance(grid.tasks, str):
         tasks = layout.tasks(experiment.tasks_name).folder
         lines.append(command("asset grid-tasks", config=experiment.file, out=tasks))
-    return [*lines, command("calibrate", config=experiment.file, model=model, **folders, out=out)]
+    lines.append(command("calibrate", config=experiment.file, model=model, **folders, out=out))
+    if experiment.keeps_grams:
+        given = {"model-dir": folders["model-dir"], "calibration": out}
+        lines.append(command("grams", config=experiment.file, model=model, **given, out=out))
+    return lines
 
 
 def shared(experiment: Experiment, model: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ Item = tuple[str, str]  # module, name
 ROOTS: Mapping[str, tuple[Item, ...]] = {
     "asset": (("ffp.assets", "fetch_model"), ("ffp.assets", "fetch_text"), ("ffp.assets", "fetch_tasks")),
     "calibrate": (("ffp.pipeline.steps", "calibrate"),),
+    "grams": (("ffp.pipeline.steps", "collect_grams"),),
     "allocate": (("ffp.pipeline.steps", "allocate"),),
     "apply": (("ffp.pipeline.steps", "apply"),),
     "recover": (("ffp.pipeline.recover", "recover"),),

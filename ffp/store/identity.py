@@ -22,6 +22,7 @@ from ffp.store import code_version
 STEP_VERSIONS: Mapping[str, str] = {
     "asset": "1",
     "calibrate": "1",
+    "grams": "1",
     "allocate": "1",
     "reward": "1",
     "apply": "4",
@@ -60,8 +61,8 @@ def step_settings(experiment: Experiment, step: str, cell: Cell) -> dict[str, An
 
     Args:
         experiment: The grid and what it names.
-        step: "calibrate", "allocate", "apply", "recover" or "evaluate".
-        cell: The cell; `calibrate` looks at its model alone.
+        step: "calibrate", "grams", "allocate", "apply", "recover" or "evaluate".
+        cell: The cell; `calibrate` and `grams` look at its model alone.
     """
     method = experiment.method(cell.method) if step == "allocate" else None
     return {"step_version": STEP_VERSIONS[step], "code": code_of(step, method), **_SETTINGS[step](experiment, cell)}
@@ -132,8 +133,12 @@ def _calibrate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     grid = experiment.grid
     texts = {name: getattr(grid.search, name) for name in ("context", "windows", "selection_windows")}
     found = {**_arithmetic(experiment, cell), "calibration": grid.calibration.model_dump(), "search": texts}
-    found |= {"grams": True} if experiment.keeps_grams else {}
     return found | _bos(experiment, cell)
+
+
+def _grams(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    used = experiment.grid.calibration.model_dump(include={"windows", "context"})
+    return {**_arithmetic(experiment, cell), "calibration": used} | _bos(experiment, cell)
 
 
 def _bos(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -199,6 +204,7 @@ def _further(experiment: Experiment) -> dict[str, str]:
 
 _SETTINGS: Mapping[str, Callable[[Experiment, Cell], dict[str, Any]]] = {
     "calibrate": _calibrate,
+    "grams": _grams,
     "allocate": _allocate,
     "apply": _apply,
     "recover": _recover,

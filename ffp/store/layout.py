@@ -61,13 +61,14 @@ class AssetFiles(Folder):
 
 
 class CalibrationFiles(Folder):
-    """What `preflight` and `calibrate` write for a model."""
+    """What `preflight`, `calibrate` and `grams` write for a model."""
 
     preflight = File("preflight.json")  # what was checked before anything was spent
     tokens = File("tokens.safetensors")  # windows of the texts, and the dense model's losses on them
     stats = File("stats.safetensors")  # moments of every linear's input, and the blocks' influence
     grams = File("grams.safetensors")  # moments of pairs of every output projection's inputs, where a cell needs them
     cost = File("calibrate.cost.json")
+    grams_cost = File("grams.cost.json")
 
 
 class CellFiles(Folder):

@@ -95,7 +95,7 @@ class Cost(Part):
 
 
 class CostFile(JsonFile, Cost):
-    """calibrate.cost.json, search.cost.json and recover.cost.json."""
+    """calibrate.cost.json, grams.cost.json, search.cost.json and recover.cost.json."""
 
     tag = "ffp/cost/1"
 

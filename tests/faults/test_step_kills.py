@@ -35,6 +35,7 @@ COMMANDS = {
     "asset text": ["asset", "text", "--config", "config/texts/docs.yaml"],
     "preflight": step("preflight", "--model", "tiny", *MODEL, *TEXT),
     "calibrate": step("calibrate", "--model", "tiny", *MODEL, *TEXT),
+    "grams": step("grams", "--model", "tiny", *MODEL, *CALIBRATION),
     "allocate": step("allocate", "--cell", SEARCH, *MODEL, *CALIBRATION),
     "apply": step("apply", "--cell", LORA, *MODEL, *CALIBRATION, "--allocation",
                   f"results/cells/{LORA}/allocation.json"),

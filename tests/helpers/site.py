@@ -53,6 +53,7 @@ def files_by_command() -> dict[str, list[str]]:
     files = {
         "asset": [layout.model("m").manifest],
         "calibrate": [calibration.tokens, calibration.stats, calibration.cost],
+        "grams": [calibration.grams, calibration.grams_cost],
         "allocate": cell.searched,
         "apply": cell.cut,
         "report": layout.report.all,

@@ -257,7 +257,8 @@ def test_a_compensated_search_and_its_gram_matrices_are_planned(tmp_path):
     planned = plan.plan_model(grid, "tiny")
     assert planned.grams == sum(each.nbytes for each in found[0].statistics.grams.values())
     assert f"Gram matrices take {planned.grams / 1e9:.2f} GB" in plan.report(grid, tflops=1.0)
-    assert 0.5 < calibrate / (planned.memory["calibrate"] - planned.host) < 1.05
+    assert 0.5 < calibrate / (planned.memory["grams"] - planned.host) < 1.05
+    assert planned.jobs["grams"] == 1 and planned.flops["grams"] > 0
     assert 0.5 < (allocate + planned.grams) / (planned.memory["allocate"] - planned.host) < 1.05
 
 

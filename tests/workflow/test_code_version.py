@@ -21,7 +21,7 @@ from tests.helpers.synthetic import PROBLEMS, answer
 
 TARGETS = {name: f"{method.__module__}:{method.__qualname__}" for name, method in METHODS.items()}
 SEARCHES = {name for name, method in METHODS.items() if is_search(method)}
-STEPS = ["asset", "calibrate", "apply", "recover", "evaluate", "report"]
+STEPS = ["asset", "calibrate", "grams", "apply", "recover", "evaluate", "report"]
 
 
 def forget() -> None:
@@ -152,6 +152,7 @@ def test_nothing_that_runs_in_a_step_is_missing(
     folder = Path("results/cells") / cell.path
     runs = {
         "calibrate": lambda: steps.calibrate(experiment, "tiny", model, text, tmp_path),
+        "grams": lambda: steps.collect_grams(experiment, "tiny", model, calibration, tmp_path),
         "apply": lambda: steps.apply(experiment, cell, model, calibration, folder / "allocation.json", tmp_path),
         "evaluate": lambda: steps.evaluate(experiment, cell, model, [text], None, folder, tmp_path / "scores.json"),
     }

@@ -116,6 +116,10 @@ CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
         _grid(sparsities=[0.2, 0.3, 0.4]),
         {"preflight": 1, "allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
     ),
+    "the first method that needs Gram matrices": (
+        _grid(methods=["owl", "fastforward", "fisher-table"]),
+        {"preflight": 1, "grams": 1, "allocate_search": 2, "apply": 2, "evaluate": 2, "report": 1},
+    ),
     "another seed: of the searches only": (
         _grid(seeds=[0, 1]),
         {"allocate_search": 4, "apply": 4, "evaluate": 4, "report": 1},

@@ -8,7 +8,6 @@ rule calibrate:
     output:
         CALIBRATION.tokens,
         CALIBRATION.stats,
-        *([CALIBRATION.grams] if EXPERIMENT.keeps_grams else []),
         CALIBRATION.cost,
     log:
         log_of("calibrate", "{model}"),
@@ -43,4 +42,5 @@ rule calibrate:
 rule calibrated:
     input:
         [LAYOUT.calibration(model).stats for model in GRID.models],
+        [LAYOUT.calibration(model).grams for model in GRID.models if EXPERIMENT.keeps_grams],
     localrule: True

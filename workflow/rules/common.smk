@@ -43,6 +43,14 @@ TASKS_DIR = LAYOUT.tasks(EXPERIMENT.tasks_name) if EXPERIMENT.tasks else None
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
 
 
+def begin():
+    """What a run does before its first job."""
+    cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
+    locks.hold()
+    if workflow.executor_plugin.name == "slurm" and (left := cluster.take_back()):
+        print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. What they had to do is submitted again.")
+
+
 def one_of(names):
     """A pattern for exactly these names; it matches nothing if there are none."""
     return "|".join(re.escape(str(name)) for name in names) or "(?!)"
