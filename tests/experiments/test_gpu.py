@@ -1,5 +1,6 @@
 """The benchmark of one GPU, on a tiny shape and the CPU."""
 
+import logging
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ WORDS = [
 
 def run(monkeypatch, out, *words):
     monkeypatch.setattr(sys, "argv", ["gpu", *WORDS, "--out", str(out), *words])
+    monkeypatch.setattr(logging.getLogger("ffp"), "setLevel", lambda level: None)  # it would last
     gpu.main()
     return steps_of(out)
 
