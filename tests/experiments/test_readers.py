@@ -2,15 +2,16 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import ablation, baselines, defaults, growth, models, race, reading, second_order, units
+from experiments import ablation, answers, baselines, defaults, growth, models, race, reading, second_order, units
 from ffp.config import Experiment
 from ffp.store.files import write_json
 from ffp.store.layout import Layout
-from ffp.store.schemas import ScoresFile
+from ffp.store.schemas import AnswersFile, ScoresFile
 from tests.helpers.cells import make_experiment, write_cell
 
 
@@ -172,6 +173,43 @@ def test_older_curves_that_repeat_the_only_answer_are_cut_to_it():
     assert race._without_filling(repeated)["curve"] == curve(0.5, 0.5, 0.5, 0.4)[-1:]
     moving = run_of("fastforward", 1, (0.6, 0.5, 0.5, 0.4), 20.0)
     assert race._without_filling(moving) == moving
+
+
+def test_answers_are_scored_on_windows_that_no_search_sees(tiny, monkeypatch, tmp_path, capsys):
+    """The tiny grid has no evolution: its curves are there, its comparisons are empty."""
+    monkeypatch.setattr(answers, "FURTHER", 2)
+    out = tmp_path / "answers.json"
+    body = read(answers, monkeypatch, out)
+    assert [run["method"] for run in body["runs"]] == ["fastforward", "fastforward-guided"]
+    for run in body["runs"]:
+        (cell,) = (cell for cell in tiny.cells() if cell.method == run["method"])
+        kept = AnswersFile.read(Layout.from_grid(tiny.grid).cell(cell).answers).points
+        assert [point["tokens"] for point in run["points"]] == [point.tokens for point in kept]
+        assert {(len(point["further"]), len(point["test"])) for point in run["points"]} == {(2, 6)}
+    last = body["runs"][-1]["points"][-1]
+    scores = reading.read_scores(tiny, cell)  # without compensation a candidate is the cell's model
+    ppl = body["dense_test_ppl"] * np.exp(np.mean(last["test"]))
+    assert ppl == pytest.approx(scores.ppl.value, rel=1e-4)
+    assert body["marks"]["tokens_to_match"] == {"further": {"0.30": {}}, "test": {"0.30": {}}}
+    assert out.with_suffix(".svg").exists()
+    before = out.read_bytes()
+    read(answers, monkeypatch, out)
+    assert out.read_bytes() == before, "nothing was missing"
+
+
+def test_answers_are_compared_with_evolutions_last_one_under_the_same_seed(tiny):
+    def run(method, seed, *losses):
+        points = [{"tokens": 100 * (i + 1), "further": [loss, loss + 0.2], "test": [loss, loss]}
+                  for i, loss in enumerate(losses)]  # fmt: skip
+        return {"method": method, "sparsity": "0.30", "seed": seed, "points": points}
+
+    runs = [run("evolutionary", 0, 0.9, 0.5), run("evolutionary", 1, 0.9, 0.7),
+            run("owl", 0, 0.5, 0.4), run("owl", 1, 0.8, 0.6), run("owl", 2, 0.1, 0.1)]  # fmt: skip
+    grid = SimpleNamespace(grid=SimpleNamespace(methods=["evolutionary", "owl"]))
+    marks = answers.compute_marks(grid, runs)
+    assert marks["tokens_to_match"]["test"]["0.30"] == {"evolutionary": 1.0, "owl": 0.75}
+    ahead = marks["from_evolution"]["further"]["0.30"]["owl"]
+    assert ahead["0.5"] == pytest.approx([0.05, 0.0]) and ahead["1"] == pytest.approx([-0.1, 0.0])
 
 
 def test_growth_compares_tokens_to_the_same_gain_on_two_models(tmp_path, monkeypatch):
