@@ -118,7 +118,7 @@ def take_back() -> int:
     jobs = [line.split("|", 2) for line in listed.splitlines()]
     left = [job for job, comment, folder in jobs if comment.startswith("rule_") and folder == os.getcwd()]
     if left:
-        subprocess.run(["scancel", *left])  # one that has ended meanwhile makes it complain, and is as good as cancelled
+        subprocess.run(["scancel", *left])  # it complains of those that have ended meanwhile
     return len(left)
 
 
