@@ -197,7 +197,7 @@ def _plot(experiment: Experiment, runs: list[Run], dense_ppl: float, path: Path)
         axis.set_xticks(ticks, [f"{count / 1000:.3g} k" for count in ticks])
         axis.minorticks_off()
     axes[0][0].set_ylabel("test perplexity of the answer")
-    axes[0][-1].legend(frameon=False)
+    axes[0][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)
 
 

@@ -16,7 +16,7 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).glob("*.py"))
     if path.stem not in HELPERS
 ]
-PLOTTED = ("race", "ablation", "decisions", "second_order", "units", "models")
+PLOTTED = ("race", "answers", "ablation", "decisions", "second_order", "units", "models")
 
 
 def run(monkeypatch, name, *words):
