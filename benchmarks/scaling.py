@@ -169,6 +169,8 @@ def main() -> None:
     parser.add_argument("--slurm", action="store_true", help="also keep a running cluster busy (two minutes)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scaling.json", help="JSON file")
     options = parser.parse_args()
+    if options.slurm and (not shutil.which("squeue") or subprocess.run(["squeue"], capture_output=True).returncode):
+        parser.error("--slurm needs a running cluster. Bring a virtual one up: tests/slurm/cluster.sh up")
     scratch = Path(tempfile.mkdtemp(prefix="ffp-scaling-"))
     try:
         planned = plan(scratch / "plan")
