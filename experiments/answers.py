@@ -20,15 +20,22 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import make_parser, open_model, write_marks
-from experiments.drawing import pyplot, save
-from experiments.reading import SearchedCell, add_redraw, read_grid
+from experiments.drawing import draw_curves
+from experiments.reading import (
+    SearchedCell,
+    add_redraw,
+    by_tokens,
+    mean_and_stderr,
+    median_or_none,
+    read_grid,
+    tokens_to_reach,
+)  # fmt: skip
 from ffp.allocators import is_search
 from ffp.config import Experiment
 from ffp.core.problem import FloatArray
@@ -153,52 +160,37 @@ def compute_marks(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
 
 def _share_to_match(runs: list[Run], goals: dict[int, FloatArray], text: str, total: int) -> float | None:
     """Median over seeds of the share of the budget until the goal is reached; None where it is not."""
-    reached = []
-    for run in runs:
-        goal = goals[run["seed"]].mean()
-        tokens = (point["tokens"] for point in run["points"] if statistics.fmean(point[text]) <= goal)
-        reached.append(next(tokens, math.inf) / total)
-    middle = statistics.median(reached)
-    return middle if math.isfinite(middle) else None
+    return median_or_none(
+        tokens_to_reach(
+            ((tokens, float(losses.mean())) for tokens, losses in _curve(run, text)), goals[run["seed"]].mean()
+        )
+        / total
+        for run in runs
+    )
 
 
 def _differences(runs: list[Run], goals: dict[int, FloatArray], text: str, total: int) -> dict[str, list[float]]:
     """(mean, standard error over windows) of the loss over the goal's, by share of the budget that all seeds have."""
-    by_share: dict[float, list[FloatArray]] = {}
-    for run in runs:
-        for point in run["points"]:
-            gap = np.array(point[text]) - goals[run["seed"]]
-            by_share.setdefault(point["tokens"] / total, []).append(gap)
-    whole = {share: np.mean(gaps, axis=0) for share, gaps in sorted(by_share.items()) if len(gaps) == len(runs)}
-    return {f"{share:g}": [float(gap.mean()), float(gap.std(ddof=1) / len(gap) ** 0.5)] for share, gap in whole.items()}
+    gaps = by_tokens([[(n, losses - goals[run["seed"]]) for n, losses in _curve(run, text)] for run in runs])
+    return {f"{n / total:g}": list(mean_and_stderr(np.mean(each, axis=0))) for n, each in gaps.items()}
+
+
+def _curve(run: Run, text: str) -> list[tuple[int, FloatArray]]:
+    """(tokens, losses by window) of each answer on a text."""
+    return [(point["tokens"], np.array(point[text])) for point in run["points"]]
 
 
 def _plot(experiment: Experiment, runs: list[Run], dense_ppl: float, path: Path) -> None:
     """Median and range over seeds of test perplexity against tokens, a panel for each sparsity."""
     from ffp.report.plots import looks
 
-    plt, look = pyplot(), looks(experiment)
-    sparsities = sorted({run["sparsity"] for run in runs})
-    figure, axes = plt.subplots(1, len(sparsities), figsize=(5 * len(sparsities), 4), squeeze=False)
-    for axis, sparsity in zip(axes[0], sparsities, strict=True):
+    panels: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for sparsity in sorted({run["sparsity"] for run in runs}):
         for method in (name for name in experiment.grid.methods if is_search(experiment.method(name))):
-            own = [run for run in runs if (run["method"], run["sparsity"]) == (method, sparsity)]
-            values: dict[int, list[float]] = {}
-            for point in (point for run in own for point in run["points"]):
-                values.setdefault(point["tokens"], []).append(dense_ppl * math.exp(statistics.fmean(point["test"])))
-            shared = {tokens: each for tokens, each in sorted(values.items()) if len(each) == len(own)}
-            style = {"marker": look[method].marker, "linestyle": look[method].line, "color": look[method].colour}
-            axis.plot(list(shared), [statistics.median(each) for each in shared.values()], ms=5, label=method, **style)
-            low, high = [min(each) for each in shared.values()], [max(each) for each in shared.values()]
-            axis.fill_between(list(shared), low, high, alpha=0.15, color=look[method].colour)
-        axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)")
-        axis.set_xscale("log")
-        ticks = sorted({point["tokens"] for run in runs for point in run["points"]})[::2]
-        axis.set_xticks(ticks, [f"{count / 1000:.3g} k" for count in ticks])
-        axis.minorticks_off()
-    axes[0][0].set_ylabel("test perplexity of the answer")
-    axes[0][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, path)
+            if own := [run for run in runs if (run["method"], run["sparsity"]) == (method, sparsity)]:
+                curves = [[(n, dense_ppl * math.exp(loss.mean())) for n, loss in _curve(run, "test")] for run in own]
+                panels.setdefault(sparsity, {})[method] = by_tokens(curves)
+    draw_curves(panels, looks(experiment), "test perplexity of the answer", path)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import make_parser, write_marks
-from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, SearchedCell, add_redraw, read_grid
+from experiments.drawing import draw_curves
+from experiments.reading import (
+    CellResult,
+    SearchedCell,
+    add_redraw,
+    by_tokens,
+    median_or_none,
+    read_grid,
+    tokens_to_reach,
+)  # fmt: skip
 from ffp.allocators import is_search
 from ffp.config import Experiment
 from ffp.store.files import read_json
@@ -104,12 +112,12 @@ def compute_marks(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
         scored = {m: tested for m, of in methods.items() if (tested := [run for run in of if run["test"]])}
         found["test_ppl"][sparsity] = {m: statistics.median(r["test"]["ppl"] for r in of) for m, of in scored.items()}
         found["selection_test_gap"][sparsity] = {
-            m: _median_or_none([math.log(r["test"]["ppl"] / dense) - r["final_selection_excess"] for r in of])
+            m: median_or_none([math.log(r["test"]["ppl"] / dense) - r["final_selection_excess"] for r in of])
             for m, of in scored.items()
             if m in searches
         }
         found["tokens_to_match_evolutionary"][sparsity] = {
-            m: _median_or_none([_tokens_to_reach(r["curve"], goal.get(r["seed"], -math.inf)) / budget for r in of])
+            m: median_or_none([tokens_to_reach(_curve(r), goal.get(r["seed"], -math.inf)) / budget for r in of])
             for m, of in searches.items()
         }
     return found
@@ -118,16 +126,6 @@ def compute_marks(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
 def _budget(runs: list[Run]) -> int:
     """The last checkpoint of the curves, which is the searches' budget."""
     return max((point["tokens"] for run in runs for point in run["curve"]), default=0)
-
-
-def _tokens_to_reach(curve: list[dict[str, Any]], goal: float) -> float:
-    """Tokens of the first checkpoint at or below the goal; infinite where there is none."""
-    return next((point["tokens"] for point in curve if point["selection_excess"] <= goal), math.inf)
-
-
-def _median_or_none(values: list[float]) -> float | None:
-    middle = statistics.median(values)
-    return middle if math.isfinite(middle) else None
 
 
 def _without_filling(run: Run) -> Run:
@@ -139,42 +137,22 @@ def _without_filling(run: Run) -> Run:
 
 def _plot(experiment: Experiment, panels: Runs, path: Path) -> None:
     """Median and range over seeds of each search's curve, a panel for each sparsity."""
-    from matplotlib.ticker import MaxNLocator
-
     from ffp.report.plots import looks
 
-    plt, look = pyplot(), looks(experiment)
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, (sparsity, methods) in zip(axes[0], panels.items(), strict=True):
-        ticks: set[int] = set()
-        for method in (method for method in methods if is_search(experiment.method(method))):
-            points = _points(methods[method])
-            low, high = [min(losses) for losses in points.values()], [max(losses) for losses in points.values()]
-            tokens, colour = list(points), look[method].colour
-            style = {"marker": look[method].marker, "linestyle": look[method].line}
-            medians = [statistics.median(losses) for losses in points.values()]
-            axis.plot(tokens, medians, **style, ms=5, label=method, color=colour)
-            axis.fill_between(tokens, low, high, alpha=0.15, color=colour)
-            axis.vlines(tokens[:1], low[:1], high[:1], color=colour, alpha=0.4)
-            ticks.update(tokens)
-        axis.set(title=f"{float(sparsity):.0%} sparsity", xlabel="tokens forwarded (a backward counts as two)")
-        axis.set(xscale="log", yscale="log")
-        axis.set_xticks(sorted(ticks)[::2], [f"{count / 1000:.3g} k" for count in sorted(ticks)[::2]])
-        axis.minorticks_off()
-        axis.yaxis.set_major_locator(MaxNLocator(6))
-        axis.yaxis.set_major_formatter("{x:.2f}")
-    axes[0][0].set_ylabel("selection loss over dense (nats per token)")
-    axes[0][-1].legend(frameon=False)
-    save(figure, path)
+    curves = {
+        sparsity: {
+            method: by_tokens([_curve(run) for run in of])
+            for method, of in methods.items()
+            if is_search(experiment.method(method))
+        }
+        for sparsity, methods in panels.items()
+    }
+    draw_curves(curves, looks(experiment), "selection loss over dense (nats per token)", path, log=True)
 
 
-def _points(runs: list[Run]) -> dict[int, list[float]]:
-    """Losses of all seeds by tokens, at the checkpoints where each of them has an answer."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        for point in run["curve"]:
-            found.setdefault(point["tokens"], []).append(point["selection_excess"])
-    return {tokens: losses for tokens, losses in sorted(found.items()) if len(losses) == len(runs)}
+def _curve(run: Run) -> list[tuple[int, float]]:
+    """(tokens, loss) of each answer."""
+    return [(point["tokens"], point["selection_excess"]) for point in run["curve"]]
 
 
 if __name__ == "__main__":

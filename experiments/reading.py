@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from ffp.store.layout import Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
 
 Marks = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,25 @@ def read_scores(experiment: Experiment, cell: Cell) -> ScoresFile | None:
 def mean_and_stderr(differences: FloatArray) -> tuple[float, float]:
     """Returns the mean of paired differences, (windows,), and its standard error over windows."""
     return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+
+
+def tokens_to_reach(curve: Iterable[tuple[int, float]], goal: float) -> float:
+    """Returns the tokens of the first (tokens, loss) at or below the goal; infinite where there is none."""
+    return next((tokens for tokens, loss in curve if loss <= goal), math.inf)
+
+
+def median_or_none(values: Iterable[float]) -> float | None:
+    """Returns the median; None where it is not finite."""
+    middle = statistics.median(values)
+    return middle if math.isfinite(middle) else None
+
+
+def by_tokens(curves: Sequence[Iterable[tuple[int, T]]]) -> dict[int, list[T]]:
+    """Returns what all curves have at the tokens that each of them has, ascending."""
+    found: dict[int, list[T]] = {}
+    for tokens, value in itertools.chain.from_iterable(curves):
+        found.setdefault(tokens, []).append(value)
+    return {tokens: values for tokens, values in sorted(found.items()) if len(values) == len(curves)}
 
 
 def score_row(result: CellResult) -> dict[str, Any]:

@@ -132,8 +132,9 @@ def grams(config: GridFile, model: ModelName, model_dir: ModelDir, calibration: 
     """
     experiment = open_model(config, model)
     start(experiment.models[model])
-    from ffp.pipeline import steps
+    from ffp.pipeline import planned, steps
 
+    planned.check_machine(experiment, model, model_dir, None, out)
     steps.collect_grams(experiment, model, model_dir, calibration, out)
 
 

@@ -128,7 +128,7 @@ class Strict(BaseModel):
 
 
 def _is_number(annotation: Any) -> bool:
-    kinds = _kinds(annotation)
+    kinds = set(_kinds(annotation))
     return bool(kinds & {int, float}) and not kinds & {bool, Any}
 
 
@@ -138,11 +138,10 @@ def _without_truth(value: Any) -> Any:
     return str(value) if isinstance(value, bool) else value
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """All types in a field's type."""
-    return {part for part in (annotation, *get_args(annotation)) if isinstance(part, type) or part is Any}.union(
-        *(_kinds(part) for part in get_args(annotation))
-    )
+def _kinds(annotation: Any) -> list[Any]:
+    """All types in a field's type, e.g. that of the values of a mapping."""
+    own = [annotation] if isinstance(annotation, type) or annotation is Any else []
+    return own + [kind for part in get_args(annotation) for kind in _kinds(part)]
 
 
 S = TypeVar("S", bound=Strict)
@@ -273,12 +272,9 @@ def _sections(shape: type[Strict], keys: Sequence[int | str]) -> list[type[Stric
     found = [shape]
     for key in keys:
         fields = [section.model_fields[str(key)] for section in found if str(key) in section.model_fields]
-        found = [section for field in fields for section in _classes(field.annotation)] or found
+        found = [section for field in fields for section in _kinds(field.annotation) if _is_section(section)] or found
     return found
 
 
-def _classes(annotation: Any) -> list[type[Strict]]:
-    """The sections in a field's type, e.g. that of the values of a mapping."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _classes(part)]
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Strict)

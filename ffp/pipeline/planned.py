@@ -100,21 +100,23 @@ def check_unless_done(experiment: Experiment, name: str) -> None:
         preflight(planned_model(experiment, name))
 
 
-def check_machine(experiment: Experiment, name: str, model_dir: Path, text_dir: Path, out: Path) -> None:
+def check_machine(experiment: Experiment, name: str, model_dir: Path, text_dir: Path | None, out: Path) -> None:
     """Checks, where a model is about to be calibrated, that this machine can do it, and what calibration reads.
+
+    The same where Gram matrices are about to be collected, which a calibrated grid may have not needed before.
 
     Args:
         experiment: The grid.
         name: One of its models.
         model_dir: The fetched model.
-        text_dir: The fetched calibration text.
+        text_dir: The fetched calibration text; None where the calibration has its windows already.
         out: Folder of the calibration.
 
     Raises:
         FfpError: The first fault with its remedy.
     """
     grid = experiment.grid
-    found = _given(experiment, name, model_dir, {grid.calibration_text: text_dir}, None)
+    found = _given(experiment, name, model_dir, {grid.calibration_text: text_dir} if text_dir else {}, None)
     prunable = found.prunables[0]
     tokens = grid.calibration.windows * grid.calibration.context
     tokens += (grid.search.windows + grid.search.selection_windows) * grid.search.context

@@ -45,7 +45,7 @@ from tests.faults.counts import COUNTS_FILE, write_section
 from tests.faults.disk import Disk, disk
 from tests.helpers import forks, tiny
 from tests.helpers.folders import differences, leftovers
-from tests.helpers.slurm import cluster, virtual_cluster
+from tests.helpers.slurm import cluster, queue, virtual_cluster
 from tests.helpers.tiny import ROOT
 
 HEURISTICS = ["alphapruning", "dlp", "ffn-only", "flap", "owl", "uniform"]
@@ -88,12 +88,6 @@ def processes(command: str, folder: Path) -> list[int]:
         if Path(place).is_relative_to(folder) and any(word.endswith(command.encode()) for word in words[:3]):
             found.append(int(process.name))
     return found
-
-
-def queue(*words: str) -> list[str]:
-    """Numbers of jobs in the queue."""
-    command = ["squeue", "-h", "--me", "-o", "%A", *words]
-    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.split()
 
 
 @dataclass

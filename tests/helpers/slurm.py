@@ -23,6 +23,12 @@ def cluster(*words: str) -> str:
     return done.stdout
 
 
+def queue(*words: str) -> list[str]:
+    """Numbers of this user's jobs in the queue; words: further ones of squeue."""
+    command = ["squeue", "-h", "--me", "-o", "%A", *words]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.split()
+
+
 @contextmanager
 def virtual_cluster(**settings: str) -> Iterator[None]:
     """A running cluster, or the reason why there is none; settings: variables of cluster.sh, such as SELECT."""

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers import tiny
-from tests.helpers.slurm import cluster, virtual_cluster
+from tests.helpers.slurm import cluster, queue, virtual_cluster
 from tests.helpers.tiny import ROOT
 
 pytestmark = pytest.mark.slurm
@@ -201,12 +201,6 @@ def wait_for(found: object, run: subprocess.Popen[str]) -> list[list[str]]:
     raise AssertionError("the run ended too soon")
 
 
-def queued(*words: str) -> list[str]:
-    """Numbers of jobs in the queue."""
-    command = ["squeue", "-h", "--me", "-o", "%A", *words]
-    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.split()
-
-
 def partition(state: str) -> None:
     """Lets jobs of the partition start (UP) or not (DOWN); those that run go on."""
     subprocess.run(["scontrol", "update", "PartitionName=gpu", f"State={state}"], check=True)
@@ -222,7 +216,7 @@ def test_the_next_start_cancels_what_a_killed_run_left_in_the_queue(
     wait_for(lambda: running(folder, "calibrate"), run)
     partition("DOWN")
     try:
-        wait_for(lambda: len(queued("-t", "PD")) == 6, run)
+        wait_for(lambda: len(queue("-t", "PD")) == 6, run)
         run.kill()
         run.wait()
         idle = ["sbatch", "--parsable", "--begin", "now+1hour", "--partition", "gpu", "--mem", "10"]
@@ -236,8 +230,8 @@ def test_the_next_start_cancels_what_a_killed_run_left_in_the_queue(
     finally:
         partition("UP")
     finish(folder, run)
-    assert sorted(queued()) == sorted(number.strip() for number in others)
-    subprocess.run(["scancel", *queued()], check=True)
+    assert sorted(queue()) == sorted(number.strip() for number in others)
+    subprocess.run(["scancel", *queue()], check=True)
     searches = [state for state, comment in accounted(since, "state", "comment") if "allocate_search" in comment]
     assert searches.count("COMPLETED") == 6
 
