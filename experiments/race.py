@@ -3,7 +3,8 @@
     make demo GRID=config/grids/race.yaml && python -m experiments.race
 
 Reads the grid's cells. Each search scores on the selection text what it would have answered after so many tokens
-(answers.json of its cell). Those forwards are no part of its budget, and the test text is scored once, at the end.
+(answers.json of its cell). Those forwards are no part of its budget, and the test text is scored once, at the end. With
+--keep, the JSON keeps the runs that only it has, and `kept` names the commits that ran them.
 
 - `runs[].curve`: tokens of the search, and the loss over the dense model's on the selection text in nats per token.
   Heuristics have none.
@@ -29,15 +30,19 @@ from benchmarks.common import make_parser, write_marks
 from experiments.drawing import draw_curves
 from experiments.reading import (
     CellResult,
+    GridResults,
     SearchedCell,
+    add_keep,
     add_redraw,
+    by_commit,
     by_tokens,
+    check_same_grid,
     median_or_none,
     read_grid,
     tokens_to_reach,
 )  # fmt: skip
 from ffp.allocators import is_search
-from ffp.config import Experiment
+from ffp.config import Cell, Experiment
 from ffp.store.files import read_json
 
 SCHEMA, OLDER = "ffp/experiment/race/1", "ffp/benchmark/search-cost/1"
@@ -50,6 +55,7 @@ def main() -> None:
     """Reads the grid, and writes the JSON and the plot."""
     parser = make_parser("experiments.race", __doc__, grid="race")
     add_redraw(parser)
+    add_keep(parser)
     options = parser.parse_args()
     experiment = Experiment(options.config)
     if options.redraw:
@@ -57,15 +63,34 @@ def main() -> None:
     else:
         results = read_grid(experiment)
         runs = [read_run(result) for result in (*results.done, *results.searched)]
+        kept: dict[str, list[str]] = {}
+        if options.keep:
+            runs, kept = _keep(read_json(options.out, (SCHEMA,))[1], runs, results)
+        scored = {_path(experiment, run) for run in runs if run["test"]}
         body = {
             "marks": compute_marks(experiment, runs),
             "command": f"python -m experiments.race --config {options.config}",
             "budget_tokens": _budget(runs),
             "runs": runs,
-            "missing": results.missing,
+            "missing": [path for path in results.missing if path not in scored],
+            "kept": kept,
         }
         write_marks(options.out, SCHEMA, body, results.settings)
     _plot(experiment, group_runs(experiment, runs), options.out.with_suffix(".svg"))
+
+
+def _path(experiment: Experiment, run: Run) -> str:
+    """The cell of a run."""
+    (model,) = experiment.grid.models
+    return Cell(model, "structured", run["sparsity"], run["method"], run["seed"]).path
+
+
+def _keep(earlier: dict[str, Any], runs: list[Run], results: GridResults) -> tuple[list[Run], dict[str, list[str]]]:
+    """Returns the runs with those that only an earlier JSON of the same grid has, and the commits of the latter."""
+    check_same_grid(earlier, results)
+    here = {_path(results.experiment, run) for run in runs}
+    kept = {path: run for run in earlier["runs"] if (path := _path(results.experiment, run)) not in here}
+    return [*kept.values(), *runs], by_commit(earlier, kept)
 
 
 def read_runs(path: Path) -> list[Run]:

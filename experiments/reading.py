@@ -163,7 +163,7 @@ def read_marks(
     parser = make_parser(module, doc, grid=grid)
     add_redraw(parser)
     if merge:
-        parser.add_argument("--keep", action="store_true", help="keep what only the JSON at --out has")
+        add_keep(parser)
     options = parser.parse_args()
     if options.redraw:
         return read_json(options.out, (schema,))[1]["marks"], options.out
@@ -184,9 +184,7 @@ def _keep(
     Raises:
         SystemExit: The earlier grid had other settings.
     """
-    origin = earlier["provenance"]
-    if origin["settings"] != results.settings:
-        raise SystemExit("the JSON at --out is of a grid with other settings. Leave --keep out, or give another --out.")
+    check_same_grid(earlier, results)
     here = {(row["model"], row["sparsity"]) for row in body["cells"]}
     kept = [row for row in earlier["cells"] if (row["model"], row["sparsity"]) not in here]
     had = {
@@ -197,17 +195,32 @@ def _keep(
         "marks": merge(earlier["marks"], body["marks"]),
         "cells": kept + body["cells"],
         "missing": [path for path in body["missing"] if path not in had],
-        "kept": _by_commit(earlier.get("kept", {}), origin["commit"], had),
+        "kept": by_commit(earlier, had),
     }
 
 
-def _by_commit(earlier: dict[str, list[str]], commit: str, had: set[str]) -> dict[str, list[str]]:
-    """Returns the kept cells by the commit that ran them: the first that an earlier JSON names, else its own."""
-    first = {path: by for by, paths in reversed(earlier.items()) for path in paths}
+def check_same_grid(earlier: dict[str, Any], results: GridResults) -> None:
+    """Raises SystemExit where an earlier JSON is of a grid with other settings, so that --keep would mix the two."""
+    if earlier["provenance"]["settings"] != results.settings:
+        raise SystemExit("the JSON at --out is of a grid with other settings. Leave --keep out, or give another --out.")
+
+
+def by_commit(earlier: dict[str, Any], kept: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the cells that are kept of an earlier JSON by the commit that ran them.
+
+    It is the first that the JSON names in its own "kept", else that of its provenance.
+    """
+    named, commit = earlier.get("kept", {}), earlier["provenance"]["commit"]
+    first = {path: by for by, paths in reversed(named.items()) for path in paths}
     found: dict[str, list[str]] = {}
-    for path in sorted(had):
+    for path in sorted(kept):
         found.setdefault(first.get(path, commit), []).append(path)
     return found
+
+
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    """Adds --keep to the options of an experiment whose grid is run in parts."""
+    parser.add_argument("--keep", action="store_true", help="keep what only the JSON at --out has")
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:

@@ -114,6 +114,21 @@ def test_what_another_machine_has_run_stays_where_it_is_asked_for(tiny, monkeypa
         models.main()
 
 
+def test_the_race_keeps_the_runs_of_another_machine_where_it_is_asked_for(tiny, monkeypatch, tmp_path):
+    out = tmp_path / "race.json"
+    body = read(race, monkeypatch, out)
+    elsewhere = {**body["runs"][-1], "seed": 7}
+    outdated = {**body["runs"][-1], "test": {"ppl": 1.0, "stderr": 0.0}}
+    body.pop("checksum")
+    write_json(out, race.SCHEMA, body | {"runs": [elsewhere, outdated]})
+    monkeypatch.setattr(sys, "argv", ["reader", "--config", "config/grid.yaml", "--out", str(out), "--keep"])
+    race.main()
+    both = json.loads(out.read_text())
+    assert both["runs"] == [elsewhere, *body["runs"]]
+    method = elsewhere["method"]
+    assert both["kept"] == {body["provenance"]["commit"]: [f"tiny/structured/s0.30/{method}/seed7"]}
+
+
 def test_units_are_compared_with_whole_kv_groups(tiny, monkeypatch, tmp_path):
     body = read(units, monkeypatch, tmp_path / "units.json")
     assert body["marks"]["test_ppl"]["tiny 30%"]["owl"].keys() == {"kv-groups"}
