@@ -12,7 +12,8 @@ windows of the selection split, and on the test text. Nothing is chosen by these
 - `marks.from_evolution`, by the same, for the answers after each share of the budget: mean loss minus that of
   evolution's last answer, over the seeds that both have, and its standard error over windows.
 
-The JSON is written after each search, and what it has is not computed again. The plot beside it shows perplexity on the
+The JSON is written after each search, and what it has is not computed again, but for the methods of --again, whose
+version was raised. The plot beside it shows perplexity on the
 test text.
 """
 
@@ -54,7 +55,7 @@ def main() -> None:
     options = _options()
     experiment = Experiment(options.config)
     body = read_json(options.out, (SCHEMA,))[1] if options.out.exists() else {}
-    runs: list[Run] = body.get("runs", [])
+    runs: list[Run] = [run for run in body.get("runs", []) if run["method"] not in options.again]
     if not options.redraw:
         _score(experiment, options, runs)
     elif not runs:
@@ -65,6 +66,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = make_parser("experiments.answers", __doc__, grid="race-compensated-long")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--again", nargs="+", default=[], metavar="METHOD", help="methods whose runs are replaced")
     add_redraw(parser)
     return parser.parse_args()
 
