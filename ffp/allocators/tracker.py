@@ -91,7 +91,6 @@ class Tracker:
         self.answers: list[Answered] = []
         self.max_rounds = 4 * budget.evaluations
         self._memory: dict[tuple[tuple[int, ...], Windows], float] = {}
-        self._deck: list[int] = []
         self._spent_before = reward.spent_tokens
         self._best = math.nan
         self._progress = _Progress(method, budget, budget.tokens(reward.window_tokens))
@@ -110,16 +109,6 @@ class Tracker:
         """Draws `count` different windows of the search text, ascending; all of them where it has no more."""
         chosen = rng.choice(self.reward.n_windows, size=min(count, self.reward.n_windows), replace=False)
         return tuple(sorted(int(window) for window in chosen))
-
-    def deal(self, rng: np.random.Generator, count: int) -> Windows:
-        """Draws like `draw`, but no window again before all others were drawn: averages over steps have less noise."""
-        count = min(count, self.reward.n_windows)
-        hand, self._deck = self._deck[:count], self._deck[count:]
-        if missing := count - len(hand):
-            deck = [int(window) for window in rng.permutation(self.reward.n_windows)]
-            hand += [window for window in deck if window not in hand][:missing]
-            self._deck = [window for window in deck if window not in hand[-missing:]]
-        return tuple(sorted(hand))
 
     def score(
         self, candidates: Sequence[Allocation], windows: Windows, *, stage: str, target: float | None = None

@@ -22,12 +22,12 @@ def search(problem, budget=BUDGET, *, seed=0, name="guided-knapsack", **paramete
 
 @pytest.mark.parametrize("target", [0.2, 0.3])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_it_is_as_good_as_evolution_from_the_same_table_or_better(target, seed):
+def test_it_beats_evolution_from_the_same_table(target, seed):
     problem = structured_problem(target)
     reward = SyntheticReward(problem)
     found, _ = search(problem, seed=seed)
     rival, _ = search(problem, seed=seed, name="evolutionary", start="fisher-table")
-    assert reward.select(found) >= reward.select(rival)
+    assert reward.select(found) > reward.select(rival)
 
 
 def curves(problem, keep, prices, tables=None):
@@ -49,7 +49,7 @@ def answer(problem, *steps, **parameters):
     """The answer after steps that measured these curves."""
     costs = Costs(problem, GuidedKnapsack(**parameters))
     for step in steps:
-        costs.add(step, windows=4)
+        costs.add(step)
     return costs.cheapest()
 
 
@@ -79,44 +79,10 @@ def test_older_steps_count_less():
     assert answer(problem, one, one, one, two, memory=1.0).keep[1] == problem.n_units[1]
 
 
-def averaged(problem, *steps):
-    """The costs of the first decision after steps, each as (its curves, its windows)."""
-    costs = Costs(problem, GuidedKnapsack(memory=0.5, step_windows=4))
-    for step, windows in steps:
-        costs.add(step, windows)
-    assert costs.windows == sum(windows for _, windows in steps)
-    return costs.to_arrays()["costs"][: len(levels(problem.decisions[0].n_units))]
-
-
-def test_a_step_counts_by_its_windows():
-    problem = structured_problem(blocks=2)
-    one, two = (curves(problem, uniform_allocation(problem).keep, dear(problem, i)) for i in (0, 3))
-    first, second = (averaged(problem, (step, 4)) for step in (one, two))
-    assert averaged(problem, (one, 2), (one, 2)) == pytest.approx(first)
-    assert averaged(problem, (one, 4), (two, 4)) == pytest.approx((0.5 * first + second) / 1.5)
-    assert averaged(problem, (one, 4), (two, 2)) == pytest.approx((0.5**0.5 * first + 0.5 * second) / (0.5**0.5 + 0.5))
-
-
-def test_steps_begin_with_one_window_and_grow():
-    problem = structured_problem()
-    _, tracker = search(problem, SearchBudget(96, 1))
-    rows = [(row["stage"], row["windows"]) for row in tracker.rows]
-    assert rows == [("table", 2)] + [("gates", n) for n in (1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4, 1)]
-    assert tracker.windows_left < 3
-
-
-def test_steps_of_a_policy_go_on_where_its_own_ended():
-    problem = structured_problem()
-    _, before = search(problem, SearchBudget(96, 1))
-    method, reward = create("guided-knapsack", {}), SyntheticReward(problem)
-    _, tracker = run_search(method, problem, reward, SearchBudget(24, 1), policy=before.policy)
-    assert [(row["stage"], row["windows"]) for row in tracker.rows] == 2 * [("gates", 4)]
-
-
 def test_a_small_budget_is_spent_in_several_steps():
     problem = structured_problem()
-    _, tracker = search(problem, SearchBudget(16, 1))
-    assert [(row["stage"], row["windows"]) for row in tracker.rows] == [("table", 2)] + 3 * [("gates", 1)]
+    _, tracker = search(problem, SearchBudget(16, 2))
+    assert [(row["stage"], row["windows"]) for row in tracker.rows] == [("table", 2)] + 4 * [("gates", 2)]
 
 
 def test_a_budget_that_pays_for_no_step_answers_ffn_only():

@@ -193,18 +193,6 @@ def test_a_search_can_ask_for_fewer_finalists():
     assert t.reward.selections == 0
 
 
-def test_deals_give_every_window_before_one_comes_again():
-    t, rng = tracker(), np.random.default_rng(0)
-    hands = [t.deal(rng, 3) for _ in range(8)]
-    assert all(hand == tuple(sorted(set(hand))) and len(hand) == 3 for hand in hands)
-    assert np.bincount(np.concatenate(hands)).tolist() == 8 * [3]
-    assert sorted({*hands[0], *hands[1], *hands[2]}) == list(range(8))
-    assert t.deal(rng, 99) == tuple(range(8))
-    again = tracker()
-    rng = np.random.default_rng(0)
-    assert [again.deal(rng, 3) for _ in range(8)] == hands
-
-
 def test_draws_are_distinct_ascending_and_seeded():
     t = tracker()
     draws = [t.draw(np.random.default_rng(seed), 5) for seed in range(20)]

@@ -14,12 +14,8 @@ what it would cost to keep k instead of k_i, in two ways:
   Less noise, and it holds further away.
 
 Their mean needs no bound on a step. It is averaged over steps, older ones with less weight, and the exact optimum of
-the sum over decisions is the next allocation. The first allocation is that of the dense model's table. The last answers
-are compared on the selection text.
-
-The first steps take one window each, later ones more: early answers change much from step to step, so costs that were
-measured at them soon say little; later the noise of few tokens is what matters. No window is drawn again before all
-others were.
+the sum over decisions is the next allocation. Every step draws fresh windows of the search text. The first one is the
+table of the dense model. The last answers are compared on the selection text.
 
 A step costs three forwards of its windows (one forward, one backward counted as two). As in FastForward (Yuan et al.,
 arXiv:2511.18977) one action is the whole allocation, and it meets the budget exactly; nothing is sampled. Related
@@ -42,15 +38,14 @@ from ffp.allocators.tracker import GRADIENT_FORWARDS, Arrays, Tracker, check_sha
 from ffp.core.knapsack import levels
 from ffp.core.problem import Allocation, CostCurve, PruningProblem
 
-TABLE_WINDOWS = 2  # behind the first table
-GROWTH = 3  # a step takes one window for so many that the steps before it took
+MIN_STEPS = 5  # a step takes fewer windows where the budget pays for fewer steps
 
 
 class GuidedKnapsack(Search):
     """Minimises the sum of costs that are measured at its own answers."""
 
     name: ClassVar[str] = "guided-knapsack"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "1"
     summary: ClassVar[str] = "exact knapsack of costs, measured again at its answers"
     citation: ClassVar[str] = "ours, after Yuan et al., arXiv:2511.18977"
     equation: ClassVar[str] = (
@@ -64,8 +59,8 @@ class GuidedKnapsack(Search):
     learns_policy: ClassVar[bool] = True
     reads_grams: ClassVar[bool] = True
 
-    step_windows: int = Field(4, ge=1, description="Windows of the search text behind a step, at most.")
-    memory: float = Field(0.8, ge=0, le=1, description="What a step of so many windows leaves of older costs' weight.")
+    step_windows: int = Field(4, ge=1, description="Windows of the search text behind a step, if the budget allows.")
+    memory: float = Field(0.8, ge=0, le=1, description="Weight of the step before in the averaged costs.")
     table_share: float = Field(0.5, ge=0, le=1, description="s: weight of the costs by Kronecker factors.")
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")
     zero_shot: bool = Field(False, description="Whether to answer by the initial policy's costs, without a search.")
@@ -84,59 +79,44 @@ class GuidedKnapsack(Search):
     def run(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
         """Takes steps until the budget is spent."""
         costs = Costs(tracker.problem, self)
+        windows = self._windows(tracker)
         if tracker.initial_policy:
             costs.load(tracker.initial_policy)
             answers = [costs.cheapest()]
+        elif tracker.windows_left < GRADIENT_FORWARDS * windows:
+            answers = [ffn_only_allocation(tracker.problem)]
         else:
-            answers = [self._first(tracker, rng)]
+            answers = [table_allocation(tracker, rng, windows)]
         tracker.answer(answers[0])
-        while not (self.zero_shot and tracker.initial_policy) and (count := self._windows(tracker, costs.windows)):
-            costs.add(tracker.cost_curves(answers[-1], tracker.deal(rng, count), stage="gates"), count)
-            answers.append(costs.cheapest())
-            tracker.answer(answers[-1])
+        if not (self.zero_shot and tracker.initial_policy):
+            while tracker.windows_left >= GRADIENT_FORWARDS * windows:
+                costs.add(tracker.cost_curves(answers[-1], tracker.draw(rng, windows), stage="gates"))
+                answers.append(costs.cheapest())
+                tracker.answer(answers[-1])
         tracker.policy = costs.to_arrays()
         return tracker.finish(answers[::-1], None if self.rescore else 1)
 
-    def _first(self, tracker: Tracker, rng: np.random.Generator) -> Allocation:
-        """Returns the allocation of the dense model's table, or ffn-only where the budget does not pay for one."""
-        if not (affordable := tracker.windows_left // GRADIENT_FORWARDS):
-            return ffn_only_allocation(tracker.problem)
-        half = max(1, affordable // 2)  # of a small budget: the rest is for steps
-        return table_allocation(tracker, rng, min(TABLE_WINDOWS, self.step_windows, half))
-
-    def _windows(self, tracker: Tracker, before: int) -> int:
-        """Windows of the next step; 0 where the budget pays for none.
-
-        Args:
-            tracker: Of the search.
-            before: Windows of the steps before it.
-        """
+    def _windows(self, tracker: Tracker) -> int:
+        """Windows behind a step."""
         affordable = tracker.windows_left // GRADIENT_FORWARDS
-        return min(max(1, before // GROWTH), self.step_windows, tracker.reward.n_windows, affordable)
+        return max(1, min(self.step_windows, tracker.reward.n_windows, affordable // MIN_STEPS))
 
 
 class Costs:
-    """Averaged costs of all numbers of units of all decisions: what the search has learned.
-
-    Attributes:
-        windows: Windows that they were measured on, all steps together.
-    """
+    """Averaged costs of all numbers of units of all decisions: what the search has learned."""
 
     def __init__(self, problem: PruningProblem, settings: GuidedKnapsack):
-        self.windows = 0
-        self._problem, self._settings = problem, settings
+        self._problem, self._memory, self._share = problem, settings.memory, settings.table_share
         self._levels = [levels(decision.n_units) for decision in problem.decisions]
         self._costs, self._weight = np.zeros(sum(len(each) for each in self._levels)), 0.0
 
-    def add(self, curves: Sequence[CostCurve], windows: int) -> None:
-        """Averages one more step into the costs, with the weight of its windows. A curve's constant does not matter."""
+    def add(self, curves: Sequence[CostCurve]) -> None:
+        """Averages one more step into the costs. A curve's constant does not matter."""
         local = np.concatenate([curve.slope + curve.curvature for curve in curves])
         table = np.concatenate([curve.table for curve in curves])
-        share, size = self._settings.table_share, windows / self._settings.step_windows
-        before = self._settings.memory**size * self._weight
-        self._weight = before + size
-        self._costs = (before * self._costs + size * ((1 - share) * local + share * table)) / self._weight
-        self.windows += windows
+        before = self._memory * self._weight
+        self._weight = before + 1
+        self._costs = (before * self._costs + (1 - self._share) * local + self._share * table) / self._weight
 
     def cheapest(self) -> Allocation:
         """Returns the allocation with the least sum of costs."""
@@ -145,7 +125,7 @@ class Costs:
 
     def to_arrays(self) -> Arrays:
         """Returns the averages as arrays, for `load`."""
-        return {"costs": self._costs, "weight": np.array(self._weight), "windows": np.array(self.windows)}
+        return {"costs": self._costs, "weight": np.array(self._weight)}
 
     def load(self, policy: Arrays) -> None:
         """Takes the averages of another search.
@@ -155,4 +135,3 @@ class Costs:
         """
         check_shapes(policy, self.to_arrays())
         self._costs, self._weight = np.asarray(policy["costs"], dtype=np.float64), float(policy["weight"])
-        self.windows = int(policy["windows"])
