@@ -64,12 +64,21 @@ def _tokens(result: CellResult) -> int:
 
 def _plot(table: Table, path: Path) -> None:
     """A panel for each model and sparsity: perplexity by row."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
     plt = pyplot()
     figure, axes = plt.subplots(1, len(table), figsize=(4.6 * len(table), 3.4), squeeze=False)
     for ax, (panel, rows) in zip(axes[0], table.items(), strict=True):
-        ax.barh(list(rows), list(rows.values()), color=["C1" if row == DEFAULT else "C0" for row in rows])
-        ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
-        ax.set_xlim(0.8 * min(rows.values()), 1.06 * max(rows.values()))
+        for row, ppl in rows.items():
+            ax.plot(ppl, row, "o", color="C1" if row == DEFAULT else "C0")
+            ax.annotate(f"{ppl:.1f}", (ppl, row), (6, 0), textcoords="offset points", va="center")
+        span = max(rows.values()) / min(rows.values())
+        ax.set_xscale("log")
+        ax.set_xlim(min(rows.values()) / span**0.1, max(rows.values()) * span**0.35)  # room for the numbers
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if span > 3 else MaxNLocator(4))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.grid(axis="y", alpha=0.3)
         ax.set_xlabel("perplexity of the test text")
         ax.set_title(panel)
         ax.invert_yaxis()
