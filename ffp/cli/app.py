@@ -42,7 +42,7 @@ def _options(
           --out data/models/smollm2-135m
       ffp status --config config/grids/demo.yaml
       ffp export --config config/grids/demo.yaml --out pruned \
-          --cell smollm2-135m/structured/s0.20/owl/seed0
+          --cell smollm2-135m/structured/s0.20/fastforward-guided/seed0
     """
 
 

@@ -131,7 +131,7 @@ def export(
 
     Example:
       ffp export --config config/grids/demo.yaml --out pruned \
-          --cell smollm2-135m/structured/s0.20/owl/seed0
+          --cell smollm2-135m/structured/s0.20/fastforward-guided/seed0
     """
     experiment, point = open_cell(config, cell, computes=False)
     from ffp.models import formats

@@ -179,7 +179,7 @@ def apply(
     r"""Choose which units or weights stay, and compute what makes up for the others.
 
     Example:
-      CELL=smollm2-135m/structured/s0.20/owl/seed0
+      CELL=smollm2-135m/structured/s0.20/fastforward-guided/seed0
       ffp apply --config config/grids/demo.yaml --cell $CELL \
           --model-dir data/models/smollm2-135m \
           --calibration data/calibration/smollm2-135m \
@@ -234,7 +234,7 @@ def evaluate(
     r"""Measure perplexity and lm-eval scores of a cell.
 
     Example:
-      CELL=smollm2-135m/structured/s0.20/owl/seed0
+      CELL=smollm2-135m/structured/s0.20/fastforward-guided/seed0
       ffp evaluate --config config/grids/demo.yaml --cell $CELL \
           --model-dir data/models/smollm2-135m --text-dir data/text/embedded \
           --tasks-dir data/tasks/demo --cut results/cells/$CELL \

@@ -4,6 +4,7 @@ import base64
 import gzip
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -20,6 +21,7 @@ from ffp.report.groups import Group, by_block, group
 from ffp.store.files import write_text
 from ffp.store.layout import Layout, ReportFiles
 
+log = logging.getLogger("ffp")
 TITLES = {
     "overview": "The grid at a glance",
     "quality_cost": "Quality against search tokens",
@@ -40,6 +42,8 @@ def build(experiment: Experiment, out: Path) -> Path:
     """
     files = ReportFiles(Path(out))
     records = collect(experiment)
+    said = ", ".join(f"{count} {status}" for status, count in captions.counts(records).items())
+    log.info("report: %d cells, %s", len(records), said)
     groups = group(records)
     makers = (tables.winners, tables.comparison, tables.ranking, tables.tasks, tables.ablation)
     texts = {make.__name__: make(experiment, groups) for make in makers}

@@ -40,10 +40,13 @@ def test_the_page_is_made_without_the_settings_of_itables_in_a_users_home(built)
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_empty_and_partial_grids_are_shown(experiment, tmp_path, finished):
+def test_empty_and_partial_grids_are_shown(experiment, tmp_path, finished, caplog):
     if finished:
         write_cell(experiment, "tiny/structured/s0.00/dense/seed0", [3.0, 3.1])
-    build(experiment, tmp_path / "report")
+    with caplog.at_level("INFO"):
+        build(experiment, tmp_path / "report")
+    total = len(experiment.cells())
+    assert f"{total} cells, {f'1 done, {total - 1}' if finished else total} missing" in caplog.text
     for name in ("quality_cost", "anytime", "allocation"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Incomplete: " in (tmp_path / "report" / "index.html").read_text()

@@ -1,5 +1,6 @@
 """The documentation: its command lines run, on the tiny grid, and each method has a page."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # The demo's names, and what the tiny grid calls the same things.
 NAMES = {"smollm2-135m": "tiny", "text/embedded": "text/docs", "texts/embedded": "texts/docs", "s0.20": "s0.30"}
+ROWS = [{"goal": f"Open door {i}", "sol1": "push", "sol2": "pull it twice", "label": i % 2} for i in range(6)]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -24,11 +26,17 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(finished, tmp_path_factory) -> Path:
-    """What a clone would hold, with the tiny grid under the demo's name, its results and data there."""
+    """What a clone would hold, with the tiny grid under the demo's name and a task, its results and data there."""
     folder = tmp_path_factory.mktemp("docs") / "ffp"
     shutil.copytree(finished, folder)
     (folder / "config/grids").mkdir()
-    (folder / "config/grid.yaml").rename(folder / "config/grids/demo.yaml")
+    grid = yaml.safe_load((folder / "config/grid.yaml").read_text())
+    (folder / "config/grids/demo.yaml").write_text(yaml.safe_dump(grid | {"tasks": "demo"}))
+    (folder / "config/tasks").mkdir()
+    (folder / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    task = {"stock": "piqa", "source": {"kind": "local", "path": "piqa.jsonl"}, "reader": "jsonl"}
+    tasks = {"title": "One", "version": "1", "tasks": {"piqa": task}}
+    (folder / "config/tasks/demo.yaml").write_text(yaml.safe_dump(tasks))
     for name in ("Snakefile", "workflow", "profiles", "ffp", "environment.yml", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
     made = tiny.shell(folder, "git init --quiet", "dvc init --quiet")
