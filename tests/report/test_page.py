@@ -45,7 +45,7 @@ def test_empty_and_partial_grids_are_shown(experiment, tmp_path, finished, caplo
         write_cell(experiment, "tiny/structured/s0.00/dense/seed0", [3.0, 3.1])
     with caplog.at_level("INFO"):
         build(experiment, tmp_path / "report")
-    total = len(experiment.cells())
+    total = len(list(experiment.cells()))
     assert f"{total} cells, {f'1 done, {total - 1}' if finished else total} missing" in caplog.text
     for name in ("quality_cost", "anytime", "allocation"):
         assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
