@@ -21,7 +21,13 @@ from ffp.models.sliced import cut, mask
 from ffp.pruning.compensation import load_updates, spread_updates
 from tests.helpers.families import tiny, tokens
 
-FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "opt", "gpt_neox", "cohere2", "olmo2")  # all forms of linears
+FAMILIES = [  # all forms of linears
+    "llama",
+    "phi3",
+    "opt",
+    "gpt_neox",
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3", "gemma2", "cohere2", "olmo2")),
+]
 SETTINGS = RecoverSettings(tokens=20 * 64, rank=4, alpha=8, learning_rate=0.02, batch_tokens=40)
 
 

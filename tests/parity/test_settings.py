@@ -309,7 +309,7 @@ def slow_flap(structure, metric, share, remove_heads):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize(("share", "remove_heads"), [(0.3, 5), (0.5, 8)])
+@pytest.mark.parametrize(("share", "remove_heads"), [(0.3, 5), pytest.param(0.5, 8, marks=pytest.mark.long)])
 def test_flap_keeps_the_units_of_the_slow_version(structure, metric, share, remove_heads):
     settings = Settings("flap", share, structure=structure, metric=metric, remove_heads=remove_heads)
     found = compare.run(PrunableModel(model()), TOKENS, settings).kept

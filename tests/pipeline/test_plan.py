@@ -219,7 +219,15 @@ def planned_peaks(folder, sizes):
     return {step: total - plans[0].host for step, total in memory.items()}
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "phi3",
+        "gpt_neox",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("mistral", "qwen3", "opt")),
+    ],
+)
 def test_peaks_are_those_of_the_tensors_that_each_step_makes(tmp_path, family):
     sizes = {"model_type": family, **COMMON, **WIDE, **SHAPES[family]}
     config = transformers.AutoConfig.for_model(**sizes)
