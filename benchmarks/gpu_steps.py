@@ -27,7 +27,6 @@ from ffp.pipeline.checks import check_disk
 from ffp.pipeline.plan import ModelPlan, plan_model
 from ffp.pipeline.sizes import forward_flops
 from ffp.pruning.cuts import Candidates, make_cut
-from ffp.pruning.statistics import ModelStatistics
 
 LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -234,7 +233,7 @@ def _gate_times(run: Run, align: int) -> dict[str, list[float]]:
     options, prunable, known = run.options, run.prunable(align), run.known().statistics
     allocation, windows = uniform_allocation(prunable.problem(options.sparsity)), range(options.gate_windows)
     cut = make_cut("structured", score="wanda", compensation="none", pruner="wanda")
-    candidates = cut.candidates(ModelStatistics(prunable, known.moments, known.n_tokens))
+    candidates = cut.candidates(known.of(prunable))
     actions = {
         "gate": lambda: run.reward(candidates).marginal_utility(allocation, windows=windows),
         "reward": lambda: run.reward(candidates)(allocation, windows=windows),

@@ -35,7 +35,6 @@ from ffp.models.prunable import PrunableModel
 from ffp.pipeline import steps
 from ffp.pipeline.texts import SplitText, cut_test_windows, cut_windows, open_text
 from ffp.pruning.cuts import make_cut
-from ffp.pruning.statistics import ModelStatistics
 from ffp.store.layout import Layout
 
 SCHEMA = "ffp/experiment/defaults/1"
@@ -141,9 +140,7 @@ class _Bench:
             self.calibration = tokens, api.calibrate(prunable, windows, grams=True)
             calibrations.append({"tokens": tokens, "cpu_s": time.process_time() - started})
         one = self.calibration[1]
-        arrays, sums = one.statistics.to_arrays(), one.statistics
-        fresh = ModelStatistics.from_arrays(prunable, arrays, sums.n_tokens, source="", grams=sums.grams)
-        return api.Calibration(one.windows, one.dense_loss, fresh)
+        return api.Calibration(one.windows, one.dense_loss, one.statistics.of(prunable))
 
 
 def _settings(row: str, sparsity: float, tokens: int, seed: int) -> PruneSettings:

@@ -192,7 +192,7 @@ def allocate(
 
     Args:
         prunable: The dense model, which stays as it is; its skeleton is enough for a heuristic that reads no weights.
-        calibration: Of the same model.
+        calibration: Of the same model, or of another copy of it.
         method: From ffp.allocators.create.
         sparsity: Share of the decisions' parameters to remove, in (0, 1).
         cut: How an allocation becomes a candidate model.
@@ -235,9 +235,9 @@ def allocate(
 
 
 def _statistics(calibration: Calibration, prunable: PrunableModel, problem: PruningProblem) -> ModelStatistics:
-    """Returns a calibration's statistics for a problem of a model; ConfigError where it is of other units."""
+    """Returns a calibration's statistics, of this copy of the model; ConfigError where it is of other units."""
     prunable.check_units(problem, calibration.statistics.prunable)
-    return calibration.statistics.for_granularity(problem.granularity)
+    return calibration.statistics.of(prunable, problem.granularity)
 
 
 def _reward_of(
@@ -303,7 +303,7 @@ def make_masks(
 
     Args:
         prunable: The dense model; pruners of single weights change it, so load it again afterwards.
-        calibration: Of the same model.
+        calibration: Of the same model, or of another copy of it.
         problem: What the allocation answers.
         allocation: How many units of each decision stay.
         cut: Which ones, and what compensates.

@@ -110,6 +110,38 @@ def test_a_calibration_serves_other_limits_on_the_same_units_and_single_weights_
 
 
 @pytest.mark.parametrize("granularity", CUTS)
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_a_calibration_serves_the_model_loaded_again_after_its_own_was_pruned(granularity, pruner):
+    """At a second sparsity, with the masks that a calibration of the new copy gives."""
+    kinds = {"score": "wanda", "compensation": "ridge" if granularity == "structured" else "none"}
+    cut, method = make_cut(granularity, pruner=pruner, **kinds), create("evolutionary", {})
+
+    def prune(calibration, prunable, sparsity):
+        asked = {"sparsity": sparsity, "cut": cut, "granularity": granularity, "budget": BUDGET}
+        found = api.allocate(prunable, calibration, method, **asked)
+        masks = api.make_masks(prunable, calibration, found.problem, found.allocation, cut)
+        api.install(prunable, found.problem, masks, cut)
+        return {**masks.kept, **masks.updates}
+
+    fresh = PrunableModel(tiny("llama"))
+    expected = prune(api.calibrate(fresh, windows()), fresh, 0.1)
+    first, second = PrunableModel(tiny("llama")), PrunableModel(tiny("llama"))
+    calibration = api.calibrate(first, windows())
+    prune(calibration, first, 0.5)
+    found = prune(calibration, second, 0.1)
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 4}, {"hidden_size": 96}])
+def test_a_calibration_of_another_model_is_refused(changes):
+    calibration, other = api.calibrate(PrunableModel(tiny("llama")), windows()), PrunableModel(tiny("llama", **changes))
+    asked = {"sparsity": 0.3, "granularity": "unstructured", "cut": CUTS["unstructured"]}
+    with pytest.raises(ConfigError, match=r"calibration knows no .* inputs\. Calibrate the model given"):
+        api.allocate(other, calibration, create("uniform", {}), **asked)
+
+
+@pytest.mark.parametrize("granularity", CUTS)
 def test_a_search_leaves_the_model_as_it_was(granularity):
     prunable = PrunableModel(tiny("llama"))
     before = copy.deepcopy(prunable.model.state_dict())

@@ -49,10 +49,25 @@ class ModelStatistics:
 
     def for_granularity(self, granularity: str) -> ModelStatistics:
         """Returns the same statistics with the decisions of another granularity."""
+        return self.of(self.prunable, granularity)
+
+    def of(self, prunable: PrunableModel, granularity: str = "structured") -> ModelStatistics:
+        """Returns the same statistics of another copy of the model: weights are read, and pruned, in that one.
+
+        Args:
+            prunable: The dense model, loaded again or in other precision; the one that was measured may be pruned.
+            granularity: Which decisions the linears belong to.
+
+        Raises:
+            ConfigError: It is another model.
+        """
+        for path in prunable.decision_names("structured"):
+            width = prunable.linear(path).in_features
+            if path not in self.moments or len(self.moments[path].mean) != width:
+                raise ConfigError(f"the calibration knows no {path} with {width} inputs. Calibrate the model given.")
         return ModelStatistics(
-            self.prunable, self.moments, self.n_tokens, granularity=granularity, influence=self._influence,
-            grams=self.grams,
-        )  # fmt: skip
+            prunable, self.moments, self.n_tokens, granularity=granularity, influence=self._influence, grams=self.grams
+        )
 
     @property
     def n_blocks(self) -> int:
