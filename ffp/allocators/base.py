@@ -259,6 +259,11 @@ class Search(Method, ABC):
         """Whether it asks for costs of removals with its hyper-parameters."""
         return self.reads_grams
 
+    @property
+    def learns_scales(self) -> bool:
+        """Whether it learns scales of the units that stay, with its hyper-parameters."""
+        return False
+
     def is_paid(
         self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
     ) -> bool:

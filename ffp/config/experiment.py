@@ -245,6 +245,11 @@ class Experiment:
         asked = asked if variant.compensated is None else variant.compensated
         return asked and is_refitted(variant.compensate) and is_search(self.method(name))
 
+    def learns_scales(self, name: str) -> bool:
+        """Returns whether a method of the grid learns scales of the units that stay."""
+        method = self.create(name)
+        return isinstance(method, Search) and method.learns_scales
+
     def needs_grams(self, name: str) -> bool:
         """Returns whether structured cells of a method of the grid need the calibration text's Gram matrices."""
         needed = name in self._reading_grams or self.score(name) in GRAM_SCORES

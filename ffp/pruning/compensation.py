@@ -65,7 +65,7 @@ def ridge_weight(
 @torch.no_grad()
 def compensate(
     prunable: PrunableModel, kept: Mapping[str, Sequence[int] | npt.NDArray[Any]], windows: torch.Tensor, *,
-    kind: str, batch_tokens: int, ridge: float = RIDGE,
+    kind: str, batch_tokens: int, ridge: float = RIDGE, scaled: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Computes new parameters of the output projections of the model cut to `kept`; leaves the model as it is.
 
@@ -80,6 +80,7 @@ def compensate(
             that later modules also correct earlier errors).
         batch_tokens: Tokens that pass a block at once.
         ridge: See ridge_weight.
+        scaled: From scaled_outputs, for "bias": kept weights before the bias is added. Ridge solves for all of them.
 
     Returns:
         Tensors on the CPU by parameter name ("...o_proj.weight"), to be loaded after an ordinary cut.
@@ -89,7 +90,7 @@ def compensate(
     """
     stream = BlockStream(prunable, windows, batch_tokens=batch_tokens)
     dense = [hidden.clone() for hidden in stream.hidden] if kind == "ridge-dense" else None
-    updates: dict[str, torch.Tensor] = {}
+    updates = dict(scaled or {})
     for block in range(len(prunable.blocks)):
         targets: dict[str, list[torch.Tensor]] = {}
         with replacement_block(prunable.blocks, block, prunable.model.config):
@@ -97,14 +98,16 @@ def compensate(
                 dense = _advance_dense(prunable, stream, block, dense, targets)
             for module in (module for module in prunable.modules if module.block == block):
                 index = torch.as_tensor(np.asarray(kept[module.decision.name]), dtype=torch.int64)
-                if dense is None and len(index) == module.n_indices:
-                    continue  # nothing is missing
-                if kind == "bias":
-                    solve = partial(_compensate_by_bias, prunable, stream, module, index)
-                else:
-                    target = targets.pop(module.output, None)
-                    solve = partial(_compensate_by_ridge, prunable, stream, module, index, ridge, target)
-                updates |= _finite(solve, module, stream.hidden[0].dtype)
+                if dense is not None or len(index) < module.n_indices:  # something is missing
+                    if kind == "bias":
+                        solve = partial(_compensate_by_bias, prunable, stream, module, index)
+                    else:
+                        target = targets.pop(module.output, None)
+                        solve = partial(_compensate_by_ridge, prunable, stream, module, index, ridge, target)
+                    updates |= _finite(solve, module, stream.hidden[0].dtype)
+                if (weight := (scaled or {}).get(f"{module.output}.weight")) is not None:
+                    linear = prunable.linear(module.output)
+                    linear.weight = nn.Parameter(weight.to(linear.weight), requires_grad=False)
             stream.advance(block)
         log.info("compensate: block %d/%d", block + 1, len(prunable.blocks))
     return updates

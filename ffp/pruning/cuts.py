@@ -99,6 +99,11 @@ class StructuredCut:
     compensation: str
     compensated_search: bool = False
 
+    @property
+    def keeps_scales(self) -> bool:
+        """Whether scales that a search learned become part of the weights; ridge solves for these anew."""
+        return self.compensation in ("none", "bias")
+
     def candidates(self, stats: ModelStatistics) -> SlicedModel:
         """Sorts the model's units by the score, and refits their output projections where the search is compensated."""
         order = stats.unit_orders(self.score)
@@ -111,14 +116,17 @@ class StructuredCut:
     ) -> tuple[Arrays, Arrays]:  # fmt: skip
         """Returns the indices of kept units by decision, and new parameters of the output projections.
 
-        Scales that a search learned are folded into these, unless they are compensated.
+        Scales that a search learned are folded into their weights; a bias is then added for what was removed. Ridge
+        solves for these weights anew, without the scales.
         """
         order = stats.unit_orders(self.score) if allocation.units is None else {}
         kept = kept_units(problem, allocation, order)
-        if self.compensation == "none":
-            updates = scaled_outputs(stats.prunable, kept, learned_scales(allocation))
-        else:
-            updates = compensate(stats.prunable, kept, windows, kind=self.compensation, batch_tokens=batch_tokens)
+        scales = learned_scales(allocation) if self.keeps_scales else {}
+        updates = scaled_outputs(stats.prunable, kept, scales)
+        if self.compensation != "none":
+            updates = compensate(
+                stats.prunable, kept, windows, kind=self.compensation, batch_tokens=batch_tokens, scaled=updates
+            )
         return kept, {name: tensor.float().cpu().numpy() for name, tensor in updates.items()}
 
     def install(

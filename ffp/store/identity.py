@@ -166,8 +166,11 @@ def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 
 def _apply(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     found = {**_arithmetic(experiment, cell), **_ranking(experiment, cell)}
-    structured = cell.granularity == "structured"
-    return found | ({"compensate": experiment.compensation(cell.method)} if structured else {})
+    if cell.granularity != "structured":
+        return found
+    found["compensate"] = compensation = experiment.compensation(cell.method)
+    # a bias left out the scales that a search had learned; other cells are as they were
+    return found | ({"scales": "kept"} if compensation == "bias" and experiment.learns_scales(cell.method) else {})
 
 
 def _recover(experiment: Experiment, cell: Cell) -> dict[str, Any]:

@@ -142,6 +142,23 @@ def test_without_scales_nothing_is_updated_and_ridge_makes_up_for_the_units_that
     assert any(set(units) != set(order[name][: len(units)]) for name, units in chosen.items()), "all as by the score"
 
 
+@pytest.mark.parametrize(("compensation", "keeps"), [("none", True), ("bias", True), ("ridge", False)])
+def test_scales_become_part_of_the_weights_unless_these_are_solved_for_anew(compensation, keeps):
+    prunable, calibration, found = search(params={"learning_rate": 0.5})
+    ones = {name: np.sign(units) for name, units in found.allocation.units.items()}
+    plain = Allocation(found.problem.problem_id, found.allocation.keep, ones)
+    scaled, other = (
+        api.make_masks(prunable, calibration, found.problem, each, cut_of(compensation)).updates
+        for each in (found.allocation, plain)
+    )
+    assert (scaled.keys() != other.keys()) == keeps
+    assert all(np.array_equal(scaled[name], other[name]) for name in other) != (compensation == "bias")
+    if keeps:
+        weight, units = scaled["model.layers.0.mlp.down_proj.weight"], found.allocation.units["block00.ffn"]
+        dense = prunable.linear("model.layers.0.mlp.down_proj").weight.numpy()
+        np.testing.assert_allclose(weight, dense[:, units != 0] * units[units != 0], rtol=1e-5)
+
+
 def test_a_killed_search_goes_on_from_its_journal():
     prunable, calibration, found = search()
     journal, method = MemoryJournal(), create("grasprune", {})

@@ -105,6 +105,21 @@ def test_what_the_units_are_is_a_setting_of_what_it_can_change(
         assert after[step] == before[step] | changed
 
 
+@pytest.mark.parametrize("compensate", ["none", "bias", "ridge"])
+@pytest.mark.parametrize(
+    ("method", "params"), [("grasprune", {}), ("grasprune", {"scale_share": 0}), ("policy-gradient", {}), ("owl", {})]
+)
+def test_scales_beside_a_bias_are_a_setting_of_the_cut_where_some_are_learned(
+    tmp_path: Path, method: str, params: dict[str, int], compensate: str
+) -> None:
+    file = tiny.configure(tmp_path)
+    variants = {method: {"compensate": compensate, "params": params}}
+    edit("config/grid.yaml", methods=[method], variants=variants)(tmp_path)
+    found = step_settings(Experiment(file), "apply", Cell("tiny", "structured", "0.30", method, 0))
+    kept = method == "grasprune" and not params and compensate == "bias"
+    assert found["compensate"] == compensate and found.get("scales") == ("kept" if kept else None)
+
+
 def test_where_a_bos_stands_is_a_setting_of_the_steps_that_read_texts(tmp_path: Path) -> None:
     file, steps = tiny.configure(tmp_path), ("calibrate", "allocate", "apply", "recover", "evaluate")
     cell, found = Cell("tiny", "structured", "0.30", "owl", 0), {}

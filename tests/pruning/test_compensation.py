@@ -11,7 +11,7 @@ from ffp.core.errors import ConfigError
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.models.stream import BlockStream
-from ffp.pruning.compensation import compensate, load_updates, ridge_weight
+from ffp.pruning.compensation import compensate, load_updates, ridge_weight, scaled_outputs
 from tests.helpers.families import CONFIGS, tiny, tokens
 
 
@@ -124,6 +124,25 @@ def test_modules_that_lose_nothing_keep_their_weights_unless_they_mend_earlier_e
     changed = {name.rpartition(".")[0] for name in updates}
     assert len(changed) == 6 - (0 if kind == "ridge-dense" else 2)
     assert bool(whole & changed) == (kind == "ridge-dense")
+
+
+def test_a_bias_beside_scaled_weights_is_that_of_a_model_whose_kept_columns_were_scaled_before():
+    prunable, other = PrunableModel(tiny("llama")), PrunableModel(tiny("llama"))
+    kept = {**random_kept(prunable), "block01.ffn": np.arange(40)}
+    generator = np.random.default_rng(1)
+    scales = {name: generator.uniform(0.5, 1.5, len(index)).astype(np.float32) for name, index in kept.items()}
+    scaled = scaled_outputs(prunable, kept, scales)
+    for module in other.modules:
+        width = module.output_width
+        for index, scale in zip(kept[module.decision.name], scales[module.decision.name], strict=True):
+            other.linear(module.output).weight.data[:, index * width : (index + 1) * width] *= float(scale)
+    expected = compensate(other, kept, tokens(6), kind="bias", batch_tokens=40)
+    found = compensate(prunable, kept, tokens(6), kind="bias", batch_tokens=40, scaled=scaled)
+    losing = [module for module in prunable.modules if len(kept[module.decision.name]) < module.n_indices]
+    assert len(scaled) == 6 > len(expected) == len(losing) > 0
+    assert found.keys() == expected.keys() | scaled.keys()
+    for name, value in {**scaled, **expected}.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_compensation_lowers_the_error_of_the_first_module_it_touches():

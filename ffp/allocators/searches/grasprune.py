@@ -12,9 +12,8 @@ first, which are folded into the output projections. Constants are those of the 
 Departures: the published 512 x 512 tokens pass four times for scores and once for scales, about 4 M of the tokens that
 are counted here; a search takes the steps that its budget pays for, in the same proportion, on windows drawn anew. The
 gate of a KV group is a factor on its output; the authors' is one on its keys and values. Of equal p, as all are at
-first, the score of the variant decides. A cell keeps the units that were learned, but scales only without
-compensation, which solves for the same weights: `scale_share: 0` then spends all steps on scores. Candidates are never
-compensated.
+first, the score of the variant decides. A cell keeps the units that were learned, but no scales where ridge solves for
+the same weights: `scale_share: 0` then spends all steps on scores. Candidates are never compensated.
 """
 
 from __future__ import annotations
@@ -55,6 +54,11 @@ class GraspPrune(Search):
     step_windows: int = Field(1, ge=1, description="Windows of the search text behind a step.")
     scale_share: float = Field(0.2, ge=0, le=0.9, description="Share of the steps that learn scales; 0 for no scales.")
     scale_range: float = Field(0.5, ge=1e-3, le=0.99, description="a: scales lie between 1 - a and 1 + a.")
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether any step learns scales."""
+        return self.scale_share > 0
 
     def is_paid(
         self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
