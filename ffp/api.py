@@ -222,7 +222,7 @@ def allocate(
             try:
                 tracker = Tracker(
                     problem, reward_of(fitness), budget or SearchBudget(1000, 4), method=method.name, seed=seed,
-                    initial_policy=initial_policy,
+                    initial_policy=initial_policy, keeps_scales=cut.keeps_scales,
                 )  # fmt: skip
                 return _search(method, tracker, reward_of, checkpoints)
             finally:

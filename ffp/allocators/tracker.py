@@ -55,6 +55,7 @@ class Tracker:
         budget: Limits of the search.
         seed: For libraries that take a number, from 0 to MAX_SEED.
         initial_policy: Arrays of another search's policy to start from; empty for none.
+        keeps_scales: Whether scales of units become part of the result; what is spent on them is lost otherwise.
         policy: Arrays of the policy that the search learned, set by it; empty for none.
         rows: The trace, one row per evaluation with the keys TRACE_COLUMNS, plain values only. `best` is the highest
             reward so far among candidates at the problem's sparsity that were scored on at least `budget.windows`
@@ -65,7 +66,7 @@ class Tracker:
 
     def __init__(
         self, problem: PruningProblem, reward: Reward, budget: SearchBudget, *, method: str, seed: int,
-        initial_policy: Arrays | None = None,
+        initial_policy: Arrays | None = None, keeps_scales: bool = True,
     ):  # fmt: skip
         """Checks that the target is feasible, that the search text is long enough and that libraries take the seed.
 
@@ -86,6 +87,7 @@ class Tracker:
         self.budget = budget
         self.seed = seed
         self.initial_policy: Arrays = initial_policy or {}
+        self.keeps_scales = keeps_scales
         self.policy: Arrays = {}
         self.rows: list[dict[str, Any]] = []
         self.answers: list[Answered] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy.typing as npt
 import torch
@@ -26,6 +26,11 @@ Candidates = SlicedModel | MaskedModel
 
 class Cut(Protocol):
     """How allocations of one granularity become models."""
+
+    @property
+    def keeps_scales(self) -> bool:
+        """Whether scales that a search learned become part of the weights."""
+        ...
 
     def candidates(self, stats: ModelStatistics) -> Candidates:
         """Returns the model of `stats`, ready to switch between allocations."""
@@ -101,7 +106,7 @@ class StructuredCut:
 
     @property
     def keeps_scales(self) -> bool:
-        """Whether scales that a search learned become part of the weights; ridge solves for these anew."""
+        """Whether scales that a search learned become part of the weights: not where ridge solves for these anew."""
         return self.compensation in ("none", "bias")
 
     def candidates(self, stats: ModelStatistics) -> SlicedModel:
@@ -152,6 +157,7 @@ class WeightCut:
 
     granularity: str
     pruner: str
+    keeps_scales: ClassVar[bool] = False  # no search learns scales of single weights
 
     def __post_init__(self) -> None:
         find_pruner(self.pruner)

@@ -15,6 +15,7 @@ from typing import Any
 from ffp.allocators import METHODS, is_search
 from ffp.allocators.base import Method
 from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig
+from ffp.config.grid import is_refitted
 from ffp.store import code_version
 
 # Increase a version when a step's numbers change; the changelog says why. "reward" is the evaluator behind every
@@ -161,6 +162,8 @@ def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     search = experiment.grid.search.model_dump(mode="json", exclude={"compensated"})
     found |= {"reward_version": STEP_VERSIONS["reward"], "search": search}
     found |= {"compensated": True} if experiment.compensated_search(cell.method) else {}
+    if experiment.learns_scales(cell.method) and is_refitted(experiment.compensation(cell.method)):
+        found["scales"] = "not learned"  # where ridge follows, which leaves them out; they were, once
     return found | ({"fitness": "kl"} if experiment.fitness(cell.method) == "kl" else {})
 
 

@@ -159,6 +159,16 @@ def test_scales_become_part_of_the_weights_unless_these_are_solved_for_anew(comp
         np.testing.assert_allclose(weight, dense[:, units != 0] * units[units != 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("compensation", ["ridge", "ridge-dense"])
+def test_where_ridge_follows_no_step_is_spent_on_scales(compensation):
+    _, _, found = search(cut=cut_of(compensation))
+    _, _, without = search(params={"scale_share": 0.0})
+    assert len(found.trace) == 10 and {row["stage"] for row in found.trace} == {"gates"}
+    assert all((found.allocation.units[name] == units).all() for name, units in without.allocation.units.items())
+    _, _, biased = search(cut=cut_of("bias"))
+    assert [row["stage"] for row in biased.trace] == 8 * ["gates"] + 2 * ["scales"]
+
+
 def test_a_killed_search_goes_on_from_its_journal():
     prunable, calibration, found = search()
     journal, method = MemoryJournal(), create("grasprune", {})

@@ -109,15 +109,17 @@ def test_what_the_units_are_is_a_setting_of_what_it_can_change(
 @pytest.mark.parametrize(
     ("method", "params"), [("grasprune", {}), ("grasprune", {"scale_share": 0}), ("policy-gradient", {}), ("owl", {})]
 )
-def test_scales_beside_a_bias_are_a_setting_of_the_cut_where_some_are_learned(
+def test_what_becomes_of_scales_is_a_setting_where_a_method_learns_some_and_something_is_compensated(
     tmp_path: Path, method: str, params: dict[str, int], compensate: str
 ) -> None:
     file = tiny.configure(tmp_path)
     variants = {method: {"compensate": compensate, "params": params}}
     edit("config/grid.yaml", methods=[method], variants=variants)(tmp_path)
-    found = step_settings(Experiment(file), "apply", Cell("tiny", "structured", "0.30", method, 0))
-    kept = method == "grasprune" and not params and compensate == "bias"
-    assert found["compensate"] == compensate and found.get("scales") == ("kept" if kept else None)
+    cell, learned = Cell("tiny", "structured", "0.30", method, 0), method == "grasprune" and not params
+    allocate, apply = (step_settings(Experiment(file), step, cell) for step in ("allocate", "apply"))
+    assert apply["compensate"] == compensate and "compensate" not in allocate
+    assert apply.get("scales") == ("kept" if learned and compensate == "bias" else None)
+    assert allocate.get("scales") == ("not learned" if learned and compensate == "ridge" else None)
 
 
 def test_where_a_bos_stands_is_a_setting_of_the_steps_that_read_texts(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ first, which are folded into the output projections. Constants are those of the 
 Departures: the published 512 x 512 tokens pass four times for scores and once for scales, about 4 M of the tokens that
 are counted here; a search takes the steps that its budget pays for, in the same proportion, on windows drawn anew. The
 gate of a KV group is a factor on its output; the authors' is one on its keys and values. Of equal p, as all are at
-first, the score of the variant decides. A cell keeps the units that were learned, but no scales where ridge solves for
-the same weights: `scale_share: 0` then spends all steps on scores. Candidates are never compensated.
+first, the score of the variant decides. Where ridge solves for the weights that scales would be folded into, none are
+learned, and all steps are spent on scores. Candidates are never compensated.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class GraspPrune(Search):
     temperature: float = Field(1.5, gt=0, le=1e6, description="tau: a score of this size moves p from 0.5 to 0.73.")
     learning_rate: float = Field(1e-2, ge=1e-12, le=1e3, description="Of AdamW, for scores and for scales.")
     step_windows: int = Field(1, ge=1, description="Windows of the search text behind a step.")
-    scale_share: float = Field(0.2, ge=0, le=0.9, description="Share of the steps that learn scales; 0 for no scales.")
+    scale_share: float = Field(
+        0.2, ge=0, le=0.9, description="Share of the steps that learn scales, unless ridge follows."
+    )
     scale_range: float = Field(0.5, ge=1e-3, le=0.99, description="a: scales lie between 1 - a and 1 + a.")
 
     @property
@@ -73,7 +75,7 @@ class GraspPrune(Search):
         steps = tracker.windows_left // (GRADIENT_FORWARDS * min(self.step_windows, tracker.reward.n_windows))
         if not steps:
             return tracker.finish([ffn_only_allocation(problem)])
-        for_scales = round(self.scale_share * steps)
+        for_scales = round(self.scale_share * steps) if tracker.keeps_scales else 0
         scores = self._descend(
             tracker, rng, "gates", steps - for_scales, lambda s: best_gates(problem, s), self.straight_through
         )
