@@ -260,6 +260,14 @@ class Search(Method, ABC):
         return self.reads_grams
 
     @property
+    def scores_compensated(self) -> bool:
+        """Whether compensated candidates change its measurements, with its hyper-parameters.
+
+        Not where it scores nothing but gates on the dense model's units.
+        """
+        return True
+
+    @property
     def learns_scales(self) -> bool:
         """Whether it learns scales of the units that stay, with its hyper-parameters."""
         return False

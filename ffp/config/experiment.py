@@ -14,7 +14,7 @@ from typing import Any
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
 from ffp.config.assets import AnySource, ModelConfig, StockTask, TasksConfig, TextConfig
 from ffp.config.catalog import Kind, entries, find_entry
-from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, is_refitted, reads_grams
+from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, is_refitted, reads_grams, scores_compensated
 from ffp.config.published import PublishedConfig
 from ffp.config.reading import S, read_part
 from ffp.config.recover import NO_RECOVERY, TUNED, RecoverSettings
@@ -177,9 +177,10 @@ class Experiment:
             raise ConfigError(f"{self.file}: {where}: {error}") from error
         except ConfigError as error:
             raise ConfigError(f"{self.file}: {error}") from error
-        if self._variant(name).compensated and not isinstance(method, Search):
+        if self._variant(name).compensated and not scores_compensated(method):
+            reason = "scores gates on units alone" if isinstance(method, Search) else "searches nothing"
             raise ConfigError(
-                f"{self.file}: variants.{name}.compensated has no effect with {method.name}, which searches nothing. "
+                f"{self.file}: variants.{name}.compensated has no effect with {method.name}, which {reason}. "
                 "Leave it out."
             )
         return method
@@ -243,7 +244,7 @@ class Experiment:
         """Returns whether a method of the grid searches among candidates that are compensated as its cells will be."""
         asked, variant = self.grid.search.compensated, self._variant(name)
         asked = asked if variant.compensated is None else variant.compensated
-        return asked and is_refitted(variant.compensate) and is_search(self.method(name))
+        return asked and is_refitted(variant.compensate) and scores_compensated(self.create(name))
 
     def learns_scales(self, name: str) -> bool:
         """Returns whether a method of the grid learns scales of the units that stay."""

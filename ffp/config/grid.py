@@ -53,6 +53,11 @@ def is_refitted(compensation: object) -> bool:
     return compensation in ("ridge", "ridge-dense")
 
 
+def scores_compensated(method: Method) -> bool:
+    """Returns whether a method, with its parameters, measures candidates that can be compensated."""
+    return isinstance(method, Search) and method.scores_compensated
+
+
 def reads_grams(method: Method) -> bool:
     """Returns whether a method, with its parameters, asks for the costs of removals, which need Gram matrices."""
     return isinstance(method, Search) and method.needs_grams

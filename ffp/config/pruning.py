@@ -18,6 +18,7 @@ from ffp.config.grid import (
     SearchConfig,
     is_refitted,
     reads_grams,
+    scores_compensated,
 )  # fmt: skip
 from ffp.config.reading import Seed, Strict, fault_of_share, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
@@ -65,7 +66,7 @@ class PruneSettings(Strict):
     @property
     def compensated_search(self) -> bool:
         """Whether candidates of the search are compensated as the result will be."""
-        return self.search.compensated and is_refitted(self.compensate) and isinstance(self.method, Search)
+        return self.search.compensated and is_refitted(self.compensate) and scores_compensated(self.method)
 
     @property
     def needs_grams(self) -> bool:
@@ -86,6 +87,11 @@ class PruneSettings(Strict):
             raise ValueError("compensation serves structured pruning only; leave it out")
         if self.granularity != "structured" and self.calibration.score != "wanda":
             raise ValueError("a score of heads and channels serves structured pruning only; leave it out")
+        if self.search.compensated and isinstance(self.method, Search) and not scores_compensated(self.method):
+            name = self.method.name
+            raise ValueError(
+                f"a compensated search has no effect with {name}, which scores gates on units alone; leave it out"
+            )
         if self.search.compensated and not self.compensated_search:
             raise ValueError("a compensated search needs a method that searches, and compensation by ridge")
         if self.granularity != "structured" and self.recover.wanted:

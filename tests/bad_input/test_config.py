@@ -143,6 +143,10 @@ CASES = [
     Case("a compensated search of a method that searches nothing",
          grid(methods=["a"], variants={"a": {"use": "owl", "compensate": "ridge", "compensated": True}}),
          "variants.a.compensated has no effect with owl, which searches nothing. Leave it out"),
+    *(Case(f"a compensated search of {use}, which scores gates",
+           grid(methods=["a"], variants={"a": {"use": use, "compensate": "ridge", "compensated": True}}),
+           f"variants.a.compensated has no effect with {use}, which scores gates on units alone. Leave it out")
+      for use in ("grasprune", "policy-gradient")),
     Case("a list instead of keys", write(GRID, "- a\n- b\n"), "holds a list, not a mapping of keys"),
     Case("an empty file", write(GRID, ""), "config file config/grid.yaml is empty. Write its keys"),
     Case("a file of remarks", write(GRID, "# nothing\n"), "config file config/grid.yaml is empty"),

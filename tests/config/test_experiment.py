@@ -122,6 +122,15 @@ def test_what_becomes_of_scales_is_a_setting_where_a_method_learns_some_and_some
     assert allocate.get("scales") == ("not learned" if learned and compensate == "ridge" else None)
 
 
+def test_a_grid_of_compensated_searches_leaves_those_plain_that_score_gates_alone(tmp_path: Path) -> None:
+    file = tiny.configure(tmp_path)
+    variants = {name: {"compensate": "ridge"} for name in ("owl", "grasprune", "policy-gradient", "evolutionary")}
+    variants["table"] = {"use": "policy-gradient", "params": {"start": "fisher-table"}, "compensate": "ridge"}
+    edit("config/grid.yaml", methods=[*variants], variants=variants, search={"compensated": True})(tmp_path)
+    experiment = Experiment(file)
+    assert [name for name in variants if experiment.compensated_search(name)] == ["evolutionary", "table"]
+
+
 def test_where_a_bos_stands_is_a_setting_of_the_steps_that_read_texts(tmp_path: Path) -> None:
     file, steps = tiny.configure(tmp_path), ("calibrate", "allocate", "apply", "recover", "evaluate")
     cell, found = Cell("tiny", "structured", "0.30", "owl", 0), {}

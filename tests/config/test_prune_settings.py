@@ -34,12 +34,23 @@ GUIDED = "fastforward-guided"
         ({"search": {"evaluations": 9}}, (GUIDED, "fisher-table", "obs", True)),
         ({"method": GUIDED}, (GUIDED, "ffn-only", "wanda", False)),
         ({"method": "owl"}, ("owl", None, "wanda", False)),
+        ({"method": "grasprune"}, ("grasprune", None, "wanda", False)),
+        (
+            {"method": "policy-gradient", "params": {"start": "fisher-table"}, "search": {"compensated": True}},
+            ("policy-gradient", "fisher-table", "wanda", True),
+        ),
         ({"tokens": 0}, ("ffn-only", None, "wanda", False)),
         ({"granularity": "n-of-4"}, ("uniform", None, "wanda", False)),
     ],
 )
 def test_what_is_not_said_follows_from_what_is(given: dict[str, Any], expected: tuple[str, Any, str, bool]) -> None:
     assert chosen(prune_settings(0.3, **given)) == expected
+
+
+@pytest.mark.parametrize("method", ["grasprune", "policy-gradient"])
+def test_a_compensated_search_of_a_method_that_scores_gates_alone_is_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no effect with {method}, which scores gates on units alone; leave it out"):
+        prune_settings(0.3, method=method, search={"compensated": True})
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64])

@@ -379,6 +379,10 @@ NOWHERE = ("./nothere", "../nothere", "./nothere.gguf", "mine/nothere.gguf", "/a
         (("tiny", "--method", "2ssp"), "has to keep 1 of 2 units. Set min_keep: 0 for the model, or take another"),
         (("tiny", "--out", "/proc/small"), "/proc"),
         (("tiny", "--compensated-search", "--compensate", "bias"), "a compensated search needs a method that searches"),
+        (
+            ("tiny", "--method", "grasprune", "--compensated-search"),
+            "a compensated search has no effect with grasprune, which scores gates on units alone",
+        ),
         (("tiny", "--granularity", "unstructured", "--score", "obs"), "serves structured pruning only"),
         (("tiny", "--calibration-tokens", "10"), "--context 64 is not from 2 to --calibration-tokens 10"),
     ],

@@ -58,6 +58,11 @@ class GraspPrune(Search):
     scale_range: float = Field(0.5, ge=1e-3, le=0.99, description="a: scales lie between 1 - a and 1 + a.")
 
     @property
+    def scores_compensated(self) -> bool:
+        """Never: it differentiates gates."""
+        return False
+
+    @property
     def learns_scales(self) -> bool:
         """Whether any step learns scales."""
         return self.scale_share > 0

@@ -15,7 +15,7 @@ of the authors' code, a sigmoid of standardised scores. Here these are the ranks
 
 Departures: the published run takes 15,000 steps of 8 x 128 tokens, 31 M forwarded tokens; a search takes the steps
 that its budget pays for. The authors' code makes Adam's optimisers but descends without them, which is `adam: false`,
-and decays no weights. Candidates are never compensated.
+and decays no weights. Candidates are never compensated; a `fisher-table` to start from may be.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class PolicyGradient(StartedSearch):
     adam: bool = Field(True, description="Whether Adam follows the gradient; otherwise plain descent.")
     memory: float = Field(0.8, ge=0, le=0.999, description="Weight of earlier steps in the baseline b.")
     start: Start = Field("uniform", description="The allocation to start from.")
+
+    @property
+    def scores_compensated(self) -> bool:
+        """Whether its start prices removals; its own candidates are gates."""
+        return self.starts_from_table
 
     def is_paid(
         self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
