@@ -188,9 +188,11 @@ def _refusal(method: type[Method], error: ValidationError) -> ParameterError:
         known = method.model_fields
         hint = did_you_mean(key, known) if known else "it has no parameters."
         return ParameterError(f"method {method.name!r} has no parameter {key!r}: {hint}", key)
+    message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
-        message = fault["msg"].removeprefix("Value error, ")
         return ParameterError(f"method {method.name!r} {message}", "")
+    if fault["type"] == "value_error":
+        return ParameterError(f"method {method.name!r}: {key} = {value!r}: {message}", key)
     if fault["type"] == "missing":
         return ParameterError(f"method {method.name!r} needs the parameter {key!r}. Give it.", key)
     if fault["type"] == "literal_error":

@@ -18,7 +18,7 @@ from ffp.allocators.start import Start
 from ffp.allocators.tracker import TRACE_COLUMNS
 from ffp.config import Experiment
 from ffp.core import projection
-from ffp.core.errors import BudgetError
+from ffp.core.errors import BudgetError, ConfigError
 from ffp.core.problem import Allocation, Decision, PruningProblem
 from tests.helpers.synthetic import PROBLEMS, SyntheticReward, SyntheticStats, answer, keep_whole, run_search
 
@@ -305,6 +305,20 @@ def test_what_has_to_stay_whole_stays_whole_and_the_rest_meets_the_budget(name, 
     slack = problem.removed_by(allocation.keep) - problem.params_to_remove
     addable = [d.params_per_unit for d, keep in allocation.items(problem) if keep < d.n_units]
     assert not addable or slack < min(addable)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "n-of-8"])
+def test_a_problem_of_one_decision_is_answered_or_refused_by_the_check(name):
+    problem = PROBLEMS["n-of-8"](0.5, blocks=1)
+    method = method_for(name, problem)
+    if name == "cma-es":
+        with pytest.raises(
+            ConfigError, match=r"^cma-es searches at least 2 decisions, but the model has 1\. Take unif"
+        ):
+            method.check(problem)
+    else:
+        method.check(problem)
+        assert answer(method, problem, BUDGETS[-1]).keep == (4,)
 
 
 # 2ssp removes attentions whole, which a damage that grows as the square of the share never favours

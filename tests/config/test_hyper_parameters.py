@@ -86,6 +86,13 @@ def test_a_hyper_parameter_out_of_bounds_is_refused(
 
 
 @pytest.mark.bad_input
+def test_a_generation_of_one_candidate_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(grid(tmp_path, "cma-es", population=1), capsys)
+    assert line.endswith("population = 1: a generation of 1 has nothing to select from. Give at least 2, or 0 for the "
+                         "usual size")  # fmt: skip
+
+
+@pytest.mark.bad_input
 def test_a_hyper_parameter_at_the_old_place_is_refused(tmp_path: Path) -> None:
     file = tiny.configure(tmp_path)
     edit("config/grid.yaml", variants={"owl": {"max_deviation": 0.1}})(tmp_path)

@@ -11,11 +11,12 @@ import math
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ffp.allocators.base import SearchBudget
 from ffp.allocators.start import Start, StartedSearch, starting_allocation
 from ffp.allocators.tracker import Exhausted, Tracker, best_first
+from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import logits_of, project
 
@@ -35,9 +36,21 @@ class CmaEs(StartedSearch):
 
     sigma: float = Field(0.3, ge=1e-6, description="sigma: initial standard deviation of the logits.")
     population: int = Field(
-        0, ge=0, le=10_000, description="lambda: candidates a generation; 0 for 4 + 3 ln(n_decisions)."
+        0, ge=0, le=10_000, description="lambda: candidates a generation, at least 2; 0 for 4 + 3 ln(n_decisions)."
     )
     start: Start = Field("uniform", description="The allocation whose logits are the first mean.")
+
+    @field_validator("population")
+    @classmethod
+    def _has_losers(cls, population: int) -> int:
+        if population == 1:
+            raise ValueError("a generation of 1 has nothing to select from. Give at least 2, or 0 for the usual size")
+        return population
+
+    def check(self, problem: PruningProblem) -> None:
+        """Refuses problems of one decision, whose only answer is uniform."""
+        if (n := len(problem.decisions)) < 2:
+            raise ConfigError(f"cma-es searches at least 2 decisions, but the model has {n}. Take uniform.")
 
     def is_paid(
         self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False
