@@ -307,6 +307,20 @@ def test_what_has_to_stay_whole_stays_whole_and_the_rest_meets_the_budget(name, 
     assert not addable or slack < min(addable)
 
 
+@pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "structured"])
+def test_blocks_go_whole_where_the_others_have_to_stay(name):
+    """No other allocation meets the sparsity."""
+    free = ("block01", "block02")
+    decisions = tuple(
+        dataclasses.replace(each, min_keep=0 if each.block in free else each.n_units, fixed_params=0)
+        for each in PROBLEMS["structured"](blocks=4).decisions
+    )
+    problem = PruningProblem(decisions, 0.5)
+    allocation = answer(method_for(name, problem), problem, BUDGETS[-1])
+    allocation.check(problem)
+    assert allocation.keep == tuple(each.min_keep for each in decisions)
+
+
 @pytest.mark.parametrize("name", [name for name, kind in CASES if kind == "n-of-8"])
 def test_a_problem_of_one_decision_is_answered_or_refused_by_the_check(name):
     problem = PROBLEMS["n-of-8"](0.5, blocks=1)

@@ -76,7 +76,7 @@ class ErrorTableDp(Search):
         levels = min(self.levels or MAX_LEVELS, max(1, affordable // n_decisions))
         groups = np.array_split(cuttable, min(n_decisions, max(1, affordable // levels)))
         target = problem.target / (sum(problem.decisions[i].params for i in cuttable) / problem.total_params)
-        odds = self.reach * target / (1 - target)
+        odds = self.reach * target / max(1 - target, 1e-12)  # 1: all that may go has to
         shares = odds / (1 + odds) * np.arange(1, levels + 1) / levels
         entries = [_entry(tracker, group, shares, windows) for group in groups]
         removed, costs = [entry.removed for entry in entries], [entry.costs for entry in entries]
