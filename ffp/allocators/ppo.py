@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from ffp.allocators.tracker import check_shapes
+from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ class PpoAgent:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self._optimizer.step()
+        numbers = (*self.model.parameters(), self.model.log_std.exp().log())
+        if not all(bool(each.isfinite().all()) for each in numbers):
+            raise ConfigError(
+                f"the policy of fastforward left the numbers that a float holds, with learning_rate "
+                f"{self.settings.learning_rate:g}. Lower it, or epochs."
+            )
 
     def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Takes over the weights of another agent; the optimiser starts afresh.

@@ -335,6 +335,21 @@ def test_a_problem_of_one_decision_is_answered_or_refused_by_the_check(name):
         assert answer(method, problem, BUDGETS[-1]).keep == (4,)
 
 
+LARGEST = [
+    *(("fastforward", key) for key in ("learning_rate", "entropy_weight", "value_weight", "max_grad_norm")),
+    ("fastforward", "initial_std"), ("cma-es", "sigma"), ("evolutionary", "step"), ("random-search", "spread"),
+    ("fastforward-guided", "step_windows"), ("guided-knapsack", "step_windows"), ("grasprune", "step_windows"),
+    ("owl", "outlier_threshold"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "key"), LARGEST)
+def test_the_largest_value_of_a_hyper_parameter_gives_an_answer(name, key):
+    problem, largest = problem_of(name, "structured"), METHODS[name].model_json_schema()["properties"][key]["maximum"]
+    answer(create(name, {key: largest}), problem, BUDGETS[-1]).check(problem)
+
+
 # 2ssp removes attentions whole, which a damage that grows as the square of the share never favours
 @by_case([case for case in CASES if is_search(METHODS[case[0]]) and case[0] != "2ssp"])
 def test_a_search_gets_ahead_where_half_of_the_blocks_stay_whole(name, kind):

@@ -10,6 +10,7 @@ from ffp.allocators.base import SearchBudget
 from ffp.allocators.heuristics.uniform import uniform_allocation
 from ffp.allocators.ppo import DTYPE, ActorCritic, PpoAgent
 from ffp.allocators.searches.fastforward import FastForward, n_contenders
+from ffp.core.errors import ConfigError
 from tests.helpers.synthetic import SyntheticReward, run_search, structured_problem
 
 BUDGETS = [SearchBudget(e, w, f) for e in (1, 2, 8, 24, 96, 400, 3000) for w in (1, 4, 32) for f in (1, 4)]
@@ -120,6 +121,17 @@ def test_equal_rewards_leave_the_mean_where_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.bad_input
+@pytest.mark.parametrize("numbers", [{"learning_rate": 1e5}, {"initial_std": 1e300}])
+def test_a_policy_that_leaves_the_numbers_of_floats_is_refused(numbers):
+    """The bounds of hyper-parameters leave room for steps that are too long."""
+    settings = FastForward().model_copy(update=numbers)
+    agent, rng = PpoAgent(3, settings, seed=0), np.random.default_rng(0)
+    with pytest.raises(ConfigError, match=r"^the policy of fastforward left the numbers .* Lower it, or epochs\.$"):
+        for _ in range(9):
+            agent.update(np.full(8, 0.3), agent.sample(0.3, 8), rng.random(8))
+
+
 def test_it_learns_the_wanted_action_of_each_state():
     agent = PpoAgent(2, FastForward(), seed=0)
     wanted = {0.1: np.array([1.0, -1.0]), 0.5: np.array([-1.0, 1.0])}

@@ -85,6 +85,13 @@ def test_a_hyper_parameter_out_of_bounds_is_refused(
         assert f"variants.mine.params.{key}: " in line and str(value) in line
 
 
+@pytest.mark.parametrize(("name", "key"), FIELDS)
+def test_a_number_has_a_smallest_and_a_largest_value(name: str, key: str) -> None:
+    schema = METHODS[name].model_json_schema()["properties"][key]
+    if schema.get("type") in ("integer", "number"):
+        assert {"minimum", "exclusiveMinimum"} & schema.keys() and {"maximum", "exclusiveMaximum"} & schema.keys()
+
+
 @pytest.mark.bad_input
 def test_a_generation_of_one_candidate_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(grid(tmp_path, "cma-es", population=1), capsys)

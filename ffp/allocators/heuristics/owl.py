@@ -44,7 +44,9 @@ class Owl(Heuristic):
         r"r_l = 2\lambda\,\frac{D_l - \min D}{\max D - \min D}, \qquad k_l = 1 - s + r_l - \bar{r}"
     )
 
-    outlier_threshold: float = Field(5.0, ge=0, description="M: an outlier exceeds M times the mean of its block.")
+    outlier_threshold: float = Field(
+        5.0, ge=0, le=1e6, description="M: an outlier exceeds M times the mean of its block."
+    )
     max_deviation: float = Field(0.08, ge=0, le=0.5, description="lambda: half the range of the blocks' sparsities.")
     parity: bool = Field(False, description="Whether to use the ratios of the authors' code, see published_sparsities.")
 

@@ -34,7 +34,7 @@ class CmaEs(StartedSearch):
         r"m \leftarrow \sum_{i \le \mu} w_i\,a^{(i:\lambda)}"
     )
 
-    sigma: float = Field(0.3, ge=1e-6, description="sigma: initial standard deviation of the logits.")
+    sigma: float = Field(0.3, ge=1e-6, le=100, description="sigma: initial standard deviation of the logits.")
     population: int = Field(
         0, ge=0, le=10_000, description="lambda: candidates a generation, at least 2; 0 for 4 + 3 ln(n_decisions)."
     )

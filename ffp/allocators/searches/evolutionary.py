@@ -56,7 +56,10 @@ class Evolutionary(StartedSearch):
 
     offspring: int = Field(0, ge=0, le=10_000, description="lambda: offspring a generation; 0 to suit the budget.")
     step: int = Field(
-        0, ge=0, description="delta: parameters that a switch moves; 0 for a KV group, or 6 % of the smallest decision."
+        0,
+        ge=0,
+        le=10**12,
+        description="delta: parameters that a switch moves; 0 for a KV group, or 6 % of the smallest decision.",
     )
     start: Start = Field("uniform", description="The first parent; uniform as published.")
 

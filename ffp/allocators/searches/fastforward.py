@@ -99,11 +99,11 @@ class FastForward(Search):
     zero_shot: bool = Field(False, description="Whether to answer with the initial policy's mean, without a search.")
     epochs: int = Field(10, ge=1, le=10_000, description="Gradient steps a batch.")
     clip: float = Field(0.2, ge=0, le=1, description="epsilon: limit of the probability ratio's change.")
-    learning_rate: float = Field(5e-4, ge=1e-12, description="Of Adam.")
-    entropy_weight: float = Field(0.01, ge=0, description="c_e: weight of the entropy bonus.")
-    value_weight: float = Field(0.5, ge=0, description="c_v: weight of the critic's loss.")
-    max_grad_norm: float = Field(0.5, ge=1e-12, description="Norm to which gradients are clipped.")
-    initial_std: float = Field(1.0, ge=1e-12, description="First standard deviation of every action.")
+    learning_rate: float = Field(5e-4, ge=1e-12, le=1, description="Of Adam.")
+    entropy_weight: float = Field(0.01, ge=0, le=1000, description="c_e: weight of the entropy bonus.")
+    value_weight: float = Field(0.5, ge=0, le=1000, description="c_v: weight of the critic's loss.")
+    max_grad_norm: float = Field(0.5, ge=1e-12, le=1e6, description="Norm to which gradients are clipped.")
+    initial_std: float = Field(1.0, ge=1e-12, le=100, description="First standard deviation of every action.")
 
     def is_paid(
         self, problem: PruningProblem, budget: SearchBudget, n_windows: int, *, has_policy: bool = False

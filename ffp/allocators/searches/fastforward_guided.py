@@ -68,7 +68,7 @@ class FastForwardGuided(StartedSearch):
     memory: float = Field(
         0.5, ge=0, le=0.999, description="Weight of earlier steps in the averaged worths of KV groups."
     )
-    step_windows: int = Field(2, ge=1, description="Windows of the search text behind a gradient step.")
+    step_windows: int = Field(2, ge=1, le=1_000_000, description="Windows of the search text behind a gradient step.")
     spread: float = Field(
         0.0, ge=0, le=100, description="Deviation of a sampled action, relative to the policy's; 0 for none."
     )

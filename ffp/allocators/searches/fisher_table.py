@@ -48,7 +48,7 @@ class FisherTable(Search):
     reads_grams: ClassVar[bool] = True
 
     windows: int = Field(
-        WINDOWS, ge=1, description="Windows of the search text behind the table, if the budget allows."
+        WINDOWS, ge=1, le=1_000_000, description="Windows of the search text behind the table, if the budget allows."
     )
 
     def is_paid(

@@ -51,7 +51,7 @@ class GraspPrune(Search):
 
     temperature: float = Field(1.5, gt=0, le=1e6, description="tau: a score of this size moves p from 0.5 to 0.73.")
     learning_rate: float = Field(1e-2, ge=1e-12, le=1e3, description="Of AdamW, for scores and for scales.")
-    step_windows: int = Field(1, ge=1, description="Windows of the search text behind a step.")
+    step_windows: int = Field(1, ge=1, le=1_000_000, description="Windows of the search text behind a step.")
     scale_share: float = Field(
         0.2, ge=0, le=0.9, description="Share of the steps that learn scales, unless ridge follows."
     )

@@ -59,7 +59,9 @@ class GuidedKnapsack(Search):
     learns_policy: ClassVar[bool] = True
     reads_grams: ClassVar[bool] = True
 
-    step_windows: int = Field(4, ge=1, description="Windows of the search text behind a step, if the budget allows.")
+    step_windows: int = Field(
+        4, ge=1, le=1_000_000, description="Windows of the search text behind a step, if the budget allows."
+    )
     memory: float = Field(0.8, ge=0, le=1, description="Weight of the step before in the averaged costs.")
     table_share: float = Field(0.5, ge=0, le=1, description="s: weight of the costs by Kronecker factors.")
     rescore: bool = Field(True, description="Whether finalists are compared on the selection text.")

@@ -52,7 +52,9 @@ class PolicyGradient(StartedSearch):
     granularities: ClassVar[frozenset[str]] = frozenset({"structured"})
 
     samples: int = Field(2, ge=2, le=1000, description="K: masks sampled in a step.")
-    step_windows: int = Field(1, ge=1, description="Windows of the search text that each mask of a step is run on.")
+    step_windows: int = Field(
+        1, ge=1, le=1_000_000, description="Windows of the search text that each mask of a step is run on."
+    )
     learning_rate: float = Field(2e-3, ge=1e-12, le=1, description="At first; it falls to 0 as a cosine.")
     adam: bool = Field(True, description="Whether Adam follows the gradient; otherwise plain descent.")
     memory: float = Field(0.8, ge=0, le=0.999, description="Weight of earlier steps in the baseline b.")

@@ -31,7 +31,7 @@ class RandomSearch(StartedSearch):
         r"\hat{k} = \arg\max_n r\left(\Pi(a^{(n)})\right)"
     )
 
-    spread: float = Field(0.5, ge=1e-6, description="sigma: standard deviation of the logits around the start.")
+    spread: float = Field(0.5, ge=1e-6, le=100, description="sigma: standard deviation of the logits around the start.")
     start: Start = Field("uniform", description="The first candidate, whose logits are a_0.")
 
     def is_paid(

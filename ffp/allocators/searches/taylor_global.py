@@ -48,7 +48,10 @@ class TaylorGlobal(Search):
     holds_gradients: ClassVar[bool] = True
 
     windows: int = Field(
-        WINDOWS, ge=1, description="Windows of the search text behind the gradients, if the budget allows."
+        WINDOWS,
+        ge=1,
+        le=1_000_000,
+        description="Windows of the search text behind the gradients, if the budget allows.",
     )
     attention_factor: float = Field(
         1.0, gt=0, le=1e6, description="gamma: what scores of attention are multiplied by; below 1, more of it goes."

@@ -48,7 +48,9 @@ class TwoSsp(Search):
     )
 
     alpha: float = Field(1.5, gt=0, le=100, description="alpha: a larger one takes more attentions and wider FFNs.")
-    windows: int = Field(1, ge=1, description="Windows of the search text on which attentions are compared.")
+    windows: int = Field(
+        1, ge=1, le=1_000_000, description="Windows of the search text on which attentions are compared."
+    )
 
     def check(self, problem: PruningProblem) -> None:
         """Refuses problems whose attentions have to keep a part; that of block 0 always has to."""
