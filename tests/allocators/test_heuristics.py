@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,29 @@ def test_equal_uniform_leaves_whole_blocks_whole():
     allocation = Uniform(equal=True).allocate(problem, SyntheticStats(problem))
     allocation.check(problem)
     assert allocation.keep[2:4] == (2, 40) and allocation.keep[:2] == allocation.keep[4:] != (2, 40)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("family", "units"),
+    [("llama", {"attention_units": "single-query-heads"}), ("opt", {}), ("llama", {"keep_blocks": "1"})],
+)
+def test_equal_uniform_refuses_what_only_unequal_blocks_can_meet(family, units):
+    """The attention of block 0 has to keep a unit, and then those of all blocks do."""
+    problem, method = PrunableModel(tiny(family), min_keep=0, **units).problem(0.5), Uniform(equal=True)
+    largest = projection.max_sparsity(problem)
+    with pytest.raises(
+        ConfigError, match=r"^uniform with equal: true cannot remove .* Lower the sparsity, or"
+    ) as error:
+        method.check(problem.at(largest))
+    most = float(re.search(r"at most (0\.\d{4})", str(error.value))[1])
+    method.check(problem.at(most))
+    allocation = method.allocate(problem.at(most), SyntheticStats(problem))
+    allocation.check(problem.at(most))
+    assert most < largest and all(keep in (0, 1, d.n_units) for d, keep in allocation.items(problem))
+    with pytest.raises(ConfigError, match=r"^uniform with equal: true cannot remove"):
+        method.check(problem.at(most + 1e-4))
+    Uniform().check(problem.at(largest))
 
 
 def test_ramp_is_an_arithmetic_progression():

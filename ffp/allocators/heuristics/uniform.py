@@ -7,12 +7,14 @@ all blocks alike, so that at 20 % one of three leaves every block; with `spread`
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from ffp.allocators.base import CalibrationStats, Heuristic
+from ffp.core.errors import ConfigError
 from ffp.core.problem import Allocation, PruningProblem
 from ffp.core.projection import kept_budget, project_shares
 
@@ -79,6 +81,18 @@ class Uniform(Heuristic):
         if self.equal and self.spread:
             raise ValueError("equal keeps all blocks alike, and spread does not. Give one of them")
         return self
+
+    def check(self, problem: PruningProblem) -> None:
+        """Refuses sparsities that equal blocks cannot meet, since one of them has to keep more than the others."""
+        if not self.equal or problem.params_to_remove > problem.removed_by(problem.min_keep):
+            return  # in the second case no method can meet it
+        keep = equal_allocation(problem).keep
+        if problem.removed_by(keep) < problem.params_to_remove:
+            most = math.floor(1e4 * problem.sparsity_of(keep) + 1e-9) / 1e4
+            raise ConfigError(
+                f"uniform with equal: true cannot remove {problem.target:g}: where all blocks keep the same, at most "
+                f"{most:.4f} can be removed. Lower the sparsity, or leave equal out."
+            )
 
     def allocate(self, problem: PruningProblem, stats: CalibrationStats) -> Allocation:
         """Returns `uniform_allocation`, `equal_allocation` or `spread_allocation`."""
