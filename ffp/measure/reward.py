@@ -80,7 +80,7 @@ class ModelReward:
         return self.search.context
 
     def __call__(self, allocation: Allocation, *, windows: Sequence[int]) -> float:
-        """Returns exp(dense loss - pruned loss) over windows of the search text, at least 1e-6 and always finite."""
+        """Returns exp(dense loss - pruned loss) over windows of the search text, positive and finite."""
         losses, fresh = self._losses(self.search, allocation, windows)
         self.evaluations += fresh > 0
         self.spent_tokens += fresh * self.window_tokens

@@ -11,7 +11,8 @@ import torch
 
 from ffp.core.problem import FloatArray
 
-REWARD_FLOOR = 1e-6
+LARGEST_GAP = 50.0  # nats per token; beyond it, and where a loss is not finite, rewards are bounded
+REWARD_FLOOR = math.exp(-LARGEST_GAP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,6 @@ class Text:
 
 
 def reward_of(text: Text, windows: Sequence[int], losses: Sequence[float]) -> float:
-    """Bounded: a loss that is not finite gives the floor instead of spoiling the batch."""
+    """Returns exp(dense loss - pruned loss) over windows; a loss that is not finite gives the floor, and no error."""
     gap = float(np.mean(text.dense_loss[list(windows)]) - np.mean(losses))
-    return max(math.exp(min(gap, 50.0)), REWARD_FLOOR) if math.isfinite(gap) else REWARD_FLOOR
+    return max(math.exp(min(gap, LARGEST_GAP)), REWARD_FLOOR) if math.isfinite(gap) else REWARD_FLOOR

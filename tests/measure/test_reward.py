@@ -12,7 +12,7 @@ from ffp.measure.calibration import collect
 from ffp.measure.journal import MemoryJournal
 from ffp.measure.loss import token_losses
 from ffp.measure.reward import ModelReward
-from ffp.measure.text import REWARD_FLOOR, Text
+from ffp.measure.text import REWARD_FLOOR, Text, reward_of
 from ffp.models.prunable import PrunableModel
 from ffp.models.refit import damped
 from ffp.models.sliced import SlicedModel, mask
@@ -79,6 +79,16 @@ def test_a_loss_that_is_not_finite_gives_the_floor():
     reward = make()
     reward.candidates.model.model.norm.weight.data.fill_(float("nan"))
     assert reward(candidates(reward)[0], windows=[0]) == REWARD_FLOOR
+
+
+@pytest.mark.parametrize("gap", [-0.5, 0.0, 3.0, 13.0, 16.0, 30.0, 49.0])
+def test_bad_candidates_do_not_tie(gap):
+    """What is far from the dense model is ranked too, and its loss can be read from its reward."""
+    text = Text("search", torch.zeros(2, 4, dtype=torch.int64), np.array([3.0, 5.0]))
+    value = reward_of(text, [0, 1], [3.0 + gap, 5.0 + gap])
+    assert -math.log(value) == pytest.approx(gap, abs=1e-12)
+    assert value > reward_of(text, [0, 1], [3.0 + gap, 5.1 + gap]) > REWARD_FLOOR
+    assert reward_of(text, [0, 1], [3.0, math.inf]) == reward_of(text, [0, 1], [1e9, 5.0]) == REWARD_FLOOR
 
 
 def run(reward):
