@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from ffp.allocators import METHODS, ParameterError, accepted, create, discover, find, is_search
+from ffp.allocators.base import Method
 from ffp.core.errors import ConfigError
 
 THIRD_PARTY = Path(__file__).parents[1] / "helpers/third_party"
@@ -54,9 +56,15 @@ def test_what_a_class_declares_is_no_parameter(name):
     assert line.startswith(f"method '{name}' has no parameter 'name': ")
 
 
+class Open(Method):
+    """As a method of another package may be: its number has no largest value."""
+
+    size: float = Field(1.0, ge=0)
+
+
 def test_bounds_are_said_in_words():
     assert accepted(find("owl"), "max_deviation") == "a number from 0 to 0.5"
-    assert accepted(find("owl"), "outlier_threshold") == "a number from 0 up"
+    assert accepted(Open, "size") == "a number from 0 up"
     assert accepted(find("owl"), "parity") == "true or false"
     assert accepted(find("flap"), "structure") == "one of AL-AM, AL-MM, UL-MM, UL-UM"
     assert accepted(find("evolutionary"), "offspring") == "a whole number from 0 to 10000"
