@@ -97,7 +97,7 @@ def test_an_edit_is_noticed_by_exactly_the_steps_that_it_can_touch(
 
 
 def test_an_edit_of_the_evaluator_reaches_every_search(before: dict[str, str], package: Path) -> None:
-    edit(package / "measure/text.py", "REWARD_FLOOR = 1e-6", "REWARD_FLOOR = 1e-7")
+    edit(package / "measure/text.py", "LARGEST_GAP = 50.0", "LARGEST_GAP = 49.0")
     assert SEARCHES <= changed(before) <= set(METHODS)
 
 
