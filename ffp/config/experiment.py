@@ -369,7 +369,8 @@ class Experiment:
         variant = self._variant(name)
         if variant.init is not None or not is_search(self.method(name)):
             return None
-        given = (self.parameters(name), variant.units, self.compensated_search(name))
+        without_scales = self.learns_scales(name) and is_refitted(variant.compensate)
+        given = (self.parameters(name), variant.units, self.compensated_search(name), without_scales)
         return self.method(name), self.score(name), self.pruner(name), self.fitness(name), *given
 
 

@@ -16,7 +16,7 @@ from ffp.store import schemas
 from ffp.store.layout import CellFiles, Layout
 from tests.helpers.verify import AllButTheReport
 
-METHODS = ["grasprune", "grasprune-ridge"]
+METHODS = ["grasprune", "grasprune-bias", "grasprune-ridge"]
 
 
 def run(experiment: Experiment, cell: Cell) -> CellFiles:
@@ -36,13 +36,13 @@ def run(experiment: Experiment, cell: Cell) -> CellFiles:
 
 @pytest.fixture(scope="module")
 def finished_cells(tiny_grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny grid with two cells more: the second one takes the search of the first and compensates it by ridge."""
+    """The tiny grid with three cells more: the second has the search of the first, the third one without scales."""
     folder = tmp_path_factory.mktemp("chosen")
     for name in ("config", "data", "results"):
         shutil.copytree(tiny_grid / name, folder / name)
     file = folder / "config/grid.yaml"
     body = yaml.safe_load(file.read_text())
-    body["variants"] |= {"grasprune-ridge": {"use": "grasprune", "compensate": "ridge"}}
+    body["variants"] |= {f"grasprune-{kind}": {"use": "grasprune", "compensate": kind} for kind in ("bias", "ridge")}
     file.write_text(yaml.safe_dump(body | {"methods": [*body["methods"], *METHODS]}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -66,13 +66,16 @@ def files_of(grid: Experiment, method: str) -> CellFiles:
 
 def test_the_cells_are_sound_and_keep_the_units_that_were_chosen(grid: Experiment) -> None:
     assert AllButTheReport(grid).run() == []
-    plain, ridge = (files_of(grid, method) for method in METHODS)
-    assert plain.units.read_bytes() == ridge.units.read_bytes()
-    units, body = schemas.UNITS.read(plain.units)[0], schemas.AllocationFile.read(plain.allocation)
+    plain, bias, ridge = (files_of(grid, method) for method in METHODS)
+    assert plain.units.read_bytes() == bias.units.read_bytes()
+    body = schemas.AllocationFile.read(plain.allocation)
     assert "units.safetensors" in body.files
-    for files in (plain, ridge):
-        masks, _ = schemas.MASKS.read(files.masks)
+    for files in (plain, bias, ridge):
+        units, masks = (
+            kind.read(file)[0] for kind, file in ((schemas.UNITS, files.units), (schemas.MASKS, files.masks))
+        )
         assert all(np.array_equal(kept, np.flatnonzero(units[name])) for name, kept in masks.items())
+        assert all(np.isin(factors, (0, 1)).all() for factors in units.values()) == (files is ridge)
     updates, _ = schemas.UPDATES.read(plain.updates)
     assert len(updates) == 6 and all(name.endswith(("o_proj.weight", "down_proj.weight")) for name in updates)
     points = schemas.AnswersFile.read(plain.answers).points
