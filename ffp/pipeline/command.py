@@ -43,7 +43,7 @@ from ffp.pipeline.result import Pruned
 from ffp.pipeline.texts import DEFAULT_TEXT, SplitText, open_text
 from ffp.pipeline.work import Work
 from ffp.store.files import check_new_folder, digest, folder_behind
-from ffp.store.identity import code_of
+from ffp.store.identity import code_of, named_files
 from ffp.store.layout import Layout, expanded
 
 log = logging.getLogger("ffp")
@@ -301,6 +301,7 @@ def _identity(request: PruneRequest, opened: OpenedModel, text: SplitText) -> di
         "threads": model.resources.threads,
         "text": {name: digest(list(documents)) for name, documents in text.documents.items()},
         "code": [code_of("calibrate"), code_of("allocate", type(settings.method)), code_of("apply"), *training],
+        **named_files(type(settings.method), settings.method.model_dump()),
     }
 
 

@@ -151,8 +151,7 @@ def _bos(experiment: Experiment, cell: Cell) -> dict[str, Any]:
 def _allocate(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     method, parameters = experiment.method(cell.method), experiment.parameters(cell.method)
     found: dict[str, Any] = {"use": method.name, "version": method.version, "parameters": parameters}
-    if files := [str(parameters[name]) for name in method.file_parameters if parameters.get(name)]:
-        found["files"] = {file: _digest(Path(file)) for file in files}
+    found |= named_files(method, parameters)
     if (origin := experiment.init_cell(cell)) is not None:
         found["init"] = origin.path
     found = {**_ranking(experiment, cell), **found}
@@ -216,6 +215,12 @@ _SETTINGS: Mapping[str, Callable[[Experiment, Cell], dict[str, Any]]] = {
     "recover": _recover,
     "evaluate": _evaluate,
 }
+
+
+def named_files(method: type[Method], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {"files": sha256 by path} of the files that hyper-parameters name; nothing where they name none."""
+    files = [str(parameters[name]) for name in method.file_parameters if parameters.get(name)]
+    return {"files": {file: _digest(Path(file)) for file in files}} if files else {}
 
 
 def _digest(path: Path) -> str | None:

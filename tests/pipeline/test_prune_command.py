@@ -155,6 +155,27 @@ def test_a_killed_search_goes_on_and_ends_as_an_undisturbed_one(folder):
     assert "resuming: " in tiny.kill_and_run_again(folder, words, searching)
 
 
+@pytest.mark.fault
+def test_a_killed_run_begins_anew_where_a_file_of_the_method_was_edited(folder, capsys, monkeypatch):
+    """Nothing that was measured of the old file's model stands beside the new one's."""
+    words = ("--method", "import", "--param", "file=ratios.txt", "--json")
+
+    def figures(ratios: str) -> tuple[list[int], float]:
+        (folder / "ratios.txt").write_text(ratios)
+        capsys.readouterr()
+        assert prune("tiny", *words, "--out", "small", "--yes") == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["keep"], found["pruned"]["perplexity"]["value"]
+
+    undisturbed = figures("0.5 0.3 0.1")
+    (folder / "ratios.txt").write_text("0.1 0.3 0.5")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("ffp.pipeline.result.Pruned.save", lambda *_, **__: 1 / 0)
+        prune("tiny", *words, "--out", "small", "--yes")
+    assert list(folder.glob(".small.work-*/pruned.json"))
+    assert figures("0.5 0.3 0.1") == undisturbed
+
+
 def test_what_runs_with_other_options_left_is_named_and_kept(folder, caplog):
     left = [folder / f".small[1].work-{name}" for name in ("a", "b")]
     for each in left:
