@@ -31,7 +31,17 @@ from ffp.pruning.compensation import load_updates
 from ffp.pruning.cuts import Cut, make_cut
 from ffp.pruning.statistics import ModelStatistics
 from ffp.store import schemas
-from ffp.store.digests import asset_digest, calibration_digest, check_cell, score_digests, test_digests
+from ffp.store.digests import (
+    Digests,
+    asset_digest,
+    calibration_digest,
+    calibration_digests,
+    check_cell,
+    check_grams,
+    is_of,
+    score_digests,
+    test_digests,
+)  # fmt: skip
 from ffp.store.files import sha256, whole
 from ffp.store.identity import step_settings
 from ffp.store.journal import FileJournal
@@ -97,7 +107,7 @@ def allocate(
     method = experiment.create(cell.method)
     weights = not (isinstance(method, Heuristic) and not method.reads_weights)
     model_dir = stage(model_dir) if weights else model_dir
-    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
+    inputs = _fitted_inputs(experiment, cell, model_dir, calibration_dir)
     policy: api.Policy = {}
     if init_dir is not None:
         policy, _ = schemas.POLICY.read(CellFiles(init_dir).policy)
@@ -136,9 +146,9 @@ def reuse_allocation(
     """
     source, target = CellFiles(done), CellFiles(out)
     found = schemas.AllocationFile.read(source.allocation)
-    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
-    theirs = ({**found.cell.model_dump(), "method": cell.method}, {name: found.provenance.get(name) for name in inputs})
-    if theirs != (cell.as_dict(), inputs) or found.settings != step_settings(experiment, "allocate", cell):
+    inputs = _fitted_inputs(experiment, cell, model_dir, calibration_dir)
+    same = {**found.cell.model_dump(), "method": cell.method} == cell.as_dict() and is_of(found.provenance, inputs)
+    if not same or found.settings != step_settings(experiment, "allocate", cell):
         raise ArtifactError(f"{source.allocation} is not the search of {cell.path}. Allocate without --reuse.")
     if changed := [name for name, expected in found.files.items() if sha256(source.folder / name) != expected]:
         raise ArtifactError(f"{source.folder / changed[0]} was changed since its search. Allocate without --reuse.")
@@ -154,7 +164,7 @@ def apply(
     """Turns an allocation into what stays of the model, and writes masks and updates into the cell's folder."""
     config, files, cut = experiment.models[cell.model], CellFiles(out), cut_of(experiment, cell)
     model_dir = stage(model_dir)
-    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
+    inputs = _fitted_inputs(experiment, cell, model_dir, calibration_dir)
     prunable = load_prunable(experiment, cell, model_dir)
     found, allocation = read_allocation(allocation_file, prunable)
     check_cell(cell, found, allocation_file)
@@ -244,6 +254,12 @@ def _needs_grams(experiment: Experiment, cell: Cell) -> bool:
     return cell.granularity == "structured" and experiment.needs_grams(cell.method)
 
 
+def _fitted_inputs(experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path) -> Digests:
+    """The digests of what a cell is fitted to: its model, the calibration, and Gram matrices where it reads them."""
+    fitted = calibration_digests(calibration_dir, grams=_needs_grams(experiment, cell))
+    return {"model": asset_digest(model_dir), **fitted}
+
+
 def load_prunable(
     experiment: Experiment, of: str | Cell, folder: Path, *, weights: bool = True, on_host: bool = False
 ) -> PrunableModel:
@@ -275,13 +291,19 @@ def write_calibration(files: CalibrationFiles, calibration: api.Calibration, ori
 
 
 def read_calibration(prunable: PrunableModel, folder: Path, *, grams: bool = False) -> api.Calibration:
-    """Reads a calibration folder, with its Gram matrices if asked for; ArtifactError unless it is of this model."""
+    """Reads a calibration folder, with its Gram matrices if asked for.
+
+    Raises:
+        ArtifactError: It is of another model, its Gram matrices are of another calibration, or a file is damaged.
+    """
     files = CalibrationFiles(folder)
     arrays, meta = schemas.STATS.read(files.stats)
     tokens, _ = schemas.TOKENS.read(files.tokens)
     names = [name for name in tokens if not name.endswith(schemas.DENSE_LOSS)]
     windows = {name: torch.from_numpy(tokens[name].astype(np.int64)) for name in names}
     losses = {name: tokens[f"{name}{schemas.DENSE_LOSS}"] for name in names if name != "calibration"}
+    if grams:
+        check_grams(folder)
     pairs = schemas.GRAMS.read(files.grams)[0] if grams else None
     statistics = ModelStatistics.from_arrays(prunable, arrays, meta.n_tokens, source=files.stats, grams=pairs)
     return api.Calibration(api.Windows(**windows), losses, statistics)

@@ -29,7 +29,7 @@ from ffp.pipeline.verify_tasks import Faults, equal, task_faults
 from ffp.pruning.pruners import find_pruner
 from ffp.pruning.structured import count_kept, kept_units, learned_scales
 from ffp.store import schemas
-from ffp.store.digests import calibration_digest, cut_files
+from ffp.store.digests import GRAMS_SEAL, calibration_digest, cut_files
 from ffp.store.files import digest, sha256
 from ffp.store.identity import step_settings
 from ffp.store.layout import SPLITS, AssetFiles, CellFiles, Layout
@@ -55,6 +55,7 @@ class Verifier:
         self.digests: dict[str, str] = {}  # of assets, by "models/NAME", "texts/NAME" and "tasks"
         self.text = f"texts/{experiment.grid.calibration_text}"  # that methods are fitted to
         self.calibrations: dict[str, str] = {}
+        self.grams: dict[str, str | None] = {}  # seals, by model
 
     def run(self) -> list[str]:
         """Checks everything and returns the faults in the order found."""
@@ -131,6 +132,7 @@ class Verifier:
         self.calibrations[model] = calibration_digest(files.folder)
         if self.experiment.keeps_grams:
             found = self._read({files.grams: schemas.GRAMS.read, files.grams_cost: CostFile.read})
+            self.grams[model] = schemas.GRAMS.read_seal(files.grams)
             for origin in (found[files.grams][1].provenance, found[files.grams_cost].provenance):
                 yield from self._inputs(files.folder, origin, model=f"models/{model}")
                 yield from self._calibrated(files.folder, origin, cell)
@@ -143,9 +145,11 @@ class Verifier:
                 yield from equal(f"{where}: its {name}'s digest", origin.get(name), self.digests[key])
 
     def _calibrated(self, where: Path, origin: Provenance, cell: Cell) -> Faults:
-        """The same for the calibration; a broken one is reported already."""
+        """The same for the calibration and the Gram matrices; broken ones are reported already."""
         if cell.model in self.calibrations:
             yield from equal(f"{where}: calibration", origin.get("calibration"), self.calibrations[cell.model])
+        if cell.model in self.grams and (seal := origin.get(GRAMS_SEAL)) is not None:
+            yield from equal(f"{where}: {GRAMS_SEAL}", seal, self.grams[cell.model])
 
     def _settings(self, where: Path, found: Any, step: str, cell: Cell) -> Faults:
         expected = json.loads(json.dumps(step_settings(self.experiment, step, cell)))

@@ -9,13 +9,14 @@ from typing import Any
 
 from ffp.config import Cell, Experiment
 from ffp.store import schemas
-from ffp.store.digests import calibration_digest, cut_files
+from ffp.store.digests import GRAMS_SEAL, calibration_digest, cut_files
 from ffp.store.files import sha256
 from ffp.store.identity import changed_settings
 from ffp.store.kinds import TensorFile
 from ffp.store.layout import AssetFiles, CellFiles, Layout
 from ffp.store.schemas import AllocationFile, AssetFile, Provenance, ScoresFile
 
+Inputs = Mapping[str, tuple[str, str | None]]  # what an input is called, and its digest, by its key in provenance
 HASHED = 100_000_000  # bytes of the largest file that is hashed, 0.1 to 0.3 s
 
 
@@ -65,9 +66,9 @@ class Staleness:
         """Yields a sentence for each file that another model, text, set of tasks or calibration is behind."""
         model = {"model": ("model", self.asset(self.layout.model(cell.model)))}
         if allocation is not None:
-            notes, digest = self.calibration(cell.model)
+            notes, calibration = self.calibration(cell.model)
             yield from notes
-            fitted = {**model, "calibration": ("calibration", digest)}
+            fitted = {**model, **calibration}
             yield from _others(files.allocation, allocation.provenance, fitted)
             yield from _others(files.masks, masks, fitted)
         seen = self._text(self.experiment.grid.calibration_text)
@@ -83,18 +84,20 @@ class Staleness:
         """What a note calls a text, and its digest."""
         return f"text {name}", self.asset(self.layout.text(name))
 
-    def _calibration(self, model: str) -> tuple[list[str], str | None]:
-        """The notes of a model's calibration, and its digest; None where it is not here."""
+    def _calibration(self, model: str) -> tuple[list[str], Inputs]:
+        """The notes of a model's calibration, and what it is to those made from it; nothing where it is not here."""
         files = self.layout.calibration(model)
         origin = _origin(schemas.STATS, files.stats)
         if origin is None or not files.tokens.exists():
-            return [], None
+            return [], {}
         settings, cell = origin.get("settings"), Cell.dense_of(model)
         changed = changed_settings(self.experiment, "calibrate", cell, settings) if settings else []
         inputs = {"model": ("model", self.asset(self.layout.model(model)))}
         inputs["text"] = self._text(self.experiment.grid.calibration_text)
         notes = [_other_settings(files.stats, changed)] if changed else []
-        return [*notes, *_others(files.stats, origin, inputs)], calibration_digest(files.folder)
+        seal = schemas.GRAMS.read_seal(files.grams) if files.grams.exists() else None
+        known = {"calibration": ("calibration", calibration_digest(files.folder)), GRAMS_SEAL: (files.grams.name, seal)}
+        return [*notes, *_others(files.stats, origin, inputs)], known
 
 
 def _asset_digest(files: AssetFiles) -> str | None:
@@ -103,8 +106,8 @@ def _asset_digest(files: AssetFiles) -> str | None:
     return manifest.digest if manifest else None
 
 
-def _others(path: Path, origin: Provenance | None, inputs: Mapping[str, tuple[str, str | None]]) -> Iterator[str]:
-    """Yields a sentence for each input that is another one now; inputs: what it is called and its digest, by key."""
+def _others(path: Path, origin: Provenance | None, inputs: Inputs) -> Iterator[str]:
+    """Yields a sentence for each input that is another one now; see Inputs."""
     for key, (what, digest) in inputs.items():
         if origin and digest and origin.get(key) not in (None, digest):
             yield f"{path.name} was made from another {what} than the one that is here: run it again"

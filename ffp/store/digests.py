@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from ffp.store.identity import CODE, changed_settings
 from ffp.store.kinds import TensorFile
 from ffp.store.layout import AssetFiles, CalibrationFiles, CellFiles, Layout
 from ffp.store.provenance import test_keys
-from ffp.store.schemas import MASKS, UPDATES, AllocationFile, AssetFile
+from ffp.store.schemas import GRAMS, MASKS, STATS, UPDATES, AllocationFile, AssetFile, Provenance
+
+Digests = dict[str, str | None]
+GRAMS_SEAL = "grams seal"  # by which what was made from Gram matrices names them; older results do not
 
 
 def asset_digest(folder: Path) -> str:
@@ -33,6 +36,38 @@ def calibration_digest(folder: Path) -> str:
     """Returns the digest of a calibration, by which results name it."""
     files = CalibrationFiles(folder)
     return digest([sha256(files.tokens), sha256(files.stats)])
+
+
+def calibration_digests(folder: Path, *, grams: bool) -> Digests:
+    """Returns by what results name a calibration, and its Gram matrices if they were read.
+
+    Raises:
+        ArtifactError: As check_grams, and where a file is missing.
+    """
+    found: Digests = {"calibration": calibration_digest(folder)}
+    if grams:
+        check_grams(folder)
+        found[GRAMS_SEAL] = GRAMS.read_seal(CalibrationFiles(folder).grams)
+    return found
+
+
+def is_of(origin: Provenance, inputs: Mapping[str, str | None]) -> bool:
+    """Returns whether a file was made from these inputs; an older one does not name its Gram matrices."""
+    unnamed = {GRAMS_SEAL} if origin.get(GRAMS_SEAL) is None else set()
+    return all(origin.get(name) == found for name, found in inputs.items() if name not in unnamed)
+
+
+def check_grams(folder: Path) -> None:
+    """Raises ArtifactError where Gram matrices are of another calibration than the one beside them."""
+    files, expected = CalibrationFiles(folder), calibration_digest(folder)
+    origin = GRAMS.read_origin(files.grams).provenance
+    found = origin.get("calibration")
+    together = found is None and origin == STATS.read_origin(files.stats).provenance  # as `ffp prune` collects them
+    if found != expected and not together:
+        raise ArtifactError(
+            f"{files.grams} is of the calibration {found}, and the one beside it is {expected}. Delete it and run the "
+            "rule grams (`ffp grams`) again."
+        )
 
 
 def test_digests(experiment: Experiment, text_dirs: Sequence[Path]) -> dict[str, str]:
