@@ -56,7 +56,7 @@ def recover(
     teacher = load_model(model_dir, config) if asked.loss == "kl" else None
     prune_by_files(prunable, experiment, cell, cut_dir)
     settings = step_settings(experiment, "recover", cell)
-    state = FileTraining(files.training, [settings, cell.path, *inputs.values()])
+    state = FileTraining(files.training, [settings, cell.path, config.batch_tokens, *inputs.values()])
     found = api.recover(
         prunable, windows, asked, seed=cell.seed, batch_tokens=config.batch_tokens, teacher=teacher, state=state
     )

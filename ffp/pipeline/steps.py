@@ -114,7 +114,7 @@ def allocate(
         inputs["init"] = sha256(CellFiles(init_dir).policy)
     prunable = load_prunable(experiment, cell, model_dir, weights=weights)
     settings = step_settings(experiment, "allocate", cell)
-    journal = FileJournal(files.journal, [settings, cell.path, *inputs.values()])
+    journal = FileJournal(files.journal, [settings, cell.path, config.batch_tokens, *inputs.values()])
     calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
     result = api.allocate(
         prunable, calibration, method,

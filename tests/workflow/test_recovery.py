@@ -32,6 +32,7 @@ from ffp.store.files import read_table
 from ffp.store.identity import step_settings
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CostFile, ScoresFile
+from ffp.store.training import FileTraining
 from tests.helpers import tiny
 from tests.helpers.verify import faults
 from tests.workflow.test_code_version import called
@@ -188,6 +189,31 @@ def test_a_killed_training_ends_like_an_undisturbed_one(here):
     assert read_table(again.curve).equals(read_table(straight.curve))
     assert CostFile.read(again.recover_cost).n_tokens == CostFile.read(straight.recover_cost).n_tokens
     assert not state.exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("batch_tokens", "goes_on"), [(256, True), (64, False)])
+def test_a_killed_training_goes_on_with_the_same_batches_alone(batch_tokens, goes_on, here, monkeypatch, caplog):
+    """As after memory did not suffice: sums of other batches differ in their last bits."""
+    model, save = here / "config/models/tiny.yaml", FileTraining.save
+    folders = [Path("data/models/tiny"), Path("data/text/docs"), files(here, TRAINED).folder, Path("again")]
+
+    def run(batch_tokens: int) -> None:
+        model.write_text(yaml.safe_dump(yaml.safe_load(model.read_text()) | {"batch_tokens": batch_tokens}))
+        experiment = Experiment(Path("config/grid.yaml"))
+        recover(experiment, experiment.cell(TRAINED), *folders)
+
+    def killed(self: FileTraining, arrays: object) -> None:
+        save(self, arrays)
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(FileTraining, "save", killed)
+        run(256)
+    caplog.set_level("INFO")
+    run(batch_tokens)
+    assert ("resuming: recovery after step" in caplog.text) == goes_on
+    assert CellFiles(Path("again")).recovered.exists()
 
 
 def test_a_state_of_other_settings_counts_for_nothing(here):

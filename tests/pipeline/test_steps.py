@@ -1,0 +1,60 @@
+"""Steps of the workflow that were killed, and started again with another setting."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ffp.config import Experiment
+from ffp.pipeline import steps
+from ffp.store.journal import FileJournal
+from ffp.store.layout import CellFiles, Layout
+
+GRID, MODEL = Path("config/grid.yaml"), Path("config/models/tiny.yaml")
+SEARCH = "tiny/structured/s0.30/fastforward/seed0"
+
+
+@pytest.fixture(autouse=True)
+def grid(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished grid, in the working folder."""
+    for name in ("config", "data"):
+        shutil.copytree(tiny_grid / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def search() -> CellFiles:
+    """The search of a cell, with the settings as they are."""
+    experiment = Experiment(GRID)
+    layout = Layout.from_grid(experiment.grid)
+    folders = layout.model("tiny").folder, layout.calibration("tiny").folder, Path("out")
+    steps.allocate(experiment, experiment.cell(SEARCH), *folders)
+    return CellFiles(Path("out"))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("batch_tokens", "goes_on"), [(256, True), (64, False)])
+def test_a_killed_search_goes_on_with_the_same_batches_alone(
+    batch_tokens: int, goes_on: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after memory did not suffice: losses of other batches differ in their last bits."""
+    config = yaml.safe_load(MODEL.read_text())
+    MODEL.write_text(yaml.safe_dump({**config, "batch_tokens": 256}))
+    add, seen = FileJournal.add, []
+
+    def killed(self: FileJournal, *given: object, **named: object) -> None:
+        add(self, *given, **named)  # type: ignore[arg-type]
+        seen.append(given)
+        if len(seen) == 3:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(FileJournal, "add", killed)
+        search()
+    MODEL.write_text(yaml.safe_dump({**config, "batch_tokens": batch_tokens}))
+    caplog.set_level("INFO")
+    files = search()
+    assert ("resuming: 3 measurements" in caplog.text) == goes_on
+    assert files.allocation.exists() and not files.journal.exists()
