@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator, model_validator
 
 from ffp.allocators import Method, Search, create
@@ -22,7 +23,7 @@ from ffp.config.grid import (
 )  # fmt: skip
 from ffp.config.reading import Seed, Strict, fault_of_share, first_fault
 from ffp.config.recover import NO_RECOVERY, Recover
-from ffp.core.errors import ConfigError
+from ffp.core.errors import ConfigError, check_whole
 from ffp.core.problem import Granularity
 
 CONTEXT = 256
@@ -126,20 +127,20 @@ def prune_settings(
             remedy.
     """
     structured = granularity == "structured"
-    if params and isinstance(method, Method):
+    given = _named(params)
+    if given and isinstance(method, Method):
         raise ConfigError(f"params have no effect on a method that is made already. Give them to {method.name} itself.")
-    if not (tokens is None or isinstance(tokens, int)):
-        raise ConfigError(f"tokens = {tokens!r} is no whole number. Write it without quotes.")
+    tokens = None if tokens is None else check_whole("tokens", tokens, 0, "Give the tokens of a search, unquoted.")
     compensate = ("ridge" if structured else "none") if compensate is None else compensate
     counted = "evaluations" in _given(others.get("search"))
     others = _completed(others)
     if method is None and structured and tokens != 0:
-        method, params = SEARCHED, {**START, **(params or {})}
+        method, given = SEARCHED, {**START, **given}
         others |= _second_order(is_refitted(compensate), others)
     elif method is None:
         method = UNSEARCHED if structured else SINGLE_WEIGHTS
     if isinstance(method, str):
-        method = create(method, params or {})
+        method = create(method, given)
     asked = {"sparsity": sparsity, "method": method, "granularity": granularity, "compensate": compensate}
     try:
         settings = PruneSettings.model_validate({"pruner": "sparsegpt", **asked, **others})
@@ -149,6 +150,16 @@ def prune_settings(
     if tokens is None or not isinstance(method, Search):
         return settings
     return settings.model_copy(update={"search": _budget(settings.search, method.name, tokens, counted)})
+
+
+def _named(params: Any) -> dict[str, Any]:
+    """Hyper-parameters by name, with Python's own numbers in place of numpy's; ConfigError where they have no names."""
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        shown = " ".join(repr(params).split())[:60]
+        raise ConfigError(f"params = {shown} are not hyper-parameters by name. Write them as {{'start': 'uniform'}}.")
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
 
 
 def _check_effects(settings: PruneSettings, given: Collection[str], spell: Callable[[str], str]) -> None:

@@ -35,12 +35,17 @@ class ArtifactError(FfpError):
     exit_code = 3
 
 
-def check_whole(name: str, value: Any, least: int, remedy: str) -> None:
-    """Raises ConfigError where an argument is no whole number, or below `least`; numpy's whole numbers are some too."""
+def check_whole(name: str, value: Any, least: int, remedy: str) -> int:
+    """Returns an argument as an int: numpy's whole numbers are some too, but torch and JSON take none of them.
+
+    Raises:
+        ConfigError: It is no whole number, or below `least`.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise ConfigError(f"{name} = {value!r} is no whole number. {remedy}")
     if value < least:
         raise ConfigError(f"{name} = {value} is below {least}. {remedy}")
+    return int(value)
 
 
 def reason_of(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from ffp.core.errors import ConfigError
 from ffp.core.problem import FloatArray
 from ffp.models.placement import float64, for_inference
 from ffp.models.prunable import PrunableModel
-from ffp.models.stream import watch_inputs
+from ffp.models.stream import watch_inputs, windows_at_once
 from ffp.pruning.moments import GramSum, InputMoments, InputSums, watch_block
 from ffp.pruning.statistics import ModelStatistics
 
@@ -41,7 +41,7 @@ def collect(
     """
     products: dict[str, GramSum] = {module.output: GramSum() for module in prunable.modules if grams}
     sums: dict[str, InputSums] = {}
-    size = max(1, batch_tokens // windows.shape[1])
+    size = windows_at_once(batch_tokens, windows.shape[1])
     with ExitStack() as hooks, BlockInfluence(prunable) as influence:
         for block in range(len(prunable.blocks)):
             sums |= watch_block(prunable, block, partial(InputSums, "mean", "sq_mean"), hooks)

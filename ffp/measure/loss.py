@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ffp.core.errors import ConfigError
 from ffp.models.placement import float64
+from ffp.models.stream import windows_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +31,7 @@ def window_losses(
         teacher: `last_hidden` of the dense model on the same windows. The loss is then the KL divergence from its
             predictions over the whole vocabulary instead of the cross entropy of the text.
     """
-    size = max(1, batch_tokens // windows.shape[1])
+    size = windows_at_once(batch_tokens, windows.shape[1])
     parts = []
     for start in range(0, len(windows), size):
         ids = windows[start : start + size].to(model.device)

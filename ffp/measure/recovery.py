@@ -28,6 +28,7 @@ from ffp.measure.loss import last_hidden, token_divergences, token_losses
 from ffp.models.adapters import Adapters
 from ffp.models.placement import BorrowBlock, forward_as
 from ffp.models.prunable import PrunableModel
+from ffp.models.stream import windows_at_once
 from ffp.store.schemas import CURVE_COLUMNS
 
 log = logging.getLogger("ffp")
@@ -125,7 +126,7 @@ class _Training:
         self.earlier_s = 0.0
         self._adapters, self._windows, self._settings, self._teacher = adapters, windows, settings, teacher
         self._model, self._parameters = adapters.prunable.model, list(adapters.parameters.values())
-        (count, context), self._batch = windows.shape, max(1, batch_tokens // windows.shape[1])
+        (count, context), self._batch = windows.shape, windows_at_once(batch_tokens, windows.shape[1])
         total, self._size = max(1, settings.tokens // context), max(1, settings.batch_tokens // context)
         self._order, self._steps = window_order(count, total, seed), -(-total // self._size)
         self._optimiser = torch.optim.AdamW(self._parameters, weight_decay=0.0, foreach=False, fused=False)

@@ -24,6 +24,7 @@ from ffp.measure.text import Text, reward_of
 from ffp.models.gates import Gate
 from ffp.models.placement import float64
 from ffp.models.sliced import SlicedModel
+from ffp.models.stream import windows_at_once
 from ffp.pruning.cuts import Candidates
 from ffp.store.files import digest
 
@@ -294,7 +295,7 @@ class ModelReward:
     def _backward(self, windows: Sequence[int]) -> list[float]:
         """A backward pass of the summed token losses; returns the mean loss of each window."""
         losses: list[float] = []
-        model, batch = self.candidates.model, max(1, self.batch_tokens // self.window_tokens)
+        model, batch = self.candidates.model, windows_at_once(self.batch_tokens, self.window_tokens)
         for ids in torch.split(self.search.windows[list(windows)], batch):
             with torch.enable_grad():
                 by_token = token_losses(model, ids.to(model.device))
@@ -378,7 +379,7 @@ class ModelReward:
     @torch.no_grad()
     def _dense_states(self, text: Text) -> torch.Tensor:
         """The dense model's last hidden states, (n, context - 1, hidden); called before anything is switched off."""
-        model, batch = self.candidates.model, max(1, self.batch_tokens // text.context)
+        model, batch = self.candidates.model, windows_at_once(self.batch_tokens, text.context)
         return torch.cat([last_hidden(model, ids.to(model.device)) for ids in torch.split(text.windows, batch)])
 
 

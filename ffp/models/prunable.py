@@ -122,10 +122,10 @@ class PrunableModel:
             ConfigError: The model has no blocks, its family or the kind of attention units is unknown, `min_keep` or
                 `align` is no such number, `align` does not divide the channels, or `keep_blocks` are not of this model.
         """
-        check_whole("min_keep", min_keep, 0, "Give the units that every module keeps at least.")
-        check_whole("align", align, 1, "Give the number of FFN channels that go together; 1 for each by itself.")
-        self.model = model
-        self.min_keep, self.align, self.keep_blocks = min_keep, align, keep_blocks
+        self.min_keep = check_whole("min_keep", min_keep, 0, "Give the units that every module keeps at least.")
+        together = "Give the number of FFN channels that go together; 1 for each by itself."
+        self.align = check_whole("align", align, 1, together)
+        self.model, self.keep_blocks = model, keep_blocks
         self.config = model.config
         self.family: Family = family_of(model.config.model_type)
         self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)  # type: ignore[assignment]
@@ -139,7 +139,7 @@ class PrunableModel:
         self._is_pruned = any(self._is_cut(block) for block in range(len(self.blocks)))
         self._whole = {f"block{block:02d}" for block in parse_blocks(keep_blocks, len(self.blocks))}
         self.modules = tuple(
-            module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block, align))
+            module for block in range(len(self.blocks)) for module in (self._attention(block), self._ffn(block))
         )
 
     def problem(self, target: float, granularity: str = "structured") -> PruningProblem:
@@ -319,17 +319,19 @@ class PrunableModel:
         sizes = (sum(p.numel() for name, p in m.named_parameters() if name.endswith("weight")) for m in others)
         return any(size > self.head_dim for size in sizes)
 
-    def _ffn(self, block: int, align: int) -> PrunableModule:
+    def _ffn(self, block: int) -> PrunableModule:
         output = self._path(block, self.family.ffn_output)
         channels = self.linear(output).in_features
-        if channels % align:
-            raise ConfigError(f"align {align} does not divide the {channels} FFN channels of {output}. Lower align.")
+        if channels % self.align:
+            raise ConfigError(
+                f"align {self.align} does not divide the {channels} FFN channels of {output}. Lower align."
+            )
         segments = [
             Segment(self._path(block, name), 0, part * channels, 1)
             for name, parts in self.family.ffn_inputs
             for part in range(parts)
         ]
-        return self._module(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], bundle=align)
+        return self._module(block, "ffn", channels, [*segments, Segment(output, 1, 0, 1)], bundle=self.align)
 
     def _params(self, segment: Segment) -> int:
         """Parameters of a segment's rows or columns of one unit, or of its fixed rows."""

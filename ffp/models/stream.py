@@ -13,8 +13,18 @@ import torch
 from accelerate.hooks import ModelHook
 from torch import nn
 
+from ffp.core.errors import check_whole
 from ffp.models.placement import forward_as
 from ffp.models.prunable import PrunableModel
+
+
+def windows_at_once(batch_tokens: int, context: int) -> int:
+    """Returns how many windows of `context` tokens pass a model at once: one at least.
+
+    Raises:
+        ConfigError: `batch_tokens` is no whole number above 0.
+    """
+    return max(1, check_whole("batch_tokens", batch_tokens, 1, "Give the tokens of one forward.") // context)
 
 
 class _Reached(Exception):
@@ -34,7 +44,7 @@ class BlockStream:
             batch_tokens: Tokens that pass a block at once; one window at least.
         """
         self.prunable = prunable
-        batch = max(1, batch_tokens // windows.shape[1])
+        batch = windows_at_once(batch_tokens, windows.shape[1])
         self.hidden: list[torch.Tensor] = []
         self._arguments: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         for ids in torch.split(windows, batch):

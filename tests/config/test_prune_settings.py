@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ffp.cli import front
@@ -58,6 +59,15 @@ def test_a_seed_that_a_library_would_refuse_late_is_refused(seed: int) -> None:
     assert prune_settings(0.3, seed=2**32 - 1).seed == 2**32 - 1
     with pytest.raises(ConfigError, match=rf"^seed = '{seed}': Input should be (greater|less) than or equal to"):
         prune_settings(0.3, seed=seed)
+
+
+def test_hyper_parameters_of_numpy_are_as_good_as_pythons() -> None:
+    for method, python, numpy in (
+        ("evolutionary", {"offspring": 4}, {"offspring": np.int64(4)}),
+        ("owl", {"max_deviation": 0.25}, {"max_deviation": np.float32(0.25)}),
+        ("uniform", {"equal": True}, {"equal": np.bool_(True)}),
+    ):
+        assert prune_settings(0.3, method=method, params=numpy) == prune_settings(0.3, method=method, params=python)
 
 
 def test_tokens_are_the_budget_of_the_default_search_too() -> None:

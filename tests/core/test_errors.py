@@ -7,7 +7,7 @@ import errno
 import numpy as np
 import pytest
 
-from ffp.core.errors import ConfigError, is_out_of_memory
+from ffp.core.errors import ConfigError, check_whole, is_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ from ffp.core.errors import ConfigError, is_out_of_memory
 def test_what_libraries_say_of_memory_is_known(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(ConfigError(said))
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_a_whole_number_of_any_library_becomes_pythons(value: object) -> None:
+    assert type(check_whole("align", value, 1, "Give another.")) is int
 
 
 def test_types_of_their_own_are_known_and_other_errors_are_not() -> None:

@@ -326,7 +326,7 @@ def test_a_heuristic_needs_no_search_text(loaded, texts):
         ),
         ({"compensate": "rigde"}, ConfigError, "compensate = 'rigde'"),
         ({"tokens": 3}, ConfigError, r"tokens = 3 pays for no evaluation of 128 tokens by fastforward-guided"),
-        ({"tokens": -1}, ConfigError, r"tokens = -1 pays for no evaluation"),
+        ({"tokens": -1}, ConfigError, r"tokens = -1 is below 0"),
         ({"text": "embeded"}, ConfigError, r"text 'embeded' is no file, and no known text: did you mean embedded"),
         ({"text": ["short", "texts"]}, AssetError, "has 2 documents that share no run of 13 words .*split into 4"),
         (
@@ -395,7 +395,12 @@ def test_a_txt_file_without_blank_lines_is_told_how_documents_are_told_apart(con
         ({"attention_units": None}, "^unknown attention_units None: known: kv-groups, query-heads, single-query-heads"),
         ({"keep_blocks": [0, 1]}, r"keep_blocks = \[0, 1\] is no text"),
         ({"keep_blocks": 0}, "keep_blocks = 0 is no text"),
-        ({"tokens": "4096"}, "tokens = '4096' is no whole number"),
+        *(({"tokens": value}, f"^tokens = {value!r} is no whole number") for value in ("4096", True, 640.0)),
+        *(
+            ({"method": method, "params": params}, f"^params = {re.escape(repr(params))} are not hyper-parameters by n")
+            for method in (None, "owl")
+            for params in ([1], "a", 5, {1: 2}, [("start", "uniform")])
+        ),
         ({"text": 5}, "text is a int"),
         ({"text": "word " * 1000}, "Documents are given as a list of strings"),
     ],
@@ -407,6 +412,24 @@ def test_arguments_of_another_kind_are_refused_with_the_remedy(asked, said, load
     for function in (ffp.prune, ffp.allocate):
         with pytest.raises(ConfigError, match=said):
             function(model, tokenizer, **given)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint16])
+def test_numbers_of_numpy_are_as_good_as_pythons(kind, loaded, texts):
+    """torch splits by no numpy.int64, and JSON has none."""
+
+    def found(number: type) -> tuple[list[int], dict[str, object]]:
+        pruned = ffp.prune(
+            *loaded, sparsity=0.3, text=texts, in_place=False, method="fastforward-guided", recover="none",
+            params={"start": "fisher-table", "step_windows": number(2)}, tokens=number(1024), seed=number(3),
+            min_keep=number(1), align=number(2), batch_tokens=number(128),
+            **SMALL | {"calibration": {"windows": number(4), "context": number(64)},
+                       "search": {name: value for name, value in SMALL["search"].items() if name != "evaluations"}},
+        )  # fmt: skip
+        figures = json.loads(json.dumps(pruned.as_dict()))
+        return figures["keep"], figures["pruned"]["perplexity"]
+
+    assert found(kind) == found(int)
 
 
 @pytest.mark.bad_input
