@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffp.core.errors import FfpError
 from ffp.core.extras import needs
 from ffp.models.modeling_pruned import selected_heads
 from ffp.models.prunable import PrunableModel
@@ -69,11 +70,25 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Adds the products to the weights, in float32; returns the new weights by parameter name."""
+        """Adds the products to the weights, in float32; returns the new weights by parameter name.
+
+        Raises:
+            FfpError: One of them is not finite in the model's precision; all weights are as before training then.
+        """
+        for path, linear in self._linears.items():
+            if not self._merged(path, linear).isfinite().all():
+                precision = str(linear.weight.dtype).removeprefix("torch.")
+                raise FfpError(
+                    f"recovery makes {path}.weight not finite in {precision}, with alpha = {self._alpha:g}: numbers "
+                    "overflow. Lower its learning_rate or alpha, or use dtype float32 or bfloat16."
+                )
         found = {}
         for path, linear in self._linears.items():
-            product = self.parameters[f"{path}.B"] @ self.parameters[f"{path}.A"]
-            new = linear.weight.data.float() + self._alpha / self._rank * product
-            linear.weight.data = new.to(linear.weight.dtype)
+            linear.weight.data = self._merged(path, linear)
             found[f"{path}.weight"] = linear.weight.data.float().cpu().numpy()
         return found
+
+    def _merged(self, path: str, linear: nn.Linear) -> torch.Tensor:
+        """The new weight of a linear, in the model's precision."""
+        product = self.parameters[f"{path}.B"] @ self.parameters[f"{path}.A"]
+        return (linear.weight.data.float() + self._alpha / self._rank * product).to(linear.weight.dtype)

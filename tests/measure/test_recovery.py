@@ -286,6 +286,18 @@ def test_what_cannot_be_trained_is_refused_in_one_line():
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize(("dtype", "alpha"), [(torch.float32, 3e38), (torch.float16, 1e8)])
+def test_weights_that_the_last_step_makes_infinite_are_refused(dtype, alpha):
+    """No loss is computed with them; the linears are what they were."""
+    model, before = pruned(dtype=dtype), pruned(dtype=dtype).model.state_dict()
+    one = SETTINGS.model_copy(update={"tokens": 40, "rank": 1, "learning_rate": 0.9, "warmup": 0.0, "alpha": alpha})
+    said = rf"^recovery makes \S+weight not finite in {str(dtype)[6:]}, with alpha = .*overflow\. Lower its lea"
+    with pytest.raises(FfpError, match=said):
+        recover(model, settings=one)
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+@pytest.mark.bad_input
 def test_a_missing_peft_is_named_with_its_extra(monkeypatch):
     import sys
 
