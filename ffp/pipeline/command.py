@@ -159,6 +159,7 @@ def _make_ready(request: PruneRequest) -> _Ready:
 
     @cache
     def cut() -> CutText:
+        _check_context(request, found.prunable)
         return cut_text(found.prunable, tokenizer, text, settings, evaluate=request.evaluate)
 
     planned = Planned(
@@ -172,6 +173,20 @@ def _make_ready(request: PruneRequest) -> _Ready:
     )  # fmt: skip
     preflight(planned, Check("the format can hold the model", (), "evaluate", partial(_check_format, request)))
     return _Ready(request, opened, text, tokenizer, tasks, found, cut)
+
+
+def _check_context(request: PruneRequest, prunable: PrunableModel) -> None:
+    """Raises ConfigError where the model lacks positions for --context, of which test windows have twice as many."""
+    context, positions = request.settings.calibration.context, prunable.config.max_position_embeddings
+    limit = f"the model knows {positions} positions (max_position_embeddings in its config.json)"
+    if context > positions:
+        most = positions // 2 if request.evaluate else positions
+        raise ConfigError(f"--context {context} is too long: {limit}. Lower it to {most} or less.")
+    if request.evaluate and (tested := request.settings.evaluation.context) > positions:
+        raise ConfigError(
+            f"--context {context} is too long, since test windows have {tested} tokens: {limit}. Lower it to "
+            f"{positions // 2} or less, or add --no-evaluate."
+        )
 
 
 def _inputs(request: PruneRequest, opened: OpenedModel) -> list[Path]:

@@ -378,6 +378,11 @@ def test_options_that_no_model_can_have_are_refused_before_it_is_fetched(words, 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_the_longest_context_that_an_error_names_works(folder, capsys):
+    for words in (("64",), ("128", "--no-evaluate")):
+        assert prune("tiny", "--out", "small", "--dry-run", "--context", *words) == 0, capsys.readouterr().err
+
+
 NOWHERE = ("./nothere", "../nothere", "./nothere.gguf", "mine/nothere.gguf", "/abs/nothere", "~/nothere", "")
 
 
@@ -394,7 +399,10 @@ NOWHERE = ("./nothere", "../nothere", "./nothere.gguf", "mine/nothere.gguf", "/a
         (("tiny", "--param", "strength"), "--param 'strength' is not NAME=VALUE"),
         (("tiny", "--param", "strength=["), "has a value that is no YAML"),
         (("tiny", "--tasks", "dmeo"), "no set of tasks and no task of lm-eval is called 'dmeo': did you mean demo"),
-        (("tiny", "--context", "128"), "max_position_embeddings"),
+        (("tiny", "--context", "66"), "--context 66 is too long, since test windows have 132 tokens: the model knows"),
+        (("tiny", "--context", "128"), "in its config.json). Lower it to 64 or less, or add --no-evaluate."),
+        (("tiny", "--context", "129"), "--context 129 is too long: the model knows 128 positions (max_position_embed"),
+        (("tiny", "--context", "129", "--no-evaluate"), "in its config.json). Lower it to 128 or less."),
         (("tiny", "--align", "7"), "align"),
         (("tiny", "--keep-blocks", "9"), "9"),
         (("tiny", "--method", "2ssp"), "has to keep 1 of 2 units. Set min_keep: 0 for the model, or take another"),
