@@ -174,6 +174,11 @@ def _check_effects(settings: PruneSettings, given: Collection[str], spell: Calla
          f"with {method.name}, which searches nothing. Take a method that searches"),
         ("recover", not recover.wanted and recover != NO_RECOVERY, "with the method none. Take lora"),
     ]  # fmt: skip
+    if isinstance(method, Search) and method.learns_policy and getattr(method, "zero_shot", False):
+        raise ConfigError(
+            f"zero_shot = true of {method.name} has no effect without another search's policy, which only a grid "
+            "gives. Leave it out, or name that policy's cell under init of a variant."
+        )
     for name, is_idle, reason in idle:
         if name in given and is_idle:
             raise ConfigError(f"{spell(name)} has no effect {reason}, or leave it out.")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ffp.allocators import METHODS, create
 from ffp.cli import front
 from ffp.config.grid import CalibrationConfig, SearchConfig
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
@@ -68,6 +69,17 @@ def test_hyper_parameters_of_numpy_are_as_good_as_pythons() -> None:
         ("uniform", {"equal": True}, {"equal": np.bool_(True)}),
     ):
         assert prune_settings(0.3, method=method, params=numpy) == prune_settings(0.3, method=method, params=python)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("method", [name for name, each in METHODS.items() if "zero_shot" in each.model_fields])
+def test_an_answer_without_a_search_is_refused_where_no_policy_can_be_given(method: str) -> None:
+    """It searched, without a word."""
+    given = {"params": {"zero_shot": True}}, {"method": method, "params": {"zero_shot": True}}
+    for asked in (*given, {"method": create(method, {"zero_shot": True})}):
+        with pytest.raises(ConfigError, match=r"^zero_shot = true of .* only a grid gives\. Leave it out, or na"):
+            prune_settings(0.3, **asked)
+    prune_settings(0.3, method=method, params={"zero_shot": False})
 
 
 def test_tokens_are_the_budget_of_the_default_search_too() -> None:
