@@ -256,8 +256,8 @@ def _needs_grams(experiment: Experiment, cell: Cell) -> bool:
 
 def _fitted_inputs(experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path) -> Digests:
     """The digests of what a cell is fitted to: its model, the calibration, and Gram matrices where it reads them."""
-    fitted = calibration_digests(calibration_dir, grams=_needs_grams(experiment, cell))
-    return {"model": asset_digest(model_dir), **fitted}
+    grams = _needs_grams(experiment, cell)
+    return {"model": asset_digest(model_dir), **calibration_digests(calibration_dir, grams=grams)}
 
 
 def load_prunable(
