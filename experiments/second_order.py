@@ -4,9 +4,10 @@
 
 Reads the grid's cells. `cells` lists every score, `missing` the cells without one.
 
-- `marks.test_ppl`, by model and sparsity: perplexity of the test text by row.
-- `marks.minus_default`, by the same: the difference of the loss from that of `fastforward-guided` on the same windows
-  in nats per token, and its standard error over windows. Below 0 the row is better.
+- `marks.test_ppl`, by model and sparsity: perplexity of the test text by row, median over seeds.
+- `marks.minus_default`, by the same: the difference of the loss from that of `fastforward-guided` with the same seed on
+  the same windows in nats per token, mean over seeds, and its standard error over windows. Below 0 the row is better.
+- `marks.seeds`, by the same: how many seeds a row has.
 - `marks.tokens`, by the same: tokens that the search forwarded; 0 for a heuristic.
 
 The plot beside the JSON shows the first of them.
@@ -14,15 +15,19 @@ The plot beside the JSON shows the first of them.
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, mean_and_stderr, read_marks
+from experiments.reading import CellResult, by_seed, mean_and_stderr, read_marks
 
 SCHEMA = "ffp/experiment/second-order/1"
 DEFAULT = "fastforward-guided"
 Table = dict[str, dict[str, Any]]  # by "model sparsity" and row
+Rows = dict[str, dict[int, CellResult]]  # by row and seed
 
 
 def main() -> None:
@@ -38,27 +43,40 @@ def main() -> None:
 
 
 def summarize(done: list[CellResult]) -> dict[str, Table]:
-    """Returns the three tables of finished cells."""
-    cells: dict[str, dict[str, CellResult]] = {}
-    for result in (result for result in done if not result.cell.is_dense):
-        panel = f"{result.cell.model} {float(result.cell.sparsity):.0%}"
-        cells.setdefault(panel, {})[result.cell.method] = result
+    """Returns the four tables of finished cells."""
+    cells: dict[str, Rows] = {}
+    for (panel, row), seeds in by_seed([result for result in done if not result.cell.is_dense], _place).items():
+        cells.setdefault(panel, {})[row] = seeds
     return {
-        "test_ppl": {panel: {row: c.scores.ppl.value for row, c in rows.items()} for panel, rows in cells.items()},
+        "test_ppl": {panel: {row: _perplexity(seeds) for row, seeds in rows.items()} for panel, rows in cells.items()},
         "minus_default": {panel: _differences(rows) for panel, rows in cells.items()},
-        "tokens": {panel: {row: _tokens(c) for row, c in rows.items()} for panel, rows in cells.items()},
+        "tokens": {panel: {row: _tokens(seeds) for row, seeds in rows.items()} for panel, rows in cells.items()},
+        "seeds": {panel: {row: len(seeds) for row, seeds in rows.items()} for panel, rows in cells.items()},
     }
 
 
-def _differences(rows: dict[str, CellResult]) -> dict[str, Any]:
-    """Of every row from the default, [mean, standard error]; nothing while the default is missing."""
-    if DEFAULT not in rows:
-        return {}
-    return {row: list(mean_and_stderr(cell.losses - rows[DEFAULT].losses)) for row, cell in rows.items()}
+def _place(result: CellResult) -> tuple[str, str]:
+    """The panel and the row of a cell."""
+    return f"{result.cell.model} {float(result.cell.sparsity):.0%}", result.cell.method
 
 
-def _tokens(result: CellResult) -> int:
-    cost = result.cost
+def _perplexity(seeds: dict[int, CellResult]) -> float:
+    """Median over seeds."""
+    return statistics.median(result.scores.ppl.value for result in seeds.values())
+
+
+def _differences(rows: Rows) -> dict[str, Any]:
+    """Of every row from the default, [mean, standard error], over the seeds that both have; nothing without any."""
+    default, found = rows.get(DEFAULT, {}), {}
+    for row, seeds in rows.items():
+        if shared := seeds.keys() & default.keys():
+            gaps = [seeds[seed].losses - default[seed].losses for seed in sorted(shared)]
+            found[row] = list(mean_and_stderr(np.mean(gaps, axis=0)))
+    return found
+
+
+def _tokens(seeds: dict[int, CellResult]) -> int:
+    cost = next(iter(seeds.values())).cost
     return cost.n_tokens - cost.selection_tokens
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,8 @@ from ffp.store.files import write_json
 from ffp.store.layout import Layout
 from ffp.store.schemas import AnswersFile, ScoresFile
 from tests.helpers.cells import make_experiment, write_cell
+
+ROWS = ("owl", "fastforward", "fastforward-guided")
 
 
 @pytest.fixture
@@ -63,6 +66,20 @@ def test_rows_of_the_second_order_are_compared_with_the_default(tiny, monkeypatc
     assert rows["fastforward-guided"] == [0, 0] and rows["owl"][1] > 0
     assert body["marks"]["tokens"]["tiny 30%"]["owl"] == 0 < body["marks"]["tokens"]["tiny 30%"]["fastforward"]
     assert (tmp_path / "second_order.svg").stat().st_size > 1000
+
+
+def test_seeds_of_the_second_order_are_paired_with_those_of_the_default(tiny):
+    done = reading.read_grid(tiny).done
+    owl, plain, guided = (next(r for r in done if r.cell.method == name) for name in ROWS)
+    more = [replace(plain, cell=replace(guided.cell, seed=1)), replace(owl, cell=replace(plain.cell, seed=1))]
+    marks = second_order.summarize([*done, *more])
+    assert marks["seeds"]["tiny 30%"] == {"owl": 1, "fastforward": 2, "fastforward-guided": 2}
+    rows = marks["minus_default"]["tiny 30%"]
+    assert rows["fastforward"][0] == pytest.approx((owl.losses - guided.losses).mean() / 2)
+    assert rows["owl"][0] == pytest.approx((owl.losses - guided.losses).mean())
+    assert marks["test_ppl"]["tiny 30%"]["fastforward"] == pytest.approx(
+        (owl.scores.ppl.value + plain.scores.ppl.value) / 2
+    )
 
 
 def test_models_are_compared_by_losses_ranks_and_their_agreement(tiny, monkeypatch, tmp_path):
