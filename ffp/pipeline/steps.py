@@ -34,7 +34,6 @@ from ffp.store import schemas
 from ffp.store.digests import (
     Digests,
     asset_digest,
-    calibration_digest,
     calibration_digests,
     check_cell,
     check_grams,
@@ -76,7 +75,7 @@ def collect_grams(experiment: Experiment, model_name: str, model_dir: Path, cali
     It is a step of its own, so that a grid which gets its first method that needs them is not calibrated again.
     """
     config, files, model_dir = experiment.models[model_name], CalibrationFiles(out), stage(model_dir)
-    inputs = {"model": asset_digest(model_dir), "calibration": calibration_digest(calibration_dir)}
+    inputs = {"model": asset_digest(model_dir), **calibration_digests(experiment, model_name, calibration_dir)}
     prunable = load_prunable(experiment, model_name, model_dir)
     windows = read_calibration(prunable, calibration_dir).windows.calibration
     with CostMeter() as cost:
@@ -256,8 +255,8 @@ def _needs_grams(experiment: Experiment, cell: Cell) -> bool:
 
 def _fitted_inputs(experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path) -> Digests:
     """The digests of what a cell is fitted to: its model, the calibration, and Gram matrices where it reads them."""
-    grams = _needs_grams(experiment, cell)
-    return {"model": asset_digest(model_dir), **calibration_digests(calibration_dir, grams=grams)}
+    found = calibration_digests(experiment, cell.model, calibration_dir, grams=_needs_grams(experiment, cell))
+    return {"model": asset_digest(model_dir), **found}
 
 
 def load_prunable(

@@ -38,16 +38,23 @@ def calibration_digest(folder: Path) -> str:
     return digest([sha256(files.tokens), sha256(files.stats)])
 
 
-def calibration_digests(folder: Path, *, grams: bool) -> Digests:
-    """Returns by what results name a calibration, and its Gram matrices if they were read.
+def calibration_digests(experiment: Experiment, model: str, folder: Path, *, grams: bool = False) -> Digests:
+    """Returns by what results name a calibration, and its Gram matrices if they are read.
 
     Raises:
-        ArtifactError: As check_grams, and where a file is missing.
+        ArtifactError: It was made with other settings than the grid has now, a file is missing, or as check_grams.
     """
+    files = CalibrationFiles(folder)
+    settings = STATS.read_origin(files.stats).provenance.get("settings")
+    changed = changed_settings(experiment, "calibrate", Cell.dense_of(model), settings) if settings else []
+    if names := ", ".join(key for key in changed if key not in CODE):
+        raise ArtifactError(
+            f"{files.stats} was made with other settings than {experiment.file} has now ({names}). Calibrate again."
+        )
     found: Digests = {"calibration": calibration_digest(folder)}
     if grams:
         check_grams(folder)
-        found[GRAMS_SEAL] = GRAMS.read_seal(CalibrationFiles(folder).grams)
+        found[GRAMS_SEAL] = GRAMS.read_seal(files.grams)
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ffp.config import Experiment
+from ffp.core.errors import ArtifactError
 from ffp.pipeline import steps
 from ffp.store.journal import FileJournal
 from ffp.store.layout import CellFiles, Layout
@@ -58,3 +59,19 @@ def test_a_killed_search_goes_on_with_the_same_batches_alone(
     files = search()
     assert ("resuming: 3 measurements" in caplog.text) == goes_on
     assert files.allocation.exists() and not files.journal.exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("part", "key"), [("search", "context"), ("search", "windows"), ("calibration", "windows")])
+def test_steps_refuse_the_calibration_of_other_settings(part: str, key: str) -> None:
+    """A search would forward other windows than the grid, and then its allocation, says."""
+    grid = yaml.safe_load(GRID.read_text())
+    GRID.write_text(yaml.safe_dump({**grid, part: {**grid[part], key: grid[part][key] + 1}}))
+    experiment = Experiment(GRID)
+    layout = Layout.from_grid(experiment.grid)
+    folders = layout.model("tiny").folder, layout.calibration("tiny").folder
+    with pytest.raises(ArtifactError, match=rf"made with other settings .*grid.yaml has now .*{part}.*Calibrate again"):
+        search()
+    with pytest.raises(ArtifactError, match="Calibrate again"):
+        steps.collect_grams(experiment, "tiny", *folders, Path("grams"))
+    assert not Path("grams").exists()
