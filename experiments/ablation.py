@@ -65,13 +65,13 @@ def compare_variants(experiment: Experiment, done: list[CellResult]) -> dict[str
         found["change"][sparsity] = {
             variant: compare_seeds(methods[variant], methods[method])
             for variant, method in base.items()
-            if variant in methods and method in methods
+            if methods.get(variant, {}).keys() & methods.get(method, {}).keys()
         }
     return found
 
 
 def compare_seeds(variant: dict[int, CellResult], method: dict[int, CellResult]) -> dict[str, Any]:
-    """Returns the difference in loss between a variant and its method, results by seed on the same windows."""
+    """Returns the difference in loss between a variant and its method over the seeds of both, on the same windows."""
     difference = {seed: variant[seed].losses - method[seed].losses for seed in variant if seed in method}
     mean, stderr = mean_and_stderr(np.mean(list(difference.values()), axis=0))
     return {
@@ -91,7 +91,7 @@ def _plot(changes: dict[str, dict[str, Any]], path: Path) -> None:
         for row, change in ((row, variants[name]) for row, name in enumerate(names) if name in variants):
             seeds = list(change["by_seed"].values())
             axis.plot(seeds, [row] * len(seeds), "|", color="grey", ms=8)
-            axis.errorbar(change["mean"], row, xerr=2 * change["stderr"], fmt="o", ms=4, color="C0")
+            axis.errorbar(change["mean"], row, xerr=2 * (change["stderr"] or 0), fmt="o", ms=4, color="C0")
         axis.axvline(0, color="black", lw=0.8)
         axis.set_xscale("symlog", linthresh=LINEAR)
         axis.set_xlim(-5, 5)

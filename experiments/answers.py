@@ -32,6 +32,7 @@ from experiments.reading import (
     SearchedCell,
     add_redraw,
     by_tokens,
+    check_same_grid,
     mean_and_stderr,
     median_or_none,
     read_grid,
@@ -57,6 +58,8 @@ def main() -> None:
     body = read_json(options.out, (SCHEMA,))[1] if options.out.exists() else {}
     runs: list[Run] = [run for run in body.get("runs", []) if run["method"] not in options.again]
     if not options.redraw:
+        if runs:
+            check_same_grid(body, _settings(experiment))
         _score(experiment, options, runs)
     elif not runs:
         raise SystemExit(f"{options.out} has no runs. Leave --redraw out.")
@@ -84,14 +87,17 @@ def _score(experiment: Experiment, options: argparse.Namespace, runs: list[Run])
         if not (result.answers and result.answers.points) or (cell.method, cell.sparsity, cell.seed) in known:
             continue
         runs.append(bench.run(result))
-        settings = {**results.settings, "further_windows": FURTHER}
         body = {
             "marks": compute_marks(experiment, runs),
             "command": f"python -m experiments.answers --config {options.config}",
             "dense_test_ppl": bench.dense_test_ppl,
             "runs": runs,
         }
-        write_marks(options.out, SCHEMA, body, settings)
+        write_marks(options.out, SCHEMA, body, _settings(experiment))
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    return {**experiment.grid.model_dump(mode="json"), "further_windows": FURTHER}
 
 
 class _Bench:

@@ -18,7 +18,7 @@ token, and its standard error over windows. Below 0 the first method of the pair
 from __future__ import annotations
 
 from benchmarks.common import make_parser, write_marks
-from experiments.reading import CellResult, mean_and_stderr, read_grid, score_row
+from experiments.reading import CellResult, by_seed, read_grid, score_row, seed_differences
 from ffp.config import Experiment
 
 SCHEMA = "ffp/benchmark/baselines/1"
@@ -37,6 +37,8 @@ def main() -> None:
     """Reads the grid and writes the JSON."""
     options = make_parser("experiments.baselines", __doc__, grid="baselines").parse_args()
     experiment = Experiment(options.config)
+    if len(experiment.grid.models) > 1:
+        raise SystemExit(f"{experiment.file} has {len(experiment.grid.models)} models. Give a grid of one.")
     results = read_grid(experiment)
     rows = [score_row(result) for result in results.done]
     settings = {"grid": experiment.grid.title, "model": experiment.grid.models, "evaluation": rows[0]["tokens"]}
@@ -45,15 +47,15 @@ def main() -> None:
     print(f"{len(rows)} cells, {len(results.missing)} missing")
 
 
-def compare_pairs(done: list[CellResult]) -> dict[str, dict[str, list[float]]]:
-    """Returns the marks: (mean, standard error) by pair and sparsity, where both cells of a pair are finished."""
-    losses = {(r.cell.granularity, r.cell.method, r.cell.sparsity): r.losses for r in done}
-    found: dict[str, dict[str, list[float]]] = {}
+def compare_pairs(done: list[CellResult]) -> dict[str, dict[str, list[float | None]]]:
+    """Returns the marks: (mean, standard error) by pair and sparsity, over the seeds that both of a pair have."""
+    cells = by_seed(done, lambda result: (result.cell.granularity, result.cell.method, result.cell.sparsity))
+    found: dict[str, dict[str, list[float | None]]] = {}
     for name, (granularity, first, second) in PAIRS.items():
-        for kind, method, sparsity in losses:
-            if (kind, method) == (granularity, first) and (granularity, second, sparsity) in losses:
-                difference = losses[granularity, first, sparsity] - losses[granularity, second, sparsity]
-                found.setdefault(name, {})[sparsity] = list(mean_and_stderr(difference))
+        for (kind, method, sparsity), seeds in cells.items():
+            second_seeds = cells.get((granularity, second, sparsity), {})
+            if (kind, method) == (granularity, first) and seeds.keys() & second_seeds.keys():
+                found.setdefault(name, {})[sparsity] = seed_differences(seeds, second_seeds)
     return found
 
 

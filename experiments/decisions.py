@@ -11,7 +11,8 @@ config/grids/race.yaml, at `--sparsity`. Each run leaves a file in --work; a kil
   answered at CHECKPOINTS. The point at 0 tokens is the FFN-only allocation that the search starts from.
 - `marks.tokens_needed`: by number of decisions, tokens until the median curve over seeds has made SHARE of the way from
   the start to its lowest point. `marks.gain`: how long that way is, in nats per token.
-- `marks.exponent`: of the power law tokens = c * decisions^exponent, least squares on logarithms.
+- `marks.exponent`: of the power law tokens = c * decisions^exponent, least squares on logarithms. Searches that gain
+  nothing over their start need 0 tokens and are left out; null where fewer than two numbers of decisions remain.
 - `marks.projected_7b_tokens`: that law at the 64 decisions of a model of 32 blocks; `projected_7b_seconds` the time of
   so many tokens at 2 x 6.74e9 operations each, on half the peak of an A100 (312e12 operations a second in bfloat16).
 """
@@ -41,7 +42,10 @@ from ffp.core.problem import Allocation, Decision, FloatArray, PruningProblem
 from ffp.measure.reward import ModelReward
 from ffp.measure.text import Text
 from ffp.pipeline.steps import cut_of
-from ffp.store.files import read_json, write_json
+from ffp.store.digests import calibration_digest
+from ffp.store.files import digest, read_json, write_json
+from ffp.store.identity import step_settings
+from ffp.store.layout import Layout
 
 METHOD = "fastforward-guided"
 CHECKPOINTS = (0, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # shares of the budget
@@ -146,12 +150,14 @@ def _options() -> argparse.Namespace:
 
 
 def _run(experiment: Experiment, options: argparse.Namespace, tied: int, seed: int) -> dict[str, Any]:
-    """One search and its curve, or the file that an earlier attempt left of it."""
-    file = options.work / f"tied{tied}-seed{seed}.json"
-    if file.exists():
-        return read_json(file, (SCHEMA,))[1]
+    """One search and its curve, or the file that an earlier attempt with the same settings left of it."""
     wanted = (METHOD, options.sparsity, seed)
     cell = next(cell for cell in experiment.cells() if (cell.method, cell.sparsity, cell.seed) == wanted)
+    calibrated = calibration_digest(Layout.from_grid(experiment.grid).calibration(cell.model).folder)
+    key = digest([step_settings(experiment, "allocate", cell), cell.path, calibrated])
+    file = options.work / f"tied{tied}-seed{seed}-{key}.json"
+    if file.exists():
+        return read_json(file, (SCHEMA,))[1]
     prunable, calibration = open_model(experiment, cell.model)
     candidates = cut_of(experiment, cell).candidates(calibration.statistics)
     texts = [Text(name, getattr(calibration.windows, name), loss) for name, loss in calibration.dense_loss.items()]
@@ -185,15 +191,20 @@ def marks(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the figures that the module's text describes."""
     medians = _medians(runs)
     needed = {count: _tokens_needed(curve) for count, curve in medians.items()}
-    slope, constant = np.polyfit(np.log(list(needed)), np.log(list(needed.values())), 1)
-    tokens = float(np.exp(constant) * DECISIONS_7B**slope)
-    return {
+    found: dict[str, Any] = {
         "tokens_needed": {str(count): tokens for count, tokens in needed.items()},
         "gain": {str(count): curve[0][1] - min(loss for _, loss in curve) for count, curve in medians.items()},
-        "exponent": float(slope),
-        "projected_7b_tokens": tokens,
-        "projected_7b_seconds": tokens * 2 * PARAMETERS_7B / OPERATIONS_A_SECOND,
+        "exponent": None,
+        "projected_7b_tokens": None,
+        "projected_7b_seconds": None,
     }
+    measured = {count: tokens for count, tokens in needed.items() if tokens}
+    if len(measured) > 1:
+        slope, constant = np.polyfit(np.log(list(measured)), np.log(list(measured.values())), 1)
+        tokens = float(np.exp(constant) * DECISIONS_7B**slope)
+        found |= {"exponent": float(slope), "projected_7b_tokens": tokens}
+        found["projected_7b_seconds"] = tokens * 2 * PARAMETERS_7B / OPERATIONS_A_SECOND
+    return found
 
 
 def _medians(runs: list[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
@@ -223,10 +234,10 @@ def _plot(body: dict[str, Any], path: Path) -> None:
     left.set_ylim(top=1.15 * left.get_ylim()[1])
     left.legend(frameon=False, ncols=2, loc="upper right")
     right.loglog(list(needed), list(needed.values()), "o", label="measured")
-    line = np.geomspace(min(needed), DECISIONS_7B)
-    exponent = body["marks"]["exponent"]
-    law = body["marks"]["projected_7b_tokens"] * (line / DECISIONS_7B) ** exponent
-    right.loglog(line, law, "--", color="grey", label=f"tokens = c · decisions^{exponent:.2f}")
+    if (exponent := body["marks"]["exponent"]) is not None:
+        line = np.geomspace(min(needed), DECISIONS_7B)
+        law = body["marks"]["projected_7b_tokens"] * (line / DECISIONS_7B) ** exponent
+        right.loglog(line, law, "--", color="grey", label=f"tokens = c · decisions^{exponent:.2f}")
     right.set_xticks(list(needed), [str(count) for count in needed])
     right.minorticks_off()
     right.set_yticks(

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import make_parser, write_marks
+from experiments.reading import check_same_grid
 from ffp import api
 from ffp.config import Experiment
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
@@ -63,6 +64,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     experiment = Experiment(options.config)
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    settings = {"model": options.model, "threads": options.threads, "rows": ROWS, "unseen_windows": UNSEEN}
+    if done:
+        check_same_grid(done, settings)
     runs, calibrations = done.get("runs", []), done.get("calibrations", [])
     bench = _Bench(experiment, options.model)
     for asked in RUNS:
@@ -70,7 +74,6 @@ def main() -> None:
             continue
         runs.append(bench.run(*asked, calibrations))
         body = {"marks": _marks(runs, bench.dense_loss), "runs": runs, "calibrations": calibrations}
-        settings = {"model": options.model, "threads": options.threads, "rows": ROWS, "unseen_windows": UNSEEN}
         write_marks(options.out, SCHEMA, body, settings)
 
 

@@ -4,7 +4,8 @@
 
 Takes the dense model and two cells of the demo, writes each for transformers and as GGUF of several types, and computes
 the perplexity of the same windows of the test text everywhere. PyTorch computes in float32. The other two engines run
-in environments of their own; without the option their rows are left out. Finished figures are kept below --work.
+in environments of their own; without the option their rows are left out. Finished figures are kept below --work, for
+each grid, its masks and number of windows.
 
 - `engines`: of the cell with the most removed: perplexity by engine. llama.cpp withholds the probability of a token
   that ends within a character; `same_tokens` is PyTorch's perplexity without these tokens, to compare with.
@@ -35,7 +36,7 @@ from ffp.measure.windows import token_windows
 from ffp.models.formats import Gguf, Transformers
 from ffp.pipeline.steps import load_prunable, prune_by_files
 from ffp.store.documents import read_documents
-from ffp.store.files import write_json
+from ffp.store.files import digest, sha256, write_json
 from ffp.store.layout import Layout
 from ffp.store.provenance import provenance
 
@@ -92,6 +93,7 @@ def main() -> None:
     model = experiment.grid.models[0]
     cells = [experiment.cell(f"{model}/structured/s0.00/dense/seed0")]
     cells += [experiment.cell(f"{model}/structured/s{each}/{options.method}/seed0") for each in options.sparsities]
+    options.work /= _key(experiment, cells, options)
     options.work.mkdir(parents=True, exist_ok=True)
     ids = _windows(experiment, model, options.windows)
     np.save(options.work / "ids.npy", ids)
@@ -138,6 +140,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _key(experiment: Experiment, cells: list[Cell], options: argparse.Namespace) -> str:
+    """What the figures of a work folder depend on: the grid, its masks and the windows."""
+    layout = Layout.from_grid(experiment.grid)
+    masks = [sha256(layout.cell(cell).masks) for cell in cells if not cell.is_dense]
+    return digest([experiment.grid.model_dump(mode="json"), [cell.path for cell in cells], masks, options.windows])
+
+
 def _windows(experiment: Experiment, model: str, count: int) -> Any:
     layout, context = Layout.from_grid(experiment.grid), experiment.grid.evaluation.context
     tokenizer = AutoTokenizer.from_pretrained(layout.model(model).folder)
@@ -161,9 +170,11 @@ def _write(experiment: Experiment, cell: Cell, folder: Path) -> None:
 
 
 def _kept(path: Path, make: Callable[[Path], None]) -> Any:
-    """An array of a file, which is made once."""
+    """An array of a file, which is made once, whole or not at all."""
     if not path.exists():
-        make(path)
+        part = path.with_name(f"part-{path.name}")
+        make(part)
+        part.replace(path)
     return np.load(path)
 
 

@@ -10,7 +10,8 @@ text. For evolution itself it is the first answer that good.
 - `models`: parameters that can be pruned, decisions, and seconds a token of a candidate.
 - `marks.share`: median of `share` over sparsities and seeds, by model and search.
 - `marks.exponent`, by search: by which power of the prunable parameters the tokens grow from the smallest model to the
-  largest, with its standard error over sparsities and seeds; 0: they do not grow. Null where all models have one size.
+  largest, with its standard error over sparsities and seeds; 0: they do not grow. Null where all models have one size;
+  searches that did not get there once have none, since what they would have needed is not known.
 - `marks.projected_7b_tokens`: from the largest model on, at 6.5e9 prunable parameters, with that power: low, middle
   and high, by two standard errors.
 """
@@ -94,6 +95,8 @@ def compute_marks(models: dict[str, Run], runs: list[Run]) -> dict[str, Any]:
     found |= {"exponent": {}, "projected_7b_tokens": {}}
     for method in shares.get(second, {}):
         pairs = _pairs(_of(runs, method=method, model=first), _of(runs, method=method, model=second))
+        if any(tokens is None for pair in pairs for tokens in pair):
+            continue
         powers = [math.log(after / before) / math.log(large / small) for before, after in pairs]
         if len(powers) < 2:
             continue
@@ -114,11 +117,11 @@ def _of(runs: list[Run], **wanted: str) -> list[Run]:
     return [run for run in runs if all(run[key] == value for key, value in wanted.items())]
 
 
-def _pairs(first: list[Run], second: list[Run]) -> list[tuple[int, int]]:
-    """Tokens on both models under the same sparsity and seed, where both got there."""
+def _pairs(first: list[Run], second: list[Run]) -> list[tuple[Any, Any]]:
+    """Tokens on both models under the same sparsity and seed; None where a search did not get there."""
     known = {(run["sparsity"], run["seed"]): run["tokens"] for run in first}
-    found = ((known.get((run["sparsity"], run["seed"])), run["tokens"]) for run in second)
-    return [(before, after) for before, after in found if before and after]
+    keyed = [((run["sparsity"], run["seed"]), run["tokens"]) for run in second]
+    return [(known[key], tokens) for key, tokens in keyed if key in known]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ MKL_ENABLE_INSTRUCTIONS=SSE4_2, MKL_CBWR=AVX2, and two threads instead of one.
 
 - `runs[]`: by method, sparsity and kernel: `ppl` of the answer and `own_ppl`; `decisions` that keep another number of
   units than the own answer; `same_evaluations` before both searches measure different allocations, of `evaluations`;
-  `loss_difference`, the median and the largest until then, nats per token.
+  `loss_difference`, the median and the largest until then, nats per token; null where the first ones differ.
 - `replays[]`: each own search repeated from its trace, without a model, each loss with an error drawn from the
   differences above. `whole`: repetitions that measured the same allocations to the end. Only for methods that ask for
   losses and not for gradients; the finalists' comparison is not repeated.
@@ -143,7 +143,7 @@ def _run(
         "decisions": int((np.array(own) != np.array(other)).sum()),
         "evaluations": len(_rows(files)),
         "same_evaluations": len(sizes),
-        "loss_difference": {"median": statistics.median(sizes), "largest": max(sizes)},
+        "loss_difference": {"median": statistics.median(sizes), "largest": max(sizes)} if sizes else None,
     }
 
 

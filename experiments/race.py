@@ -9,7 +9,8 @@ Reads the grid's cells. Each search scores on the selection text what it would h
 - `runs[].curve`: tokens of the search, and the loss over the dense model's on the selection text in nats per token.
   Heuristics have none.
 - `marks.tokens_to_match_evolutionary`, by sparsity and method, median over seeds: tokens until the curve is at or
-  below the final loss of evolution under the same seed, over the full budget. null: not within the budget.
+  below the final loss of evolution under the same seed, over the full budget. null: not within the budget. Seeds whose
+  evolution is missing do not count.
 - `marks.test_ppl`, by sparsity and method: median over seeds, heuristics beside the searches.
 - `marks.selection_test_gap`, by sparsity and search, median over seeds: loss over the dense model's on the test text
   minus that of the final answer on the selection text, in nats per token.
@@ -87,7 +88,7 @@ def _path(experiment: Experiment, run: Run) -> str:
 
 def _keep(earlier: dict[str, Any], runs: list[Run], results: GridResults) -> tuple[list[Run], dict[str, list[str]]]:
     """Returns the runs with those that only an earlier JSON of the same grid has, and the commits of the latter."""
-    check_same_grid(earlier, results)
+    check_same_grid(earlier, results.settings)
     here = {_path(results.experiment, run) for run in runs}
     kept = {path: run for run in earlier["runs"] if (path := _path(results.experiment, run)) not in here}
     return [*kept.values(), *runs], by_commit(earlier, kept)
@@ -141,9 +142,10 @@ def compute_marks(experiment: Experiment, runs: list[Run]) -> dict[str, Any]:
             for m, of in scored.items()
             if m in searches
         }
+        paired = {m: pairs for m, of in searches.items() if (pairs := [run for run in of if run["seed"] in goal])}
         found["tokens_to_match_evolutionary"][sparsity] = {
-            m: median_or_none([tokens_to_reach(_curve(r), goal.get(r["seed"], -math.inf)) / budget for r in of])
-            for m, of in searches.items()
+            m: median_or_none([tokens_to_reach(_curve(run), goal[run["seed"]]) / budget for run in of])
+            for m, of in paired.items()
         }
     return found
 

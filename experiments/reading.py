@@ -21,6 +21,7 @@ from ffp.store.layout import Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, ScoresFile
 
 Marks = dict[str, Any]
+GROWS = {"title", "models", "sparsities", "own_sparsities", "methods", "seeds", "variants"}  # what says which cells
 T = TypeVar("T")
 
 
@@ -103,9 +104,24 @@ def read_scores(experiment: Experiment, cell: Cell) -> ScoresFile | None:
     )
 
 
-def mean_and_stderr(differences: FloatArray) -> tuple[float, float]:
-    """Returns the mean of paired differences, (windows,), and its standard error over windows."""
-    return float(differences.mean()), float(differences.std(ddof=1) / len(differences) ** 0.5)
+def mean_and_stderr(differences: FloatArray) -> tuple[float, float | None]:
+    """Returns the mean of paired differences, (windows,), and its standard error over windows; None of one window."""
+    n = len(differences)
+    return float(differences.mean()), float(differences.std(ddof=1) / n**0.5) if n > 1 else None
+
+
+def seed_differences(first: dict[int, CellResult], second: dict[int, CellResult]) -> list[float | None]:
+    """Returns [mean, standard error over windows] of the first's loss minus the second's, over the seeds of both.
+
+    Args:
+        first: Results by seed.
+        second: Others, on the same windows.
+
+    Returns:
+        Nothing where no seed is shared.
+    """
+    gaps = [first[seed].losses - second[seed].losses for seed in sorted(first.keys() & second.keys())]
+    return list(mean_and_stderr(np.mean(gaps, axis=0))) if gaps else []
 
 
 def tokens_to_reach(curve: Iterable[tuple[int, float]], goal: float) -> float:
@@ -184,7 +200,7 @@ def _keep(
     Raises:
         SystemExit: The earlier grid had other settings.
     """
-    check_same_grid(earlier, results)
+    check_same_grid(earlier, results.settings)
     here = {(row["model"], row["sparsity"]) for row in body["cells"]}
     kept = [row for row in earlier["cells"] if (row["model"], row["sparsity"]) not in here]
     had = {
@@ -199,10 +215,19 @@ def _keep(
     }
 
 
-def check_same_grid(earlier: dict[str, Any], results: GridResults) -> None:
-    """Raises SystemExit where an earlier JSON is of a grid with other settings, so that --keep would mix the two."""
-    if earlier["provenance"]["settings"] != results.settings:
-        raise SystemExit("the JSON at --out is of a grid with other settings. Leave --keep out, or give another --out.")
+def check_same_grid(earlier: dict[str, Any], settings: Marks) -> None:
+    """Raises SystemExit where an earlier JSON is of other settings than those given, so that it would mix the two.
+
+    A grid may have got further models, sparsities, methods and seeds, or lost some, since.
+    """
+    then = earlier["provenance"]["settings"]
+    variants, before = settings.get("variants", {}), then.get("variants", {})
+    keys = {key for key in {*then, *settings} - GROWS if then.get(key) != settings.get(key)}
+    keys |= {f"variants.{name}" for name in variants.keys() & before.keys() if variants[name] != before[name]}
+    if keys:
+        raise SystemExit(
+            f"the JSON at --out is of other settings ({', '.join(sorted(keys))}). Give another --out, or delete it."
+        )
 
 
 def by_commit(earlier: dict[str, Any], kept: Iterable[str]) -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ def main() -> None:
     print(f"{len(trained)} trained cells, {len(results.missing)} missing")
 
 
-def _gain(result: CellResult) -> tuple[float, float]:
+def _gain(result: CellResult) -> tuple[float, float | None]:
     """Mean loss before minus after on the same windows, and its standard error."""
     before = result.scores.ppl_before
     assert before is not None

@@ -19,10 +19,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, by_seed, mean_and_stderr, read_marks
+from experiments.reading import CellResult, by_seed, read_marks, seed_differences
 
 SCHEMA = "ffp/experiment/second-order/1"
 DEFAULT = "fastforward-guided"
@@ -67,12 +65,8 @@ def _perplexity(seeds: dict[int, CellResult]) -> float:
 
 def _differences(rows: Rows) -> dict[str, Any]:
     """Of every row from the default, [mean, standard error], over the seeds that both have; nothing without any."""
-    default, found = rows.get(DEFAULT, {}), {}
-    for row, seeds in rows.items():
-        if shared := seeds.keys() & default.keys():
-            gaps = [seeds[seed].losses - default[seed].losses for seed in sorted(shared)]
-            found[row] = list(mean_and_stderr(np.mean(gaps, axis=0)))
-    return found
+    default = rows.get(DEFAULT, {})
+    return {row: found for row, seeds in rows.items() if (found := seed_differences(seeds, default))}
 
 
 def _tokens(seeds: dict[int, CellResult]) -> int:

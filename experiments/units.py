@@ -5,7 +5,7 @@
 Reads the grid's cells. `cells` lists every score, `missing` the cells without one.
 
 - `marks.test_ppl`, by model and sparsity: perplexity of the test text by allocation ("uniform-ridge") and unit
-  ("query-heads").
+  ("query-heads"), median over seeds.
 - `marks.minus_kv_groups`, by the same: the difference of the loss from that of whole KV groups on the same windows in
   nats per token, and its standard error over windows. Below 0 the unit is better.
 
@@ -14,11 +14,12 @@ The plot beside the JSON shows the first of them.
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, GridResults, mean_and_stderr, read_marks
+from experiments.reading import CellResult, GridResults, read_marks, seed_differences
 from ffp.config import Experiment
 
 SCHEMA = "ffp/experiment/units/1"
@@ -40,35 +41,31 @@ def main() -> None:
 def _marks(results: GridResults) -> dict[str, Any]:
     cells = tabulate(results.experiment, results.done)
     return {
-        "test_ppl": _map(cells, lambda cell, _: cell.scores.ppl.value),
-        "minus_kv_groups": _map(cells, _difference),
+        "test_ppl": _map(cells, lambda seeds, _: statistics.median(r.scores.ppl.value for r in seeds.values())),
+        "minus_kv_groups": _map(cells, lambda seeds, groups: seed_differences(seeds, groups) or None),
     }
 
 
 def tabulate(experiment: Experiment, done: list[CellResult]) -> Table:
-    """Returns the finished cells by what they share and by unit; a variant's unit is the end of its name."""
+    """Returns the finished cells by what they share, unit and seed; a variant's unit is the end of its name."""
     found: Table = {}
     for result in (result for result in done if not result.cell.is_dense):
         units = experiment.model(result.cell).attention_units
         allocation = result.cell.method.removesuffix("-heads").removesuffix("-single")
         panel = f"{result.cell.model} {float(result.cell.sparsity):.0%}"
-        found.setdefault(panel, {}).setdefault(allocation, {})[units] = result
+        found.setdefault(panel, {}).setdefault(allocation, {}).setdefault(units, {})[result.cell.seed] = result
     return found
 
 
 def _map(cells: Table, figure: Any) -> Table:
-    """The same table of figures, each of a cell and the one with whole KV groups."""
+    """The same table of figures, each of the cells of all seeds and of those with whole KV groups."""
     return {
         panel: {
-            allocation: {units: figure(cell, by_unit.get(GROUPS)) for units, cell in by_unit.items()}
+            allocation: {units: figure(seeds, by_unit.get(GROUPS, {})) for units, seeds in by_unit.items()}
             for allocation, by_unit in allocations.items()
         }
         for panel, allocations in cells.items()
     }
-
-
-def _difference(cell: CellResult, groups: CellResult | None) -> list[float] | None:
-    return None if groups is None else list(mean_and_stderr(cell.losses - groups.losses))
 
 
 def _plot(table: Table, path: Path) -> None:

@@ -1,10 +1,12 @@
 """Shared decisions: the tied problem asks for the same budget as the full one, and its answers expand to the full's."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments import decisions
 from experiments.decisions import CHECKPOINTS, Tied, _search, share_decision
 from ffp.config import Experiment
 from ffp.core.problem import Decision
@@ -73,3 +75,29 @@ def test_blocks_of_other_sizes_or_numbers_cannot_share():
     first, second = full.decisions[1], dataclasses.replace(full.decisions[3], n_units=64)
     with pytest.raises(SystemExit, match=r"block00\.ffn and its neighbours have different sizes"):
         share_decision([first, second])
+
+
+def test_searches_that_gain_nothing_have_no_part_in_the_law():
+    def run(count, *losses):
+        curve = [{"tokens": 100 * i, "selection_excess": loss} for i, loss in enumerate(losses)]
+        return {"decisions": count, "curve": curve}
+
+    runs = [run(6, 1.0, 0.5, 0.4), run(12, 1.0, 0.9, 0.4), run(60, 1.0, 1.1, 1.2)]
+    marks = decisions.marks(runs)
+    assert marks["tokens_needed"] == {"6": 100, "12": 200, "60": 0} and marks["exponent"] == pytest.approx(1.0)
+    assert decisions.marks([runs[0], runs[2]])["exponent"] is None
+
+
+def test_finished_runs_of_other_settings_are_not_taken(tiny_grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_grid)
+    searched = []
+    monkeypatch.setattr(decisions, "_search", lambda *_: searched.append(1) or [{"tokens": 0, "selection_excess": 1.0}])
+
+    def run(**settings):
+        experiment = Experiment(tiny_grid / "config/grid.yaml")
+        search = experiment.grid.search.model_copy(update=settings)
+        monkeypatch.setattr(experiment, "grid", experiment.grid.model_copy(update={"search": search}))
+        decisions._run(experiment, SimpleNamespace(work=tmp_path, sparsity="0.30"), 1, 0)
+        return len(searched)
+
+    assert [run(), run(), run(evaluations=5), run()] == [1, 1, 2, 2]

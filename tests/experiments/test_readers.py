@@ -121,13 +121,13 @@ def test_what_another_machine_has_run_stays_where_it_is_asked_for(tiny, monkeypa
     assert list(both["marks"]["test_ppl"]) == ["tiny 30%", "tiny 40%"] and both["marks"]["ranks"] == {"owl": 1}
     assert len(both["cells"]) == 5 and both["cells"][0] == elsewhere
     assert list(both["kept"]) == [body["provenance"]["commit"]]
-    both["provenance"]["commit"] = "later"
+    both["provenance"] |= {"commit": "later", "settings": {**both["provenance"]["settings"], "seeds": [0, 1]}}
     both.pop("checksum")
     write_json(out, models.SCHEMA, both)
     models.main()
     assert json.loads(out.read_text())["kept"] == both["kept"]  # by the commit that ran them
     write_json(out, models.SCHEMA, body | {"provenance": {**body["provenance"], "settings": {}}})
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(SystemExit, match=r"other settings \(calibration, .*evaluation"):
         models.main()
 
 
@@ -160,6 +160,37 @@ def test_other_readers_accept_any_grid(tiny, monkeypatch, tmp_path):
     assert set(marks["test_ppl"]["0.30"]) == {"owl", "fastforward", "fastforward-guided"}
 
 
+def test_one_window_has_no_standard_error():
+    assert reading.mean_and_stderr(np.array([0.5])) == (0.5, None)
+
+
+def test_pairs_are_means_over_the_seeds_of_both(tiny):
+    """A last seed that one of the two lacks does not replace the earlier ones."""
+    owl, plain, guided = (r for r in reading.read_grid(tiny).done if not r.cell.is_dense)
+
+    def at(result, method, seed):
+        return replace(result, cell=replace(result.cell, method=method, granularity="unstructured", seed=seed))
+
+    done = [at(owl, "owl", 0), at(plain, "uniform", 0), at(guided, "owl", 1), at(owl, "uniform", 2)]
+    mean, stderr = baselines.compare_pairs(done)["owl_minus_uniform"]["0.30"]
+    assert mean == pytest.approx((owl.losses - plain.losses).mean()) and stderr > 0
+    done.append(at(owl, "uniform", 1))
+    mean, _ = baselines.compare_pairs(done)["owl_minus_uniform"]["0.30"]
+    assert mean == pytest.approx((owl.losses - plain.losses + guided.losses - owl.losses).mean() / 2)
+    table = units.tabulate(tiny, [owl, replace(guided, cell=replace(owl.cell, seed=1))])
+    assert table["tiny 30%"]["owl"]["kv-groups"].keys() == {0, 1}
+
+
+def test_a_variant_that_shares_no_seed_with_its_method_is_left_out(tiny, monkeypatch):
+    owl, plain, _ = (r for r in reading.read_grid(tiny).done if not r.cell.is_dense)
+    variants = {"later": SimpleNamespace()}
+    experiment = SimpleNamespace(grid=SimpleNamespace(variants=variants), method=lambda _: SimpleNamespace(name="owl"))
+    later = replace(plain, cell=replace(owl.cell, method="later", seed=1))
+    assert ablation.compare_variants(experiment, [owl, later])["change"]["0.30"] == {}
+    same = replace(later, cell=replace(later.cell, seed=0))
+    assert ablation.compare_variants(experiment, [owl, same])["change"]["0.30"].keys() == {"later"}
+
+
 def curve(*losses):
     return [{"tokens": 100 * (i + 1), "selection_excess": loss} for i, loss in enumerate(losses)]
 
@@ -190,6 +221,15 @@ def test_marks_of_the_race_are_medians_over_seeds(raced):
     assert reached == {"evolutionary": 1.0, "fastforward": 0.5, "random-search": None}
     assert marks["test_ppl"]["0.30"]["uniform"] == 40.0
     assert marks["selection_test_gap"]["0.30"]["evolutionary"] == pytest.approx(0.1)
+
+
+def test_seeds_whose_evolution_is_missing_do_not_count_in_the_race(raced):
+    experiment, runs = raced
+    runs = [run for run in runs if run["method"] != "evolutionary" or run["seed"] == 1]
+    reached = race.compute_marks(experiment, runs)["tokens_to_match_evolutionary"]["0.30"]
+    assert reached == {"evolutionary": 1.0, "fastforward": 0.5, "random-search": None}
+    runs = [run for run in runs if run["method"] != "fastforward" or run["seed"] != 1]
+    assert "fastforward" not in race.compute_marks(experiment, runs)["tokens_to_match_evolutionary"]["0.30"]
 
 
 def test_a_search_that_is_not_scored_yet_counts_in_the_curves_alone(raced):
@@ -227,6 +267,9 @@ def test_answers_are_scored_on_windows_that_no_search_sees(tiny, monkeypatch, tm
     before = out.read_bytes()
     read(answers, monkeypatch, out)
     assert out.read_bytes() == before, "nothing was missing"
+    monkeypatch.setattr(answers, "FURTHER", 3)
+    with pytest.raises(SystemExit, match=r"other settings \(further_windows\)"):
+        read(answers, monkeypatch, out)
 
 
 def test_answers_are_compared_with_evolutions_last_one_under_the_same_seed(tiny):
@@ -278,6 +321,8 @@ def test_growth_is_a_power_of_the_prunable_parameters():
     low, middle, high = marks["projected_7b_tokens"]["fastforward-guided"]
     assert low == middle == high == pytest.approx(200 * (6.5e9 / 4e8) ** 0.5)
     assert growth.compute_marks({"a": models["a"]}, runs[:2])["exponent"] is None
+    runs[-1] = {**runs[-1], "tokens": None}  # it did not get there: by how much the tokens grow is not known
+    assert growth.compute_marks(models, runs)["exponent"] == {}
 
 
 def test_marks_of_the_defaults_compare_rows_on_the_sparsities_that_all_have():
