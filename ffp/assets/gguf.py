@@ -21,6 +21,8 @@ from gguf import ReaderTensor, dequantize
 
 from ffp.assets.build import check_space
 from ffp.config import LmHead
+from ffp.core.errors import AssetError
+from ffp.store.schemas import PRUNED_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -46,12 +48,13 @@ def convert(file: Path, into: Path, lm_head: LmHead = "auto") -> None:
 
     Raises:
         ValueError: The architecture, a type of quantisation or a tensor is not what it has to be, in one line.
-        AssetError: The disk has too little space.
+        AssetError: The disk has too little space, or ffp pruned the model.
         OSError: The disk is full, or a file cannot be read or written.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     reader = _Reader(file)
+    _check_parent(reader, file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     _check_types(tensors)
     with _once(reader):
@@ -66,6 +69,15 @@ def convert(file: Path, into: Path, lm_head: LmHead = "auto") -> None:
     model.config.save_pretrained(into)
     model.generation_config.save_pretrained(into)
     tokenizer.save_pretrained(into)
+
+
+def _check_parent(reader: gguf.GGUFReader, file: Path) -> None:
+    """Raises AssetError where ffp pruned the model of a file."""
+    name = reader.fields.get("general.name")
+    if name is not None and str(name.contents()).endswith(PRUNED_NAME):
+        raise AssetError(
+            f"{file.name} is a model that ffp pruned, and is not pruned again. Prune its parent with a higher sparsity."
+        )
 
 
 class _Reader(gguf.GGUFReader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,7 @@ from ffp.store.layout import downloads_of, expanded
 
 LOG = logging.getLogger("ffp")
 CONVERSION = "2"
+UNPACKED = "fp8"  # the quantisation that transformers takes back when it loads a model
 ALLOWED = tuple(sorted(SUFFIXES - {".jsonl"}))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 MACHINE_KEYS = ("_name_or_path", "_model_name_or_path", "name_or_path")
@@ -169,6 +170,20 @@ def _allowed(names: Iterable[str], allow_pickle: bool) -> list[str]:
     return [name for name in names if name.endswith(endings) and name != "asset.json"]
 
 
+def _check_prunable(config: Mapping[str, Any], where: str) -> None:
+    """Raises AssetError where ffp pruned a model, or its weights are packed in too few bits to be ranked and cut."""
+    if "pruned" in config:
+        raise AssetError(
+            f"model {where} is a checkpoint that ffp pruned, and is not pruned again. Prune its parent with a higher "
+            "sparsity."
+        )
+    kind = (config.get("quantization_config") or {}).get("quant_method", UNPACKED)
+    if kind != UNPACKED:
+        raise AssetError(
+            f"model {where} is quantised ({kind}). Prune the model that it was made from, and quantise the result."
+        )
+
+
 def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> list[str]:
     """Of a source's paths those that its model consists of: a .gguf, or weights, JSON and tokenizer.
 
@@ -178,18 +193,14 @@ def _choose(paths: Iterable[str], where: str, get: Callable[[str], Path]) -> lis
         get: Makes one of them a file of this machine, to read it; called for configuration and index only.
 
     Raises:
-        AssetError: Something is missing, or the model was pruned by ffp.
+        AssetError: Something is missing, or as _check_prunable.
     """
     known = {PurePosixPath(path).name: path for path in paths}
     if ggufs := [path for name, path in known.items() if name.endswith(".gguf")]:
         return ggufs[:1]
     if "config.json" not in known:
         raise AssetError(f"model {where} has no config.json. Give a source with a complete Hugging Face model folder.")
-    if "pruned" in _json(get(known["config.json"])):
-        raise AssetError(
-            f"model {where} is a checkpoint that ffp pruned, and is not pruned again. Prune its parent with a higher "
-            "sparsity."
-        )
+    _check_prunable(_json(get(known["config.json"])), where)
     pickled = not known.keys() & {WEIGHTS, INDEX} and any(name.endswith(".bin") for name in known)
     one, index = (BIN, BIN_INDEX) if pickled else (WEIGHTS, INDEX)
     weights = {one}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never a question in the middle of a job
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 def load_pruned(folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> PreTrainedModel:
@@ -118,9 +118,11 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
     _check_folder(folder)
     device = choose_device(config.device)
     spread = is_spread(config, device)
+    model_class: Any = AutoModelForCausalLM
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype="auto" if config.offload else config.dtype,
             use_safetensors=True,
             device_map="auto" if spread else None,
@@ -130,6 +132,11 @@ def load_model(folder: Path, config: ModelConfig) -> PreTrainedModel:
         if is_out_of_memory(error):
             raise
         raise ArtifactError(f"model in {folder} cannot be loaded: {reason_of(error)}. Get its files again.") from error
+    if lost := sorted(report["missing_keys"]):
+        raise ArtifactError(
+            f"model in {folder} lacks {len(lost)} of its weights, {lost[0]} among them. Give a complete model, with "
+            "its language-modelling head."
+        )
     if config.offload:
         offload(model, model.get_submodule(family_of(model.config.model_type).blocks), device, dtype_of(model, config))
     elif not spread:

@@ -322,7 +322,7 @@ class PrunableModel:
     def _ffn(self, block: int) -> PrunableModule:
         output = self._path(block, self.family.ffn_output)
         channels = self.linear(output).in_features
-        if channels % self.align:
+        if channels % self.align and not self._is_pruned:  # else `problem` says so
             raise ConfigError(
                 f"align {self.align} does not divide the {channels} FFN channels of {output}. Lower align."
             )

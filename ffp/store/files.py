@@ -6,11 +6,11 @@ bit or an edited figure is found by whoever reads the file. A file without a che
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from ffp.store.partials import partial
 
 T = TypeVar("T")
 CHECKSUM = "checksum"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in errors of safetensors, which has a type of its own for a disk's
 
 
 @contextmanager
@@ -46,8 +47,18 @@ def whole(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             made.chmod(0o666 & ~_umask())
             made.replace(path)
-    except OSError as error:
-        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
+    except Exception as error:
+        if (fault := _disk_fault(error)) is None:
+            raise
+        raise FfpError(f"cannot write {path}: {fault}. Free the disk or make the folder writable.") from error
+
+
+def _disk_fault(error: Exception) -> str | None:
+    """Returns what the disk says in an error of a library; None where it is not the disk's."""
+    if isinstance(error, OSError):
+        return error.strerror or reason_of(error)
+    found = OS_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    return os.strerror(int(found[1])) if found else None
 
 
 def folder_behind(path: Path) -> Path:
@@ -93,8 +104,10 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 file.chmod(0o666 & ~_umask())
             made.chmod(0o777 & ~_umask())
             swap_folder(made, path)
-    except OSError as error:
-        raise FfpError(f"cannot write {path}: {error.strerror}. Free the disk or make the folder writable.") from error
+    except Exception as error:
+        if (fault := _disk_fault(error)) is None:
+            raise
+        raise FfpError(f"cannot write {path}: {fault}. Free the disk or make the folder writable.") from error
 
 
 def swap_folder(partial: Path, out: Path) -> None:
@@ -224,15 +237,11 @@ def _check_tag(path: Path, found: Any, tags: Sequence[str]) -> None:
 
 def write_tensors(path: Path, tag: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Writes numpy arrays as safetensors; `meta` is kept as JSON in the header beside the schema tag."""
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     header = {"schema": tag, "meta": json.dumps(meta, sort_keys=True)}
     with whole(path) as made:
-        try:
-            save_file(dict(tensors), made, {**header, CHECKSUM: checksum(header, tensors)})
-        except SafetensorError as error:  # safetensors has a type of its own for a disk's faults too
-            raise OSError(errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error)) from error
+        save_file(dict(tensors), made, {**header, CHECKSUM: checksum(header, tensors)})
         _sort_metadata(made)
 
 

@@ -19,6 +19,7 @@ from ffp.store.kinds import JsonFile, Part, TableFile, TensorFile
 from ffp.store.task_scores import TaskScores
 
 CHECKPOINT = "ffp/checkpoint/2"  # config.json of a checkpoint whose blocks have sizes of their own: pruned.schema
+PRUNED_NAME = "pruned by ffp"  # how general.name of a GGUF file ends whose model ffp pruned
 DENSE_LOSS = ".dense_loss"  # tokens.safetensors: "search.dense_loss" beside "search"
 CURVE_COLUMNS = ("step", "tokens", "learning_rate", "loss")  # of recover.parquet
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import ffp
 from ffp.allocators import find
@@ -20,6 +21,7 @@ from ffp.core.plain import markdown
 from ffp.core.problem import Decision, PruningProblem
 from ffp.models import card
 from ffp.models.card import model_card, remake_commands
+from ffp.models.checkpoint import load_model
 from ffp.models.formats import DenseShape, Saved, Transformers
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
@@ -255,3 +257,19 @@ def test_a_title_stays_one_line_of_text_in_the_card(text):
     assert [line for line in body.splitlines() if line.startswith("# ")] == [
         f"# {markdown(model.title)}, pruned by 30% (owl)"
     ]
+
+
+def test_weights_that_a_parent_lacks_are_not_drawn_at_random(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    tensors, lost = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    config = ModelConfig(title="t", source={"kind": "local", "path": str(tmp_path)}, device="cpu")
+    with pytest.raises(ArtifactError, match=rf"lacks 1 of its weights, {lost} among them"):
+        load_model(tmp_path, config)
+
+
+def test_a_pruned_model_is_called_so_whatever_its_align(checkpoint):
+    prunable = PrunableModel(ffp.load_pruned(checkpoint, device="cpu"), align=8)
+    with pytest.raises(ConfigError, match="was pruned by ffp before"):
+        prunable.problem(0.3)

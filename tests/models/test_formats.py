@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import ffp
 from ffp.core import projection
@@ -256,3 +256,15 @@ def test_an_unknown_format_or_option_is_refused():
         formats.create("dense-shape", pad=32)
     assert formats.create("transformers", pad=None).words() == []
     assert formats.create("dense-shape").words() == ["--format", "dense-shape"]
+
+
+def test_equal_blocks_whose_heads_do_not_divide_the_width_get_a_modelling_file(tmp_path):
+    """LLaMA's own configuration refuses 3 heads at a width of 32."""
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    llama = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=48, vocab_size=96))
+    prunable = PrunableModel(llama.eval())
+    cut(prunable, {m.decision.name: range(3 if m.kind == "attention" else 24) for m in prunable.modules})
+    saved = save(prunable, tmp_path / "saved")
+    assert saved.tags and "trust_remote_code" in "".join(saved.run)
+    loaded = ffp.load_pruned(tmp_path / "saved", device="cpu")
+    torch.testing.assert_close(logits(loaded), logits(llama), rtol=0, atol=0)

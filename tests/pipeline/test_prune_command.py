@@ -215,6 +215,16 @@ def test_a_checkpoint_that_ffp_pruned_is_refused(folder, capsys):
     assert "pruned" in refused(capsys, "small")
 
 
+@pytest.mark.bad_input
+def test_a_quantised_model_is_refused(folder, capsys):
+    file = folder / "source/config.json"
+    packed = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": packed}))
+    assert refused(capsys, "tiny").endswith(
+        "is quantised (gptq). Prune the model that it was made from, and quantise the result."
+    )
+
+
 def test_an_ordinary_checkpoint_is_pruned_again(folder):
     words = ("--method", "uniform", "--param", "equal=true", "--no-evaluate")
     assert prune("tiny", *words, "--out", "once") == 0
@@ -232,6 +242,7 @@ def test_a_gguf_is_written_with_the_models_tokenizer(folder, capsys, quantize):
     assert f"llama-cli -m small/model-{quantize}.gguf" in printed
     assert f"--format gguf --quantize {quantize}" in printed
     assert (folder / "small" / f"model-{quantize}.gguf").is_file()
+    assert "is a model that ffp pruned, and is not pruned again" in refused(capsys, f"small/model-{quantize}.gguf")
     assert prune("tiny", "--out", "other", "--format", "transformers", "--quantize", quantize) == 2
     assert "the format transformers has no option 'quantize'" in capsys.readouterr().err
 

@@ -82,3 +82,28 @@ def test_a_link_that_leads_nowhere_is_refused_before_anything_is_made(tmp_path, 
         with pytest.raises(FfpError, match=rf"link is a link to {target}, which cannot be made: {why}\. Make that"):
             act(tmp_path / "link" / below)
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("library", ["safetensors", "numpy"])
+def test_a_full_disk_is_one_line_whatever_the_library_makes_of_it(library, tmp_path):
+    """safetensors raises an error of its own, numpy an OSError that says nothing else than its text."""
+    save = {"safetensors": "save_file({'x': x}, folder / 'x')", "numpy": "x.tofile(folder / 'x')"}[library]
+    code = f"""
+import resource, signal, numpy as np
+from pathlib import Path
+from safetensors.numpy import save_file
+from ffp.core.errors import FfpError
+from ffp.store.files import whole_folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+x = np.ones(1 << 20)
+try:
+    with whole_folder(Path({str(tmp_path / "out")!r})) as folder:
+        {save}
+except FfpError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'out'}: ") and ": None." not in done.stdout
+    assert done.stdout.count("\n") == 1 and not list(tmp_path.iterdir())

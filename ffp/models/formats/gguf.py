@@ -25,6 +25,7 @@ from ffp.models.formats.gguf_quantize import (
 )
 from ffp.models.formats.gguf_tensors import Layout, Tensor, is_tied, lay_out
 from ffp.models.formats.gguf_tokenizer import Vocabulary, read_vocabulary
+from ffp.store.schemas import PRUNED_NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -226,7 +227,7 @@ def _write_sizes(writer: GGUFWriter, config: Any, layout: Layout) -> None:
     """Adds what a file says about the model but its tokens."""
     width = _head_width(config)
     writer.add_type("model")
-    writer.add_name(f"{config.model_type} pruned by ffp")
+    writer.add_name(f"{config.model_type} {PRUNED_NAME}")
     writer.add_block_count(len(layout.heads))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ffp.models import modeling_pruned
 from ffp.models.empty_blocks import without_empty_blocks
@@ -119,9 +120,10 @@ def stock_config(prunable: PrunableModel) -> PreTrainedConfig | None:
         if getattr(config, name, None) != value:
             setattr(config, name, value)
     try:
+        config.validate()  # as saving it does
         with torch.device("meta"):
             skeleton = type(prunable.model)(config)
-    except (ValueError, ZeroDivisionError):  # the class takes no such sizes
+    except (StrictDataclassError, ValueError, ZeroDivisionError):  # the class takes no such sizes
         return None
     return config if _shapes(skeleton) == _shapes(prunable.model) else None
 
