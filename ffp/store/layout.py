@@ -111,6 +111,7 @@ class ExportFiles(Folder):
     manifest = File("ffp.json")  # what was removed, and from what
     card = File("README.md")
     config = File("config.json")
+    generation = File("generation_config.json")  # defaults of `generate`
     tokenizer_config = File("tokenizer_config.json")
     modeling = File("modeling_pruned.py")  # builds blocks of different sizes
     mask = File("mask.npz")  # which entries were kept; no safetensors, which engines would take for weights

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import ffp
 from ffp.allocators import find
@@ -28,7 +29,7 @@ from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
 from ffp.pruning.structured import check_kept, kept_units
 from ffp.store.files import whole_folder
-from tests.helpers.families import tiny, tokenizer
+from tests.helpers.families import tiny, tokenizer, tokens
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +95,45 @@ def _deeper(checkpoint):
     return pruned | {"linears": longer, "counts": counts, "missing_kv_heads": [0] * 4}
 
 
-def test_generation_defaults_that_contradict_themselves_are_corrected(tmp_path):
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"temperature": 0.5},
+        {"do_sample": False, "temperature": 0.6, "top_p": 0.9},
+        {"do_sample": False, "temperature": 0.0},
+        {"do_sample": True, "temperature": 0.6, "top_k": 20},
+        {"pad_token_id": -1},
+        {"early_stopping": True, "length_penalty": 0.5},
+        {"use_cache": False, "cache_implementation": "static"},
+    ],
+)
+@pytest.mark.parametrize("format", [Transformers(), DenseShape()], ids=lambda format: format.name)
+def test_generation_defaults_stay_as_the_parent_has_them(format, defaults, tmp_path):
+    """Also those that transformers refuses to save once anything of them was changed."""
+    tiny("llama").save_pretrained(tmp_path / "parent")
+    own = {"bos_token_id": 0, "eos_token_id": 1, "max_new_tokens": 6, **defaults}
+    (tmp_path / "parent" / "generation_config.json").write_text(json.dumps(own))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "parent", dtype="auto")
+    model.generation_config.min_new_tokens = 6
+    before = model.generation_config.to_dict(), model.config.to_dict()
+    (tmp_path / "saved").mkdir()
+    format.save(PrunableModel(model), tokenizer(), tmp_path / "saved")
+    assert (model.generation_config.to_dict(), model.config.to_dict()) == before
+    loaded = ffp.load_pruned(tmp_path / "saved", device="cpu")
+    assert loaded.generation_config.to_dict() == before[0]
+    answers = []
+    for each in (model, loaded):
+        torch.manual_seed(0)
+        answers.append(each.generate(tokens(1, 7)).tolist())
+    assert answers[0] == answers[1]
+
+
+def test_generation_defaults_that_would_not_load_are_not_saved(tmp_path):
     model = tiny("llama")
-    model.generation_config.temperature = 0.5
-    with pytest.raises(ValueError, match="do_sample"):
-        model.save_pretrained(tmp_path / "stock")
-    model.generation_config.do_sample = False
-    for format in (Transformers(), DenseShape()):
-        (tmp_path / format.name).mkdir()
-        before = model.generation_config.to_dict(), model.config.to_dict()
-        format.save(PrunableModel(model), tokenizer(), tmp_path / format.name)
-        assert ffp.load_pruned(tmp_path / format.name, device="cpu").generation_config.do_sample is True
-        assert (model.generation_config.to_dict(), model.config.to_dict()) == before
+    model.generation_config.max_new_tokens = 0
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        Transformers().save(PrunableModel(model), tokenizer(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ffp.assets.model import MACHINE_KEYS
 from ffp.store.layout import ExportFiles
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SHARD = "5GB"
 TOKENIZER_FILES = (
@@ -26,24 +22,26 @@ LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which
 Body = dict[str, Any]
 
 
-def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+def save_model(model: Any, folder: Path, **options: Any) -> None:
     """Saves weights in shards, configuration and generation defaults.
 
-    transformers loads generation defaults with a temperature and without do_sample, but refuses to save them; do_sample
-    is set in the folder then, since a temperature asks for sampling. The model keeps its own defaults.
+    The defaults are written as they are: the saved model generates as this one does. transformers itself refuses to
+    save some that it loads and obeys, such as a temperature beside do_sample = false.
+
+    Raises:
+        ValueError: The generation defaults are such that transformers would not load them either.
     """
-    defaults: Any = model.generation_config
-    try:
-        if defaults is not None:
-            defaults.validate(strict=True)
-    except ValueError:
-        model.generation_config = copy.deepcopy(defaults)
-        model.generation_config.do_sample = True
+    from transformers import GenerationConfig
+
+    files, defaults = ExportFiles(folder), model.generation_config
+    defaults.validate()
+    model.generation_config = GenerationConfig()
     try:
         type(model).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
     finally:
         model.generation_config = defaults
-    edit(ExportFiles(folder).config, lambda body: body | legacy_keys(body))
+    defaults.to_json_file(files.generation, keys_to_pop=["compile_config"])  # transformers leaves it out, too
+    edit(files.config, lambda body: body | legacy_keys(body))
 
 
 def legacy_keys(body: Body) -> Body:
