@@ -89,10 +89,9 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
 
     def save_pretrained(model: Any, target: str | Path, **options: Any) -> None:
         """Saves as transformers does, and adds the modelling file."""
-        from ffp.models.formats.transformers import add_sizes
+        from ffp.models.formats.transformers import save_sized
 
-        stock.save_pretrained(model, target, **options)
-        add_sizes(Path(target), stock, {})
+        save_sized(model, stock, Path(target), {}, **options)
 
     members = {"config_class": config, "__module__": __name__, "save_pretrained": save_pretrained}
     return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, stock), members)

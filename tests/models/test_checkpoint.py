@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import hub
 
 import ffp
 from ffp.allocators import find
@@ -24,6 +27,7 @@ from ffp.models import card
 from ffp.models.card import model_card, remake_commands
 from ffp.models.checkpoint import load_model
 from ffp.models.formats import DenseShape, Saved, Transformers
+from ffp.models.formats.transformers import let_save
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut
 from ffp.pruning.compensation import spread_updates
@@ -134,6 +138,28 @@ def test_generation_defaults_that_would_not_load_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="max_new_tokens"):
         Transformers().save(PrunableModel(model), tokenizer(), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["cut", "loaded"])
+def test_a_model_is_uploaded_whole_or_not_at_all(again, checkpoint, tmp_path, monkeypatch):
+    prunable = PrunableModel(tiny("llama"))
+    cut(prunable, {m.decision.name: range(1 + m.block % m.decision.n_units) for m in prunable.modules})
+    let_save(prunable)
+    model = ffp.load_pruned(checkpoint, device="cpu") if again else prunable.model
+    monkeypatch.setattr(
+        hub, "hf_api", lambda: SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    )
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n"))
+    monkeypatch.setattr(
+        model, "_upload_modified_files", lambda folder, *_, **__: shutil.copytree(folder, tmp_path / "hub")
+    )
+    with pytest.raises(ConfigError, match=r"uploads nothing\. Call model\.push_to_hub\(NAME\), which"):
+        model.save_pretrained(tmp_path / "folder", push_to_hub=True)
+    assert not (tmp_path / "folder").exists()
+    model.push_to_hub("me/small")
+    uploaded = ffp.load_pruned(tmp_path / "hub", device="cpu")
+    with torch.no_grad():
+        assert torch.equal(uploaded(tokens()).logits, model(tokens()).logits)
 
 
 def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ffp.assets.model import MACHINE_KEYS
+from ffp.core.errors import ConfigError
 from ffp.store.layout import ExportFiles
 
 SHARD = "5GB"
@@ -22,22 +23,34 @@ LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which
 Body = dict[str, Any]
 
 
-def save_model(model: Any, folder: Path, **options: Any) -> None:
+def save_model(model: Any, folder: Path, parent: Any = None, **options: Any) -> None:
     """Saves weights in shards, configuration and generation defaults.
 
     The defaults are written as they are: the saved model generates as this one does. transformers itself refuses to
     save some that it loads and obeys, such as a temperature beside do_sample = false.
 
+    Args:
+        model: Its configuration and weights are saved.
+        folder: It is made where it is missing.
+        parent: The class of transformers that saves it; by default the model's own.
+        options: Of that class's save_pretrained.
+
     Raises:
+        ConfigError: The options ask for an upload, which would begin before the folder is whole.
         ValueError: The generation defaults are such that transformers would not load them either.
     """
     from transformers import GenerationConfig
 
+    if options.get("push_to_hub"):
+        raise ConfigError(
+            "push_to_hub is True, but save_pretrained of a pruned model uploads nothing. Call model.push_to_hub(NAME), "
+            "which saves it and uploads what was saved."
+        )
     files, defaults = ExportFiles(folder), model.generation_config
     defaults.validate()
     model.generation_config = GenerationConfig()
     try:
-        type(model).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
+        (parent or type(model)).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
     finally:
         model.generation_config = defaults
     defaults.to_json_file(files.generation, keys_to_pop=["compile_config"])  # transformers leaves it out, too

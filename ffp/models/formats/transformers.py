@@ -81,11 +81,12 @@ def _save_pretrained(prunable: PrunableModel, save_directory: str | Path, **opti
         prunable: The model.
         save_directory: Folder to make.
         options: Of transformers' own.
+
+    Raises:
+        ConfigError: The options ask for an upload.
     """
-    folder = Path(save_directory)
-    folder.mkdir(parents=True, exist_ok=True)
     with without_empty_blocks(prunable):
-        write_model(prunable, folder, **options)
+        write_model(prunable, Path(save_directory), **options)
 
 
 def write_model(prunable: PrunableModel, folder: Path, **options: Any) -> bool:
@@ -98,8 +99,8 @@ def write_model(prunable: PrunableModel, folder: Path, **options: Any) -> bool:
     if config is not None:
         _save_as(prunable, config, folder, **options)
         return True
-    save_model(prunable.model, folder, **{**options, "save_original_format": False})
-    add_sizes(folder, type(prunable.model), {**sizes(prunable), **per_layer(prunable)})
+    keys = {**sizes(prunable), **per_layer(prunable)}
+    save_sized(prunable.model, type(prunable.model), folder, keys, **{**options, "save_original_format": False})
     return False
 
 
@@ -185,6 +186,20 @@ def per_layer(prunable: PrunableModel) -> Body:
             values |= {name: least[name] for name in values.keys() & least.keys()}
     # Code that asks for one value of all blocks gets the parent's.
     return {"head_dim": head_dim, "per_layer_config": each, "allow_global_per_layer_attribute_access": True}
+
+
+def save_sized(model: Any, parent: type, folder: Path, keys: Body, **options: Any) -> None:
+    """Saves a model whose blocks differ in size, with the modelling file that builds them.
+
+    Args:
+        model: The model.
+        parent: The class of transformers that it has, or that it derives from.
+        folder: It is made where it is missing.
+        keys: What goes into config.json and is not in the model's configuration.
+        options: Of transformers' own save_pretrained.
+    """
+    save_model(model, folder, parent, **options)
+    add_sizes(folder, parent, keys)
 
 
 def add_sizes(folder: Path, model: type, keys: Body) -> None:
