@@ -91,6 +91,22 @@ def test_transformers_reloads_to_equal_logits(family, compensation, tmp_path, hu
         assert prunable.model_params() == sum(p.numel() for p in set(loaded.parameters()))
 
 
+@pytest.mark.parametrize("more", [{}, {"attention_factor": 1.5}, {"factor": 4.0}])
+@pytest.mark.parametrize("equal", [True, False])
+def test_every_factor_of_a_scaled_phi3_is_kept(equal, more, tmp_path):
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors, **more}
+    prunable = PrunableModel(tiny("phi3", rope_parameters=rope, original_max_position_embeddings=16))
+    cut(prunable, {m.decision.name: range(2 if equal else 1 + m.block % 2) for m in prunable.modules})
+    save(prunable, tmp_path / "saved")
+    loaded = ffp.load_pruned(tmp_path / "saved", device="cpu")
+    own = prunable.model.config.rope_parameters
+    assert {key: loaded.config.rope_parameters.get(key) for key in own} == own
+    torch.testing.assert_close(logits(loaded), logits(prunable.model), rtol=0, atol=0)
+    scaling = json.loads((tmp_path / "saved" / "config.json").read_text())["rope_scaling"]
+    assert (len(scaling) == 3) is (not more)  # version 4 refuses others
+
+
 def test_the_base_model_has_the_sizes_too(saved):
     model, folder = saved
     with torch.no_grad():

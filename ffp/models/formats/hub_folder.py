@@ -19,6 +19,7 @@ TOKENIZER_FILES = (
 # transformers 5 calls every tokenizer that has no class of its own by the first name, which 4 does not know.
 BACKEND, PORTABLE = "TokenizersBackend", "PreTrainedTokenizerFast"
 PHI3_FACTORS = ("short_factor", "long_factor")
+PHI3_ELSEWHERE = ("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which is nothing of it
 Body = dict[str, Any]
 
@@ -75,10 +76,13 @@ def legacy_keys(body: Body) -> Body:
 
 
 def _legacy_scaling(body: Body, rope: Body) -> Body:
-    """The scaling of a rotary embedding, where it has one; for Phi-3 version 4 takes three keys and no more."""
+    """The scaling of a rotary embedding, where it has one, whole: version 5 takes it in place of rope_parameters.
+
+    For Phi-3 version 4 takes three keys and refuses more, such as the attention_factor that it does not know.
+    """
     if rope.get("rope_type", "default") == "default":
         return {}
-    if body["model_type"] == "phi3":
+    if body["model_type"] == "phi3" and not rope.keys() - {*PHI3_FACTORS, *PHI3_ELSEWHERE}:
         return {"rope_scaling": {"type": rope["rope_type"], **{key: rope[key] for key in PHI3_FACTORS}}}
     return {"rope_scaling": {key: value for key, value in rope.items() if key != "rope_theta"}}
 
