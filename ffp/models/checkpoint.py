@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +79,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
     """Configuration and model class over transformers' own classes of a model type."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if parent not in CONFIG_MAPPING:
         raise ArtifactError(f"{folder} is a pruned {parent!r} model, which this version of transformers does not know.")
+    return _made_classes(parent)
+
+
+@cache
+def _made_classes(parent: str) -> tuple[type[PreTrainedConfig], Any]:
+    """Makes both classes of a model type, once: copies and pickles name them by it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     base = CONFIG_MAPPING[parent]
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[base]
-    config = type("PrunedConfig", (base,), {"model_type": parent, "__module__": __name__})
+
+    def members(index: int) -> dict[str, Any]:
+        return {"__module__": __name__, "__reduce__": lambda made: (_blank, (parent, index), made.__getstate__())}
 
     def save_pretrained(model: Any, target: str | Path, **options: Any) -> None:
         """Saves as transformers does, and adds the modelling file."""
@@ -93,8 +104,15 @@ def _classes(parent: str, folder: Path) -> tuple[type[PreTrainedConfig], Any]:
 
         save_sized(model, stock, Path(target), {}, **options)
 
-    members = {"config_class": config, "__module__": __name__, "save_pretrained": save_pretrained}
-    return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, stock), members)
+    config = type("PrunedConfig", (base,), {**members(0), "model_type": parent})
+    own = {**members(1), "config_class": config, "save_pretrained": save_pretrained}
+    return config, type("PrunedForCausalLM", (modeling_pruned.Pruned, stock), own)
+
+
+def _blank(parent: str, index: int) -> Any:
+    """What pickle fills: a configuration (0) or a model (1) of a model type, without anything in it."""
+    made: Any = _made_classes(parent)[index]
+    return made.__new__(made)
 
 
 def is_spread(config: ModelConfig, device: torch.device) -> bool:

@@ -6,7 +6,7 @@ This file travels inside pruned checkpoints. It needs torch and transformers onl
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def replace_forward(module: Any, function: Any) -> None:
             module.forward = before
     if function is not None:
         module.first_forward = module.__dict__.get("forward")
-        module.forward = MethodType(function, module)
+        module.forward = partial(function, module)  # a method would be pickled as an attribute of its module's class
 
 
 def without_heads(attention: Any, hidden_states: Any, *arguments: Any, **keywords: Any) -> tuple[Any, None]:
@@ -171,14 +171,15 @@ def share_cache(attention: Any, missing: int) -> None:
 
     That cache has the parent's number of KV heads for every block: the missing ones are stored as zeros.
     """
-
-    def hook(module: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
-        if keywords.get("cache") is None:
-            return None
-        return arguments, {**keywords, "cache": pad_cache(keywords["cache"], missing)}
-
     if missing:
-        attention.register_forward_pre_hook(hook, with_kwargs=True)
+        attention.register_forward_pre_hook(partial(with_padded_cache, missing), with_kwargs=True)
+
+
+def with_padded_cache(missing: int, attention: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+    """The arguments of an attention's forward, where there are other ones to take."""
+    if keywords.get("cache") is None:
+        return None
+    return arguments, {**keywords, "cache": pad_cache(keywords["cache"], missing)}
 
 
 def pad_cache(cache: Any, missing: int) -> Any:

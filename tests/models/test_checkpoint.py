@@ -69,7 +69,7 @@ def test_a_card_names_the_wheels_of_a_parent_in_parts():
 def test_the_modelling_file_imports_torch_and_transformers_only(checkpoint):
     lines = (checkpoint / "modeling_pruned.py").read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert imported == {"collections", "contextlib", "copy", "types", "typing", "torch", "transformers"}
+    assert imported == {"collections", "contextlib", "copy", "functools", "typing", "torch", "transformers"}
 
 
 def test_a_folder_without_a_pruned_checkpoint_is_refused(checkpoint, tmp_path):

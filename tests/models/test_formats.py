@@ -1,5 +1,6 @@
 """What every format must do for every family that it serves: give the same logits again, in its engine."""
 
+import copy
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from ffp.models.empty_blocks import without_empty_blocks
 from ffp.models.families import family_of
 from ffp.models.formats import DenseShape, Transformers
 from ffp.models.formats.dense_shape import kept_bits
+from ffp.models.formats.transformers import let_save
 from ffp.models.prunable import PrunableModel
 from ffp.models.sliced import cut, mask
 from ffp.pruning.compensation import compensate, load_updates, spread_updates
@@ -112,6 +114,37 @@ def test_the_base_model_has_the_sizes_too(saved):
     with torch.no_grad():
         found, expected = (m(tokens()).last_hidden_state for m in (remote(folder, AutoModel), model.base_model))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def pickled(model, folder):
+    torch.save(model, folder / "model.pt")
+    return torch.load(folder / "model.pt", weights_only=False)
+
+
+def copied(model, folder):
+    return copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("again", [pickled, copied])
+@pytest.mark.parametrize("units", ["kv-groups", "single-query-heads"])
+def test_copies_and_pickles_compute_with_their_own_weights(units, again, tmp_path, hub_modules):
+    """An attention without heads, and one whose query heads share KV heads unequally."""
+    prunable = PrunableModel(tiny("llama"), min_keep=0, attention_units=units)
+    kept = {"block00.attention": [0, 1], "block01.attention": []}
+    cut(prunable, {m.decision.name: kept.get(m.decision.name, range(m.n_indices)) for m in prunable.modules})
+    let_save(prunable)
+    prunable.model.save_pretrained(tmp_path / "saved")
+    expected = logits(prunable.model)
+    for model in (prunable.model, remote(tmp_path / "saved"), ffp.load_pruned(tmp_path / "saved", device="cpu")):
+        found = again(model, tmp_path)
+        assert type(found) is type(model) and type(found.config) is type(model.config)
+        torch.testing.assert_close(logits(found), expected, rtol=0, atol=0)
+        model.requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(logits(found), expected, rtol=0, atol=0)
+        found.save_pretrained(tmp_path / "again")
+        torch.testing.assert_close(logits(remote(tmp_path / "again")), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
