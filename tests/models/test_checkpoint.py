@@ -162,6 +162,19 @@ def test_a_model_is_uploaded_whole_or_not_at_all(again, checkpoint, tmp_path, mo
         assert torch.equal(uploaded(tokens()).logits, model(tokens()).logits)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_of_several_processes_one_writes(equal, tmp_path):
+    prunable = PrunableModel(tiny("llama"))
+    cut(prunable, {m.decision.name: range(2 if equal else 1 + m.block % 2) for m in prunable.modules})
+    let_save(prunable)
+    prunable.model.save_pretrained(tmp_path / "main", is_main_process=True)
+    models = [prunable.model, ffp.load_pruned(tmp_path / "main", device="cpu")]
+    for model in models:
+        model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert (tmp_path / "main" / "modeling_pruned.py").exists() is not equal
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_a_checkpoint_is_loaded_in_half_precision_on_request(checkpoint):
     assert ffp.load_pruned(checkpoint, device="cpu").dtype == torch.float64
     assert ffp.load_pruned(checkpoint, device="cpu", dtype="bfloat16").dtype == torch.bfloat16

@@ -24,7 +24,7 @@ LOADED = ("is_local", "local_files_only")  # how the tokenizer was loaded, which
 Body = dict[str, Any]
 
 
-def save_model(model: Any, folder: Path, parent: Any = None, **options: Any) -> None:
+def save_model(model: Any, folder: Path, parent: Any = None, **options: Any) -> bool:
     """Saves weights in shards, configuration and generation defaults.
 
     The defaults are written as they are: the saved model generates as this one does. transformers itself refuses to
@@ -35,6 +35,9 @@ def save_model(model: Any, folder: Path, parent: Any = None, **options: Any) -> 
         folder: It is made where it is missing.
         parent: The class of transformers that saves it; by default the model's own.
         options: Of that class's save_pretrained.
+
+    Returns:
+        Whether this process writes: of several ones only that with is_main_process, the default, does.
 
     Raises:
         ConfigError: The options ask for an upload, which would begin before the folder is whole.
@@ -54,8 +57,10 @@ def save_model(model: Any, folder: Path, parent: Any = None, **options: Any) -> 
         (parent or type(model)).save_pretrained(model, folder, **{"max_shard_size": SHARD, **options})
     finally:
         model.generation_config = defaults
-    defaults.to_json_file(files.generation, keys_to_pop=["compile_config"])  # transformers leaves it out, too
-    edit(files.config, lambda body: body | legacy_keys(body))
+    if writes := bool(options.get("is_main_process", True)):
+        defaults.to_json_file(files.generation, keys_to_pop=["compile_config"])  # transformers leaves it out, too
+        edit(files.config, lambda body: body | legacy_keys(body))
+    return writes
 
 
 def legacy_keys(body: Body) -> Body:

@@ -198,8 +198,8 @@ def save_sized(model: Any, parent: type, folder: Path, keys: Body, **options: An
         keys: What goes into config.json and is not in the model's configuration.
         options: Of transformers' own save_pretrained.
     """
-    save_model(model, folder, parent, **options)
-    add_sizes(folder, parent, keys)
+    if save_model(model, folder, parent, **options):
+        add_sizes(folder, parent, keys)
 
 
 def add_sizes(folder: Path, model: type, keys: Body) -> None:
