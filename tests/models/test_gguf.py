@@ -294,6 +294,11 @@ def test_families_without_an_architecture_are_refused(family):
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "rope scaling 'yarn'"),
         ("qwen3", {"rope_parameters": LLAMA3}, r"rope scaling 'llama3' .* a pruned qwen3 \(known: default\)"),
         ("llama", {"hidden_act": "gelu"}, "llama with gelu"),
+        (
+            "qwen3",
+            {"attention_bias": True},
+            "a pruned qwen3 whose own attention has biases .*Use --format transformers",
+        ),
     ],
 )
 def test_what_an_architecture_lacks_is_refused(family, changes, match):
@@ -325,10 +330,14 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 
 
 @pytest.mark.bad_input
-def test_a_bias_in_qwen3_is_refused(tmp_path):
-    model = random("qwen3", attention_bias=True)
-    with pytest.raises(ConfigError, match=r"q_proj has a bias, .*openelm.*compensation ridge or none"):
-        Gguf().save(PrunableModel(model), TOKENIZER, tmp_path)
+def test_biases_that_compensation_adds_to_qwen3_are_refused(tmp_path):
+    prunable = PrunableModel(random("qwen3"))
+    kept = chosen(prunable)
+    updates = compensate(prunable, kept, tokens(6), kind="bias", batch_tokens=40)
+    cut(prunable, kept)
+    load_updates(prunable, {name: tensor.numpy() for name, tensor in updates.items()})
+    with pytest.raises(ConfigError, match=r"_proj has a bias, .*openelm.*compensation ridge or none"):
+        Gguf().save(prunable, TOKENIZER, tmp_path)
 
 
 @pytest.mark.bad_input

@@ -139,6 +139,11 @@ def _check_family(config: Any) -> None:
         raise ConfigError(f"GGUF has no architecture for a pruned {family}: its blocks must all be alike. {INSTEAD}")
     if family == "qwen3" and not config.tie_word_embeddings:
         raise ConfigError(f"GGUF has an architecture for a pruned qwen3 only if its embeddings are tied. {INSTEAD}")
+    if ARCHITECTURES[family] == "openelm" and config.attention_bias:
+        raise ConfigError(
+            f"GGUF has no architecture for a pruned {family} whose own attention has biases (attention_bias is true in "
+            "its configuration). Use --format transformers."
+        )
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]
     if window and window < config.max_position_embeddings and "sliding_attention" in layers:
