@@ -62,13 +62,14 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
         for name, (key, heading) in zip(experiment.grid.test_texts, text_headings(experiment).items(), strict=True)
     ]
     tasks = [(name, results[0].main_metric, results[0]) for name, results in by_task(done).items()]
+    left_out = [f"{name} {metric}" for name, metric, _ in tasks if f"{name}_{metric}" not in done[0].shares]
     paired = all(record.perplexities["ppl"].loss_by_window for record in done)
     windows = {(record.cell.model, record.windows_of("ppl")) for record in done}
     paired = paired and len(windows) == len({model for model, _ in windows})
     trained = any("ppl_before" in record.row for record in done)
     return _lines(
-        "reading", experiment=experiment, constants=constants, texts=texts, tasks=tasks, paired=paired, trained=trained,
-        bits=any("bits_per_byte" in record.row for record in done),
+        "reading", experiment=experiment, constants=constants, texts=texts, tasks=tasks, left_out=left_out,
+        paired=paired, trained=trained, bits=any("bits_per_byte" in record.row for record in done),
     )  # fmt: skip
 
 

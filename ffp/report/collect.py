@@ -14,7 +14,7 @@ from ffp.core.errors import ArtifactError
 from ffp.report.stale import Staleness
 from ffp.store.layout import CellFiles, Layout
 from ffp.store.schemas import AllocationFile, AnswersFile, CostFile, Perplexity, ScoresFile
-from ffp.store.task_scores import TaskScores, scored_tasks
+from ffp.store.task_scores import Metric, TaskScores, is_share, scored_tasks
 
 LEADING = (
     "model", "granularity", "sparsity", "method", "seed", "status", "block_sparsity", "model_sparsity", "ppl",
@@ -44,6 +44,7 @@ class Record:
     notes: list[str] = field(default_factory=list)  # warnings for a reader of the page
     logs: dict[str, str] = field(default_factory=dict)  # the end of each step's log, by step
     first_text: str | None = None  # whose perplexity is "ppl"; None: that of scores.json
+    shares: frozenset[str] = frozenset()  # the columns of tasks that are shares of 1; see find_shares
 
     @property
     def done(self) -> bool:
@@ -77,8 +78,10 @@ def collect(experiment: Experiment) -> list[Record]:
     for cell in experiment.cells():
         record = read_grid_cell(experiment, cell)
         record.notes += _stale(staleness, record, layout.cell(cell))
-        add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
         records.append(record)
+    find_shares(records)
+    for record in records:
+        add_mean_accuracy(record, list(experiment.tasks.tasks) if experiment.tasks else [])
     models, granularities, methods = map(list, (grid.models, grid.granularities, ("dense", TUNED, *grid.methods)))
     return sorted(
         records,
@@ -243,17 +246,30 @@ def _fault(log: str) -> str | None:
     return last if "Traceback (most recent call last)" in log and re.match(r"[\w.]+(Error|Exception)\b", last) else None
 
 
-def add_mean_accuracy(record: Record, tasks: list[str] | None = None) -> None:
+def find_shares(records: Iterable[Record]) -> None:
+    """Notes in records that are shown together which columns of their tasks are shares of 1: the same in each of them.
+
+    Decided cell by cell, a metric that ends at 100 would enter the means of those cells alone where it is below 1.
+    """
+    records, figures = list(records), defaultdict[tuple[str, str], list[Metric]](list)
+    for task, results in by_task(records).items():
+        for metric, figure in (pair for result in results for pair in result.metrics.items()):
+            figures[task, metric].append(figure)
+    shares = frozenset(f"{task}_{metric}" for (task, metric), found in figures.items() if is_share(metric, found))
+    for record in records:
+        record.shares = shares
+
+
+def add_mean_accuracy(record: Record, tasks: list[str]) -> None:
     """Adds the mean accuracy over `tasks` to a record if all of them were scored; errors add in quadrature.
 
-    tasks: names of the configuration; all that were scored without them. Metrics that are no share do not count.
+    tasks: names of the configuration. Metrics that are no share of 1 do not count, see find_shares.
     """
     scored = record.scores.tasks if record.scores else {}
-    tasks = list(scored) if tasks is None else tasks
     if not record.done or not set(tasks) <= set(scored):
         return
-    results = scored_tasks({name: scored[name] for name in tasks}).values()
-    chosen = [r.metrics[r.main_metric] for r in results if r.is_share(r.main_metric)]
+    results = scored_tasks({name: scored[name] for name in tasks})
+    chosen = [r.metrics[r.main_metric] for name, r in results.items() if f"{name}_{r.main_metric}" in record.shares]
     if not chosen:
         return
     record.row["mean_acc"] = sum(figure.value for figure in chosen) / len(chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ffp.config import Cell
 from ffp.core.errors import ConfigError
-from ffp.report.collect import Block, Record, add_mean_accuracy, read_cell
+from ffp.report.collect import Block, Record, add_mean_accuracy, find_shares, read_cell
 from ffp.report.details import flat
 from ffp.report.groups import TIE_STDERRS, Group, by_block, difference_stderr, group
 from ffp.store.layout import CellFiles
@@ -81,6 +81,7 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
     texts = Counter(record.scores.ppl.text for record in ours.values() if record.scores).most_common()
     first = texts[0][0] if texts else None  # the text of A's "ppl", and so of B's
     ours, theirs = read(before, first) if len(texts) > 1 else ours, read(after, first)
+    find_shares([*ours.values(), *theirs.values()])
     cells, changes = [], defaultdict[str, Counter[str]](Counter)
     for path in dict.fromkeys([*ours, *theirs]):
         a, b = ours.get(path), theirs.get(path)

@@ -165,13 +165,13 @@ def bits_heading(heading: str) -> str:
 def tasks(experiment: Experiment, groups: list[Group]) -> Table:
     """Returns one row per method; for each task a column with the metric that counts in the mean, by each filter."""
     scored = [group for group in groups if any(record.tasks for record in group.done)]
-    results = by_task(record for group in scored for record in group.done)
+    records = [record for group in scored for record in group.done]
     shown: dict[str, _Column] = {}
-    for task, (first, *_) in results.items():
+    for task, (first, *_) in by_task(records).items():
         for metric in first.shown_metrics:
-            share, low = first.is_share(metric), not first.metrics[metric].higher_is_better
-            column = _Column(f"{task}_{metric}", *((100, 1) if share else (1, 2)), low)
-            shown[f"{task} {metric}{' (%)' if share else ''}"] = column
+            key, low = f"{task}_{metric}", not first.metrics[metric].higher_is_better
+            share = key in records[0].shares  # the same in all records
+            shown[f"{task} {metric}{' (%)' if share else ''}"] = _Column(key, *((100, 1) if share else (1, 2)), low)
     shown["mean (%)"] = _Column("mean_acc", 100, 1, low=False)
     marks = {column.key: best_and_ties(scored, column.key, low=column.low) for column in shown.values()}
     varying, lines = _varying(groups), []

@@ -29,7 +29,7 @@ STEP_VERSIONS: Mapping[str, str] = {
     "apply": "4",
     "recover": "1",
     "evaluate": "1",
-    "report": "7",
+    "report": "8",
 }
 
 CODE = ("step_version", "code")  # settings that say which code, not what was asked for

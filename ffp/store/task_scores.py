@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -12,9 +12,10 @@ from pydantic import Field
 from ffp.store.kinds import Part
 
 # Metrics of lm-eval that are no share of 1, whatever their values are: of texts that are compared, of likelihoods, and
-# SQuAD 2's, which are in percent.
+# those of SQuAD 2 and EQ-Bench, which end at 100.
 NO_SHARES = re.compile(
-    r"(bleu|bert|chrf|rouge)\w*(?<!_acc)|ter|\w*perplexity|bits_per_byte|(\w+_)?exact|(\w+Ans|best)_f1"
+    r"\w*(bleu|bert|chrf|rouge)\w*(?<!_acc)|ter|\w*perplexity|bits_per_byte|(\w+_)?exact|(\w+Ans|best)_f1"
+    r"|eqbench|percent_parseable"
 )
 
 
@@ -54,10 +55,17 @@ class TaskScores(Part):
         metric = self.main_metric.partition(",")[0]
         return [name for name in self.metrics if name.partition(",")[0] == metric]
 
-    def is_share(self, metric: str) -> bool:
-        """Returns whether a metric is a share, which tables show in percent and the mean over tasks counts."""
-        found, name = self.metrics[metric], metric.partition(",")[0]
-        return found.higher_is_better and found.value <= 1 and not NO_SHARES.fullmatch(name)
+
+def is_share(name: str, figures: Iterable[Metric]) -> bool:
+    """Returns whether a metric of a task is a share of 1, which tables show in percent and the mean over tasks counts.
+
+    Args:
+        name: The metric's, with or without a filter.
+        figures: The metric in all cells that are shown together. One outside [0, 1] says that it is a share in none.
+    """
+    if NO_SHARES.fullmatch(name.partition(",")[0]):
+        return False
+    return all(figure.higher_is_better and 0 <= figure.value <= 1 for figure in figures)
 
 
 def scored_tasks(tasks: Mapping[str, Any]) -> dict[str, TaskScores]:

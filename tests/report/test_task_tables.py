@@ -44,11 +44,12 @@ def experiment(tmp_path: Path) -> Experiment:
     return found
 
 
-def rewrite(experiment: Experiment, path: str, strict: float) -> None:
+def rewrite(experiment: Experiment, path: str, strict: float, **more: dict[str, Any]) -> None:
+    """Gives a cell other scores; more: of further tasks."""
     from ffp.store.schemas import ScoresFile
 
     file = files_of(experiment, path).scores
-    ScoresFile.model_validate(ScoresFile.read(file).model_dump() | {"tasks": scores(strict)}).write(file)
+    ScoresFile.model_validate(ScoresFile.read(file).model_dump() | {"tasks": scores(strict) | more}).write(file)
 
 
 def records(experiment: Experiment) -> list[Record]:
@@ -73,6 +74,42 @@ def test_the_mean_takes_the_first_filter_and_shares_alone(experiment: Experiment
     rows = {record.cell.method: record.row for record in records(experiment)}
     assert rows["uniform"]["mean_acc"] == pytest.approx((0.2 + 0.3 + 0.75) / 3)
     assert rows["dense"]["mean_acc"] == pytest.approx((0.4 + 0.3 + 0.75) / 3)
+
+
+@pytest.fixture
+def to_a_hundred(tmp_path: Path) -> Experiment:
+    """A task whose scores end at 100, and one that lies below 1 in the pruned cell alone."""
+    names = ["gsm8k", "mmlu", "ai2_arc", "wikitext", "eq_bench", "other"]
+    found = make_experiment(tmp_path, tasks=names, methods=["uniform"], sparsities=[0.2])
+    for path, value in ((DENSE, 14.2), (UNIFORM, 0.9)):
+        write_cell(found, path, [2.0, 2.1], tasks=False)
+        rewrite(found, path, 0.2, eq_bench=leaf({"eqbench": value}), other=leaf({"score": value}))
+    return found
+
+
+def test_the_mean_is_over_the_same_tasks_in_all_rows(to_a_hundred: Experiment) -> None:
+    found = records(to_a_hundred)
+    means = [record.row["mean_acc"] for record in found]
+    assert means == [pytest.approx((0.2 + 0.3 + 0.75) / 3)] * 2
+    for order in (found, found[::-1]):
+        table = tables.tasks(to_a_hundred, group(order))
+        shown = {line.group.method: [e.text for e in line.entries] for line in table.lines if line.group}
+        place = table.headings.index("other score")
+        assert (shown["dense"][place], shown["uniform"][place]) == ("14.20 ± 0.10", "0.90 ± 0.10")
+        assert "eq_bench eqbench" in table.headings
+    text = " ".join(captions.reading(to_a_hundred, found))
+    assert "leaves out what is no share of 1: wikitext word_perplexity, eq_bench eqbench, other score." in text
+
+
+def test_compare_takes_the_means_of_both_folders_over_the_same_tasks(to_a_hundred: Experiment, tmp_path: Path) -> None:
+    import shutil
+
+    before = tmp_path / "before"
+    shutil.copytree(tmp_path / "results", before)
+    for path in (DENSE, UNIFORM):
+        rewrite(to_a_hundred, path, 0.2, eq_bench=leaf({"eqbench": 0.9}), other=leaf({"score": 0.9}))
+    (changed,) = (cell for cell in compare(before, tmp_path / "results").cells if cell.verdict != "identical")
+    assert changed.cell == DENSE and set(changed.figures) == {"eq_bench_eqbench", "other_score"}
 
 
 def test_captions_say_how_many_examples_a_prompt_has(experiment: Experiment) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ffp.store.task_scores import TaskScores
+from ffp.store.task_scores import Metric, TaskScores, is_share
 
 
 def scores(**values):
@@ -21,11 +21,23 @@ def scores(**values):
         ("bert_score", 0.8, False), ("chrf", 0.8, False), ("ter", 0.8, False), ("word_perplexity", 0.9, False),
         ("bits_per_byte,none", 0.8, False),
         ("exact", 0.5, False), ("HasAns_exact", 0.5, False), ("best_f1", 0.5, False),
-        ("score", 26.3, False), ("score", 0.263, True),
+        ("smoothed_bleu_4", 0.9, False), ("eqbench", 0.9, False), ("percent_parseable", 0.0, False),
+        ("score", 26.3, False), ("score", 0.263, True), ("score", -0.1, False),
     ],
 )  # fmt: skip
 def test_shares_are_told_from_other_figures(name, value, share):
-    assert scores(**{name: value}).is_share(name) is share
+    assert is_share(name, [figure(value)]) is share
+
+
+def figure(value, *, higher_is_better=True):
+    return Metric(value=value, stderr=None, higher_is_better=higher_is_better)
+
+
+def test_a_metric_is_a_share_in_all_cells_or_in_none():
+    assert is_share("score", map(figure, (0.0, 0.5, 1.0)))
+    assert not is_share("score", map(figure, (0.9, 14.2)))
+    assert not is_share("score", map(figure, (0.9, -0.2)))
+    assert not is_share("score", [figure(0.9), figure(0.8, higher_is_better=False)])
 
 
 def test_the_main_metric_is_the_normalised_accuracy_where_there_is_one():
