@@ -73,9 +73,10 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
 
     A relative difference of a figure up to `tolerance` is rounding: another machine sums in another order. One is
     within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of the same windows
-    that is the error of the paired losses. A task of no known error changed if it differs by more than rounding. Mean
-    accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds or
-    memory differ by more than COST_TOLERANCE, changed in cost alone.
+    that is the error of the paired losses. A task of no known error changed if it differs by more than rounding. The
+    sparsity of the whole model may also differ by what two allocations of one budget leave over, see _budget_rounding.
+    Mean accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds
+    or memory differ by more than COST_TOLERANCE, changed in cost alone.
     """
     ours = read(before)
     texts = Counter(record.scores.ppl.text for record in ours.values() if record.scores).most_common()
@@ -126,14 +127,17 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
         x, y = a.row.get(key), b.row.get(key)
         if x == y:
             continue
-        error = None
-        if key != "model_sparsity" and a.done and b.done and None not in (x, y):
+        error, rounding = None, 0.0
+        known = a.done and b.done and None not in (x, y)
+        if known and key == "model_sparsity":
+            rounding = _budget_rounding(a, b)
+        elif known:
             error = difference_stderr(group([a])[0], group([b])[0], key)
             error = None if key in tasks and math.isinf(error) else error
             other_windows |= a.windows_of(key) != b.windows_of(key)
         figures[key] = (x, y, error)
         added = x is None and a.done  # a text or a task that was not asked for before
-        verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance))
+        verdicts.append(IDENTICAL if added else _verdict(x, y, error, tolerance, rounding))
     asked = {tasks[key] for key in figures if key in tasks}
     other_documents = any(task in b.tasks and a.tasks[task].hash != b.tasks[task].hash for task in asked & {*a.tasks})
     costs = _costs(a, b, tolerance)
@@ -164,10 +168,26 @@ def _by_task(record: Record) -> dict[str, str]:
     return {f"{name}_{metric}": name for name, task in record.tasks.items() for metric in task.shown_metrics}
 
 
-def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float) -> str:
+def _budget_rounding(a: Record, b: Record) -> float:
+    """The share of the whole model by which two allocations of the same budget may differ; 0 where it is not the same.
+
+    Each removes less than the cheapest unit that it could still keep beyond the target. What no unit takes along goes
+    with the last unit of a part.
+    """
+    ours, theirs = a.allocation, b.allocation
+    if not (ours and theirs and a.scores) or ours.problem != theirs.problem or ours.keep == theirs.keep:
+        return 0.0
+    pairs = list(zip(ours.problem.decisions, zip(ours.keep, theirs.keep, strict=True), strict=True))
+    units = [min((d.params_per_unit for d, keep in pairs if keep[i] < d.n_units), default=0) for i in (0, 1)]
+    emptied = sum(d.fixed_params for d, keep in pairs if min(keep) == 0 < max(keep))
+    return (max(units) + emptied) / a.scores.params.dense
+
+
+def _verdict(x: float | None, y: float | None, error: float | None, tolerance: float, rounding: float = 0.0) -> str:
+    """How two figures compare; `tolerance` is relative, `rounding` absolute."""
     if x is None or y is None:
         return CHANGED
-    if abs(x - y) <= tolerance * max(abs(x), abs(y)):
+    if abs(x - y) <= max(tolerance * max(abs(x), abs(y)), rounding):
         return ROUNDING
     return NOISE if error is not None and abs(x - y) <= TIE_STDERRS * error else CHANGED
 

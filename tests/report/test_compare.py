@@ -28,6 +28,10 @@ def edit_scores(folder: Path, change) -> None:
     edit(ScoresFile, folder / "cells" / CELL / "scores.json", change)
 
 
+def edit_allocation(folder: Path, change) -> None:
+    edit(AllocationFile, folder / "cells" / CELL / "allocation.json", change)
+
+
 def verdict(sets) -> str:
     return next(d.verdict for d in compare.compare(*sets).cells if d.cell == CELL)
 
@@ -61,6 +65,44 @@ def test_equal_sets_are_identical_and_exit_0(sets, capsys):
 def test_a_difference_is_judged_against_its_paired_error(sets, change, expected):
     edit_scores(sets[1], change)
     assert verdict(sets) == expected
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "keep", "expected"),
+    [
+        (0.18 + 0.0099, [4, 4, 4, 4, 3, 0], "rounding"),  # of 1000 parameters, and a unit takes 10
+        (0.18 - 0.0099, [4, 4, 4, 4, 3, 0], "rounding"),
+        (0.18 + 0.0201, [4, 4, 4, 4, 3, 0], "changed"),
+        (0.18 + 0.0099, [3, 2, 3, 4, 3, 4], "changed"),  # the same allocation removes the same
+    ],
+)
+def test_allocations_of_one_budget_may_remove_a_unit_more(sets, sparsity, keep, expected):
+    edit_allocation(sets[1], lambda body: body.update(keep=keep))
+    edit_scores(sets[1], lambda body: body.update(model_sparsity=sparsity))
+    assert verdict(sets) == expected
+
+
+def test_a_part_that_goes_whole_takes_more_along(sets):
+    """As the KV heads go with the last of the query heads; they are in no unit."""
+    for folder in sets:
+        edit_allocation(folder, lambda body: [d.update(fixed_params=20) for d in body["problem"]["decisions"]])
+    edit_allocation(sets[1], lambda body: body.update(keep=[4, 4, 4, 4, 3, 0]))
+    edit_scores(sets[1], lambda body: body.update(model_sparsity=0.18 + 0.0299))
+    assert verdict(sets) == "rounding"
+    edit_allocation(sets[1], lambda body: body.update(keep=[4, 4, 4, 3, 3, 1]))
+    assert verdict(sets) == "changed"
+
+
+def test_an_allocation_that_fits_no_decisions_is_a_change(sets):
+    edit_allocation(sets[1], lambda body: body.update(keep=[4, 4]))
+    assert verdict(sets) == "changed"
+
+
+def test_allocations_of_other_budgets_may_not(sets):
+    edit_allocation(sets[1], lambda body: body.update(keep=[4, 4, 4, 4, 3, 0]))
+    edit_allocation(sets[1], lambda body: body["problem"].update(target=0.21))
+    edit_scores(sets[1], lambda body: body.update(model_sparsity=0.18 + 0.0099))
+    assert verdict(sets) == "changed"
 
 
 def test_a_change_exits_1_and_names_the_cell_the_figures_and_the_error(sets, capsys, tmp_path):
