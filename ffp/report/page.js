@@ -9,10 +9,14 @@ function scrollInside(table) {
   }
 }
 
-// What a table shows: headings and rows of texts, without hidden columns and filtered rows.
+// What a table shows: headings and rows of texts, without hidden columns, filtered rows and the links to single seeds.
 function texts(table) {
   const columns = table.columns(":visible").indexes().toArray();
-  const text = node => node.innerText.trim().replace(/\s+/g, " ");
+  const text = node => {
+    const copy = node.cloneNode(true);
+    for (const link of copy.querySelectorAll("a.seed")) link.remove();
+    return copy.textContent.trim().replace(/\s+/g, " ");
+  };
   const rows = table.rows({ search: "applied" }).indexes().toArray();
   return [columns.map(column => text(table.column(column).header())),
     ...rows.map(row => columns.map(column => text(table.cell(row, column).node())))];

@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from ffp.report import build
 from tests.helpers import browser
-from tests.helpers.cells import TITLE, fill, make_experiment
+from tests.helpers.cells import TITLE, fill, make_experiment, write_cell
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 CELL = "tiny/structured/s0.20/owl/seed0"
@@ -151,14 +151,14 @@ def test_figures_have_words_and_every_control_a_name(fresh):
 @pytest.fixture
 def saved(fresh, tmp_path):
     """Presses a button of the comparison and returns what was saved."""
-    fresh.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    return lambda label, name: press_and_read(fresh, tmp_path, label, name)
 
-    def press_and_read(label: str, name: str) -> str:
-        click_button(fresh, label)
-        waits_for(fresh, lambda _: (tmp_path / name).is_file())
-        return (tmp_path / name).read_text("utf-8")
 
-    return press_and_read
+def press_and_read(driver, folder: Path, label: str, name: str) -> str:
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    click_button(driver, label)
+    waits_for(driver, lambda _: (folder / name).is_file())
+    return (folder / name).read_text("utf-8")
 
 
 def click_button(driver, label: str) -> None:
@@ -187,6 +187,19 @@ def test_shown_rows_without_hidden_columns_are_saved_as_csv(fresh, saved):
     assert "evaluations" not in rows[0] and rows[0][:3] == ["model", "sparsity (%)", "method"]
     assert {row[1] for row in rows[1:]} == {"0", "30"} and {row[0] for row in rows[1:]} == {TITLE, "Other"}
     assert len({len(row) for row in rows}) == 1
+
+
+def test_methods_with_several_seeds_are_saved_by_their_names(tmp_path):
+    experiment = make_experiment(tmp_path, seeds=[0, 1])
+    fill(experiment)
+    write_cell(experiment, "tiny/structured/s0.20/evolutionary/seed1", [3.42, 3.89, 2.9], tokens=400)
+    with browser.open_page(build(experiment, tmp_path / "report")) as driver:
+        assert "evolutionary 0 1" in column(driver, "comparison", "method"), "each seed can be opened"
+        rows = list(csv.reader(press_and_read(driver, tmp_path, "CSV", "comparison.csv").splitlines()))
+        tex = press_and_read(driver, tmp_path, "LaTeX", "comparison.tex")
+    methods = {"dense", "uniform", "owl", "evolutionary", "fastforward"}
+    assert {row[rows[0].index("method")] for row in rows[1:]} == methods
+    assert "& evolutionary &" in tex and not any(f"& {name} 0" in tex for name in methods)
 
 
 def test_the_same_rows_are_saved_as_latex_that_compiles(fresh, saved, tmp_path):
