@@ -43,7 +43,8 @@ def tables(experiment: Experiment, records: list[Record]) -> dict[str, list[str]
     """Returns the caption of each table: how to read it, and for the comparison what was not controlled."""
     read = reading(experiment, records)
     comparison = read + uncontrolled(experiment, records)
-    fixed = {name: _lines(name) for name in ("winners", "ranking", "ablation")}
+    unknown = bool(_without_error((record for record in records if record.done), ["ppl"]))
+    fixed = {name: _lines(name, unknown=unknown) for name in ("winners", "ranking", "ablation")}
     return {"comparison": comparison, "tasks": read, **fixed}
 
 
@@ -63,14 +64,25 @@ def reading(experiment: Experiment, records: list[Record]) -> list[str]:
     ]
     tasks = [(name, results[0].main_metric, results[0]) for name, results in by_task(done).items()]
     left_out = [f"{name} {metric}" for name, metric, _ in tasks if f"{name}_{metric}" not in done[0].shares]
+    columns = text_headings(experiment)
+    for name, _, result in tasks:
+        columns |= {f"{name}_{metric}": f"{name} {metric}" for metric in result.shown_metrics}
+    columns["mean_acc"] = "mean accuracy"
+    unknown = [columns[key] for key in _without_error(done, columns)]
     paired = all(record.perplexities["ppl"].loss_by_window for record in done)
     windows = {(record.cell.model, record.windows_of("ppl")) for record in done}
     paired = paired and len(windows) == len({model for model, _ in windows})
     trained = any("ppl_before" in record.row for record in done)
     return _lines(
         "reading", experiment=experiment, constants=constants, texts=texts, tasks=tasks, left_out=left_out,
-        paired=paired, trained=trained, bits=any("bits_per_byte" in record.row for record in done),
+        unknown=unknown, paired=paired, trained=trained, bits=any("bits_per_byte" in record.row for record in done),
     )  # fmt: skip
+
+
+def _without_error(done: Iterable[Record], columns: Iterable[str]) -> list[str]:
+    """Those of the columns in which some cell has a figure without a standard error."""
+    rows = [record.row for record in done]
+    return [key for key in columns if any(r.get(key) is not None and r.get(f"{key}_stderr") is None for r in rows)]
 
 
 def _measured(records: Iterable[Record], key: str) -> list[tuple[int, int, str]]:

@@ -1,6 +1,5 @@
 """Compares two sets of results as a reviewer does: what differs behind them, which cells changed, and who wins now."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from ffp.config import Cell
 from ffp.core.errors import ConfigError
 from ffp.report.collect import Block, Record, add_mean_accuracy, find_shares, read_cell
 from ffp.report.details import flat
-from ffp.report.groups import TIE_STDERRS, Group, by_block, difference_stderr, group
+from ffp.report.groups import TIE_STDERRS, Group, by_block, difference_stderr, group, tied
 from ffp.store.layout import CellFiles
 from ffp.store.schemas import CompareFile
 
@@ -73,7 +72,7 @@ def compare(before: Path, after: Path, *, tolerance: float = 1e-4) -> Comparison
 
     A relative difference of a figure up to `tolerance` is rounding: another machine sums in another order. One is
     within noise if it is at most TIE_STDERRS standard errors of the difference; for perplexities of the same windows
-    that is the error of the paired losses. A task of no known error changed if it differs by more than rounding. The
+    that is the error of the paired losses. A figure of no known error changed if it differs by more than rounding. The
     sparsity of the whole model may also differ by what two allocations of one budget leave over, see _budget_rounding.
     Mean accuracies are over the tasks that both have. A cell with the same scores whose tokens differ, or whose seconds
     or memory differ by more than COST_TOLERANCE, changed in cost alone.
@@ -133,7 +132,6 @@ def _difference(a: Record, b: Record, tolerance: float) -> Difference:
             rounding = _budget_rounding(a, b)
         elif known:
             error = difference_stderr(group([a])[0], group([b])[0], key)
-            error = None if key in tasks and math.isinf(error) else error
             other_windows |= a.windows_of(key) != b.windows_of(key)
         figures[key] = (x, y, error)
         added = x is None and a.done  # a text or a task that was not asked for before
@@ -205,9 +203,7 @@ def _winners(ours: list[Group], theirs: list[Group]) -> Iterator[Winner]:
             if old.method != new.method:
                 values = (float(old.row[key]), float(new.row[key]))
                 rival = next((g for g in there[1] if g.method == old.method), None)
-                tie = rival is not None and rival.row[key] - values[1] <= TIE_STDERRS * difference_stderr(
-                    rival, new, key
-                )
+                tie = rival is not None and tied(rival, new, key)
                 yield Winner(block, key, old.method, new.method, values, tie)
 
 
@@ -282,11 +278,8 @@ def _parts(difference: Difference) -> Iterator[str]:
 
 
 def write(found: Comparison, path: Path) -> None:
-    """Writes the comparison as JSON; an unknown (infinite) standard error becomes null."""
+    """Writes the comparison as JSON; an unknown standard error is null."""
     cells = [asdict(difference) for difference in found.cells]
-    for cell in cells:
-        for name, values in cell["figures"].items():
-            cell["figures"][name] = [value if value is None or math.isfinite(value) else None for value in values]
     provenance = {key: dict(changes) for key, changes in found.provenance.items()}
     winners = [asdict(winner) for winner in found.winners]
     CompareFile(changed=found.changed, cells=cells, provenance=provenance, winners=winners).write(path)

@@ -69,8 +69,8 @@ def by_block(groups: Iterable[Group]) -> dict[Block, list[Group]]:
 def best_and_ties(groups: Iterable[Group], key: str, *, low: bool | None = None) -> dict[str, str]:
     """Returns "best" or "tie" by path for the groups that are the best of their block or tied with it.
 
-    A group is tied if it differs from the best by at most TIE_STDERRS standard errors of the difference. Low is better
-    for perplexities, high for accuracies, unless `low` says it. Blocks with a single finished group have no best one.
+    See tied. Low is better for perplexities, high for accuracies, unless `low` says it. Blocks with a single finished
+    group have no best one.
     """
     marks, low = {}, key.startswith("ppl") if low is None else low
     for block in by_block(g for g in groups if g.done and g.row.get(key) is not None).values():
@@ -79,7 +79,7 @@ def best_and_ties(groups: Iterable[Group], key: str, *, low: bool | None = None)
             for member in block:
                 if member is best:
                     marks[member.path] = "best"
-                elif abs(member.row[key] - best.row[key]) <= TIE_STDERRS * difference_stderr(member, best, key):
+                elif tied(member, best, key):
                     marks[member.path] = "tie"
     return marks
 
@@ -91,7 +91,7 @@ class Winner:
     Attributes:
         block: Model, granularity and sparsity.
         best: The method of the lowest perplexity.
-        ties: Methods within the error of the difference, the lowest perplexity first.
+        ties: Methods tied with it, the lowest perplexity first.
         cheaper: The one of the ties that forwarded the fewest search tokens, if those are fewer than the best one's.
     """
 
@@ -118,13 +118,22 @@ def _tokens(group: Group) -> float:
     return float(group.row.get("search_tokens") or 0)
 
 
-def difference_stderr(one: Group, other: Group, key: str) -> float:
-    """Returns the standard error of the difference between the means of a figure in two groups.
+def tied(one: Group, other: Group, key: str) -> bool:
+    """Returns whether a figure of two groups differs by at most TIE_STDERRS standard errors of the difference.
+
+    Where this error is unknown, only equal figures are tied.
+    """
+    gap, error = abs(one.row[key] - other.row[key]), difference_stderr(one, other, key)
+    return bool(gap == 0 or (error is not None and gap <= TIE_STDERRS * error))
+
+
+def difference_stderr(one: Group, other: Group, key: str) -> float | None:
+    """Returns the standard error of the difference between the means of a figure in two groups; None if it is unknown.
 
     It counts the sample of the test and the seeds. Perplexities of the same windows (text, model's files, context and
     BOS) are compared window by window, which is far sharper than two separate errors; other errors add in quadrature.
-    A group with one seed adds nothing for seeds, since its spread is unknown. An unknown error (a single window or
-    document) is infinite: such a difference proves nothing.
+    A group with one seed adds nothing for seeds, since its spread is unknown. A single window or document has no error,
+    and neither have some metrics of lm-eval.
 
     Args:
         one: A group.
@@ -137,8 +146,8 @@ def difference_stderr(one: Group, other: Group, key: str) -> float:
     if len(terms[0]) == len(terms[1]) > 1:
         gaps = [a - b for a, b in zip(*terms, strict=True)]
         return math.hypot(statistics.stdev(gaps) / math.sqrt(len(gaps)), *seeds)
-    errors = [member.row.get(f"{key}_stderr") for member in (one, other)]
-    return math.hypot(*(math.inf if error is None else error for error in errors), *seeds)
+    errors = [member.row[f"{key}_stderr"] for member in (one, other) if member.row.get(f"{key}_stderr") is not None]
+    return math.hypot(*errors, *seeds) if len(errors) == 2 else None
 
 
 def _terms(member: Group, key: str) -> list[float]:

@@ -76,7 +76,7 @@ def render(experiment: Experiment, records: list[Record], groups: list[Group], t
         counts=captions.counts(records),
         filters=filters(experiment),
         tables=texts,
-        captions=captions.tables(experiment, []) | {"comparison": captions.reading(experiment, records)},
+        captions=captions.tables(experiment, records) | {"comparison": captions.reading(experiment, records)},
         uncontrolled=captions.uncontrolled(experiment, records),
         figures=list(_figures(experiment, groups, records)),
         shared=[shared(experiment, model) for model in experiment.grid.models],

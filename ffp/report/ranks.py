@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ffp.report.collect import Block
-from ffp.report.groups import TIE_STDERRS, Group, by_block, difference_stderr
+from ffp.report.groups import Group, by_block, tied
 
 SAMPLES, COVERED = 10_000, 95.0  # of the bootstrap over settings; per cent of it inside the interval
 
@@ -24,7 +24,7 @@ class Rank:
         settings: Models x sparsities that count: those in which every ranked method has a score.
         mean: Mean rank by perplexity over them, 1 for the best; equal perplexities share a rank.
         interval: Percentiles of that mean when settings are drawn with replacement.
-        wins, ties, losses: Pairs of it and another method in one setting; tied within TIE_STDERRS standard errors.
+        wins, ties, losses: Pairs of it and another method in one setting; see groups.tied.
         group: Its first cells.
     """
 
@@ -79,7 +79,6 @@ def _ranked(granularity: str, table: Mapping[Block, Mapping[str, Group]]) -> lis
 
 def _outcome(first: Group, second: Group) -> str:
     """What the first of two groups of one block comes to against the second."""
-    gap, error = first.row["ppl"] - second.row["ppl"], difference_stderr(first, second, "ppl")
-    if abs(gap) <= TIE_STDERRS * error:
+    if tied(first, second, "ppl"):
         return "tie"
-    return "win" if gap < 0 else "loss"
+    return "win" if first.row["ppl"] < second.row["ppl"] else "loss"

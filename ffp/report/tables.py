@@ -14,7 +14,7 @@ import pandas as pd
 from ffp.config import Experiment
 from ffp.core.plain import one_line, spreadsheet
 from ffp.report.collect import Block, Record, bits_column, by_task, columns
-from ffp.report.groups import TIE_STDERRS, Group, best_and_ties, by_block, difference_stderr
+from ffp.report.groups import Group, best_and_ties, by_block, difference_stderr, tied
 from ffp.report.groups import winners as outcomes
 from ffp.report.published import references
 from ffp.report.ranks import rank
@@ -22,6 +22,7 @@ from ffp.store.files import whole, write_table, write_text
 from ffp.store.layout import ReportFiles
 
 DASH = "\N{EN DASH}"
+UNKNOWN = "error unknown"  # in place of a verdict; the captions say why
 SHARED = ("model", "granularity", "sparsity (%)")
 TEXT_COLUMNS = {"model", "granularity", "method", "status", "base", "change", "verdict", "tied with it",
                 "at fewer tokens"}  # fmt: skip
@@ -230,8 +231,9 @@ def _difference(member: Group, base: Group) -> list[Entry]:
     if member is base or member.row.get("ppl") is None or base.row.get("ppl") is None:
         return [Entry(DASH), Entry(DASH if member.done else status(member.row))]
     gap, error = member.row["ppl"] - base.row["ppl"], difference_stderr(member, base, "ppl")
-    verdict = "tie" if abs(gap) <= TIE_STDERRS * error else "better" if gap < 0 else "worse"
-    text = f"{gap:+,.2f} ± {error:,.2f}".replace("-", "\N{MINUS SIGN}")
+    unequal = UNKNOWN if error is None else "better" if gap < 0 else "worse"
+    verdict = "tie" if tied(member, base, "ppl") else unequal
+    text = (f"{gap:+,.2f}" + ("" if error is None else f" ± {error:,.2f}")).replace("-", "\N{MINUS SIGN}")
     return [Entry(text, sort=gap), Entry(verdict)]
 
 

@@ -118,9 +118,19 @@ def test_a_change_exits_1_and_names_the_cell_the_figures_and_the_error(sets, cap
 
 def test_an_unknown_error_is_null_in_the_json(sets, tmp_path):
     edit_scores(sets[1], lambda body: body["ppl"].update(value=31.0, stderr=None, loss_by_window=[]))
-    assert main(["compare", *map(str, sets), "--json", str(tmp_path / "out.json")]) == 0
+    assert main(["compare", *map(str, sets), "--json", str(tmp_path / "out.json")]) == 1
     changed = next(c for c in json.loads((tmp_path / "out.json").read_text())["cells"] if c["cell"] == CELL)
     assert changed["figures"]["ppl"][1:] == [31.0, None]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(100, "changed"), (1 + 1e-6, "rounding")])
+def test_a_perplexity_of_a_single_window_changed_if_it_differs(sets, factor, expected):
+    """As a task without an error."""
+    for folder in sets:
+        edit_scores(folder, lambda body: body["ppl"].update(n_windows=1, stderr=None, loss_by_window=[3.4]))
+    edit_scores(sets[1], lambda body: body["ppl"].update(value=factor * body["ppl"]["value"]))
+    assert verdict(sets) == expected
+    assert not any(winner.tie for winner in compare.compare(*sets).winners)
 
 
 def test_what_differs_in_the_provenance_is_counted(sets):

@@ -7,7 +7,7 @@ import pytest
 
 from ffp.report import build, captions
 from ffp.report.collect import collect
-from ffp.report.groups import best_and_ties, difference_stderr, group
+from ffp.report.groups import best_and_ties, difference_stderr, group, winners
 from ffp.store.schemas import ScoresFile
 from tests.helpers.cells import edit, files_of, fill, make_experiment, write_cell
 
@@ -51,13 +51,51 @@ def test_paired_error_equals_that_of_resampled_windows(experiment):
     assert difference_stderr(one, other, "ppl") == pytest.approx(spread, rel=0.06)
 
 
-def test_unknown_errors_make_ties(experiment):
-    for name, loss in (("uniform", 3.0), ("owl", 4.0)):
+@pytest.fixture
+def one_window(experiment):
+    """Cells of a single window: owl and fastforward are the best, and equal."""
+    for name, loss in (("uniform", 4.0), ("owl", 3.0), ("evolutionary", 3.1), ("fastforward", 3.0)):
         path = f"tiny/structured/s0.20/{name}/seed0"
-        write_cell(experiment, path, [loss, loss])
-        edit(ScoresFile, files_of(experiment, path).scores,
-             lambda body: body["ppl"].update(loss_by_window=[1.0], stderr=None))  # fmt: skip
-    assert list(best_and_ties(groups_of(experiment), "ppl").values()) == ["best", "tie"]
+        write_cell(experiment, path, [loss, loss], tokens=100 * (name in ("evolutionary", "fastforward")))
+        edit(
+            ScoresFile,
+            files_of(experiment, path).scores,
+            lambda body: body["ppl"].update(n_windows=1, loss_by_window=body["ppl"]["loss_by_window"][:1], stderr=None),
+        )
+    return experiment
+
+
+def test_without_a_known_error_only_equals_tie(one_window):
+    groups = groups_of(one_window)
+    marks = {path.rpartition("/")[2]: mark for path, mark in best_and_ties(groups, "ppl").items()}
+    assert marks == {"owl": "best", "fastforward": "tie"}
+    (winner,) = winners(groups)
+    assert ([tie.method for tie in winner.ties], winner.cheaper) == (["fastforward"], None)
+    assert difference_stderr(*(g for g in groups if g.method in ("owl", "uniform") and g.done), "ppl") is None
+
+
+def test_captions_say_which_errors_are_unknown(one_window, experiment):
+    records = collect(one_window)
+    said = captions.tables(one_window, records)
+    assert any(line.startswith("Error unknown") and ": PPL. " in line for line in said["comparison"])
+    assert all(any("Error unknown" in line for line in said[name]) for name in ("winners", "ranking", "ablation"))
+    fill(experiment)
+    assert not any("Error unknown" in line for lines in captions.tables(experiment, collect(experiment)).values()
+                   for line in lines)  # fmt: skip
+
+
+def test_a_task_without_an_error_ties_with_nothing(experiment):
+    fill(experiment)
+    for name, accuracy in (("uniform", 0.4), ("owl", 0.5), ("evolutionary", 0.49), ("fastforward", 0.3)):
+        edit(
+            ScoresFile,
+            files_of(experiment, f"tiny/structured/s0.20/{name}/seed0").scores,
+            lambda body, value=accuracy: body["tasks"]["winogrande"]["metrics"]["acc"].update(value=value, stderr=None),
+        )
+    for key in ("winogrande_acc", "mean_acc"):
+        assert "tie" not in best_and_ties(groups_of(experiment), key).values()
+    text = " ".join(captions.reading(experiment, collect(experiment)))
+    assert "Error unknown: winogrande acc, mean accuracy. " in text
 
 
 def test_seeds_become_a_mean_and_a_spread(tmp_path):

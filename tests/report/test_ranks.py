@@ -10,7 +10,8 @@ from ffp.report import build, plots, tables
 from ffp.report.collect import collect
 from ffp.report.groups import group
 from ffp.report.ranks import rank
-from tests.helpers.cells import make_experiment, write_cell
+from ffp.store.schemas import ScoresFile
+from tests.helpers.cells import edit, files_of, make_experiment, write_cell
 
 METHODS = ["uniform", "owl", "evolutionary"]
 # mean losses by model, sparsity and method: owl is best three times out of four, uniform never
@@ -50,6 +51,16 @@ def test_close_perplexities_tie_and_share_no_win(grid):
     write_cell(grid, "tiny/structured/s0.20/evolutionary/seed0", [2.5, 2.61, 2.395], tokens=300, tasks=False)
     found = {each.method: each for each in rank(group(collect(grid)))}
     assert (found["owl"].wins, found["owl"].ties, found["evolutionary"].ties) == (6, 1, 1)
+
+
+def test_without_a_known_error_only_equal_perplexities_tie(grid):
+    equal = "tiny/structured/s0.20/evolutionary/seed0"
+    write_cell(grid, equal, [2.5, 2.601, 2.4], tokens=300, tasks=False)
+    for record in collect(grid):
+        file = files_of(grid, record.cell.path).scores
+        edit(ScoresFile, file, lambda body: body["ppl"].update(loss_by_window=[1.0], stderr=None))
+    found = {each.method: (each.wins, each.ties, each.losses) for each in rank(group(collect(grid)))}
+    assert found == {"owl": (6, 1, 1), "evolutionary": (5, 1, 2), "uniform": (0, 0, 8)}
 
 
 def test_a_method_with_a_gap_is_left_out_and_one_setting_is_no_ranking(grid, tmp_path):

@@ -76,6 +76,11 @@ def test_the_ablation_compares_a_variant_with_its_base(tmp_path):
         ("owl", "owl", tables.DASH), ("owl", "owl-strong", "max_deviation: 0.2; compensate: ridge"),
     ]  # fmt: skip
     assert shown[1]["verdict"] == "better" and shown[1]["Δ PPL"].startswith("\N{MINUS SIGN}")
+    for name in ("owl", "owl-strong"):
+        scores = files_of(experiment, f"tiny/structured/s0.20/{name}/seed0").scores
+        edit(ScoresFile, scores, lambda body: body["ppl"].update(loss_by_window=[1.0], stderr=None))
+    unknown = [entry.text for entry in tables.ablation(experiment, groups_of(experiment)).lines[1].entries]
+    assert unknown[-2:] == [shown[1]["Δ PPL"].partition(" ")[0], "error unknown"]
     other = make_experiment(tmp_path / "other")
     assert not tables.ablation(other, groups_of(other)).lines
 
