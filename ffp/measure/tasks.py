@@ -78,8 +78,8 @@ def score_tasks(
     Returns:
         For each task `version`, `hash` (of the scored documents, prompts and targets, as lm-eval computes it), `n`,
         `n_total`, `num_fewshot` and `metrics`, {name: {value, stderr, higher_is_better, counts}}; stderr is over
-        documents, and `counts` says whether each of them counts 0 or 1. A name is lm-eval's "metric,filter", without
-        the filter where there is none. Groups and tags have `subtasks`.
+        documents, and `counts` says whether the value is the mean of documents that count 0 or 1. A name is lm-eval's
+        "metric,filter", without the filter where there is none. Groups and tags have `subtasks`.
 
     Raises:
         ConfigError: A stock task is unknown or cannot be asked as it is; lm-eval is not installed.
@@ -118,8 +118,8 @@ def _scores(results: Mapping[str, Any], one: Any) -> dict[str, Any]:
     """Reads the part of a task or group in lm-eval's results."""
     group = hasattr(one, "get_all_tasks")
     name = one.name if group else one.task_name
-    samples = [] if group else results["samples"][name]
-    found = {"version": results["versions"].get(name), "metrics": _metrics(results, name, samples)}
+    samples, aggregations = ([], {}) if group else (results["samples"][name], one.aggregation())
+    found = {"version": results["versions"].get(name), "metrics": _metrics(results, name, samples, aggregations)}
     if group:
         return {**found, **_joined(results, list(one))}
     samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]  # the same for every filter
@@ -146,8 +146,15 @@ def _joined(results: Mapping[str, Any], members: Iterable[Any]) -> dict[str, Any
     }
 
 
-def _metrics(results: Mapping[str, Any], name: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of a task or group, whose keys in lm-eval are "acc,none" and "acc_stderr,none"."""
+def _metrics(
+    results: Mapping[str, Any], name: str, samples: list[dict[str, Any]], aggregations: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures of a task or group, whose keys in lm-eval are "acc,none" and "acc_stderr,none".
+
+    aggregations: by metric, the function that made a value of the samples; lm-eval takes the mean where there is none.
+    """
+    from lm_eval.api.metrics import mean
+
     figures, better = results["results"][name], results["higher_is_better"].get(name) or {}
     found = {}
     for key, value in figures.items():
@@ -162,7 +169,9 @@ def _metrics(results: Mapping[str, Any], name: str, samples: list[dict[str, Any]
             "value": float(value),
             "stderr": float(stderr) if _is_number(stderr) else None,
             "higher_is_better": better.get(metric) is not False,
-            "counts": bool(samples) and all(_is_count(s.get(metric)) for s in samples if s["filter"] == kept),
+            "counts": bool(samples)
+            and aggregations.get(metric, mean) is mean
+            and all(_is_count(s.get(metric)) for s in samples if s["filter"] == kept),
         }
     return found
 

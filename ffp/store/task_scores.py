@@ -30,7 +30,9 @@ class Metric(Part):
     value: float
     stderr: float | None
     higher_is_better: bool = Field(True, exclude_if=operator.truth)
-    counts: bool = Field(True, exclude_if=operator.truth, description="whether a document counts 0 or 1")
+    counts: bool = Field(
+        True, exclude_if=operator.truth, description="whether it is a mean of documents that count 0 or 1"
+    )
 
 
 class TaskScores(Part):

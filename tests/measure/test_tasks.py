@@ -13,6 +13,8 @@ from ffp.core.errors import ArtifactError, ConfigError
 from ffp.measure import tasks
 from ffp.measure.language_model import groups_by_length, language_model
 from ffp.measure.task_loading import load_tasks, merged
+from ffp.pipeline.verify_tasks import task_faults
+from ffp.store.task_scores import TaskScores
 from tests.measure.slow import slow_losses
 
 SOURCE = {"kind": "local", "path": "nowhere"}
@@ -105,6 +107,23 @@ def test_a_sample_of_documents_has_its_own_hash(model, tokenizer, folder):
     assert first == score(documents=3, seed=0)
     assert first["hash"] != score(documents=3, seed=1)["hash"]
     assert score(documents=1, seed=0)["metrics"]["acc"]["stderr"] is None
+
+
+def test_right_and_wrong_documents_count_where_their_mean_is_the_score(model, tokenizer, folder, monkeypatch):
+    """tinyBenchmarks estimate the accuracy on a whole benchmark from 100 documents that are right or wrong."""
+    from lm_eval.api.task import ConfigurableTask
+
+    def estimate(items):
+        return 0.9 * sum(items) / len(items) + 0.0137
+
+    aggregation = ConfigurableTask.aggregation
+    monkeypatch.setattr(ConfigurableTask, "aggregation", lambda self: aggregation(self) | {"acc_norm": estimate})
+    cfg = tasks_config(("piqa", "piqa"))
+    found = tasks.score_tasks(model, tokenizer, cfg, folder, documents=0, seed=0, batch_tokens=64)["piqa"]
+    metrics = found["metrics"]
+    assert metrics["acc"]["counts"] and not metrics["acc_norm"]["counts"]
+    assert metrics["acc_norm"]["stderr"] is None
+    assert not list(task_faults("piqa", TaskScores.model_validate(found)))
 
 
 def test_a_model_with_blocks_of_different_sizes_is_scored(model, tokenizer, folder):
