@@ -38,6 +38,7 @@ __all__ = [
     "is_search",
     "list_methods",
     "package_of",
+    "reads_weights",
 ]
 GROUP = "ffp.allocators"
 DECLARED = ("name", "version", "summary", "citation")
@@ -143,6 +144,11 @@ def find(name: str) -> type[Method]:
 def is_search(method: type[Method]) -> bool:
     """Returns whether a method scores candidates, so that it needs a reward and draws from a seed."""
     return issubclass(method, Search)
+
+
+def reads_weights(method: type[Method]) -> bool:
+    """Returns whether a method needs the model's weights; some heuristics answer from the sizes of its modules."""
+    return not issubclass(method, Heuristic) or method.reads_weights
 
 
 def package_of(method: type[Method]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ffp.allocators import is_search
 from ffp.cli.app import STEPS, app, start_torch
 from ffp.config import Cell, Experiment, ModelConfig, TasksConfig, TextConfig, read_part
 from ffp.core.errors import ConfigError
@@ -156,12 +157,14 @@ def allocate(
           --model-dir data/models/smollm2-135m \
           --calibration data/calibration/smollm2-135m --out results/cells/$CELL
     """
-    experiment, point = open_cell(config, cell, computes=reuse is None)
+    experiment = Experiment(config)
+    point = experiment.cell(cell)
+    start(experiment.models[point.model], computes=reuse is None and is_search(experiment.method(point.method)))
     origin = experiment.init_cell(point)
     if (origin is None) != (init is None):
         wanted = f"--init with the folder of {origin.path}" if origin else "no --init"
-        start = origin.path if origin else "no policy"
-        raise ConfigError(f"{point.path} starts from {start} in {experiment.file}: give {wanted}.")
+        known = origin.path if origin else "no policy"
+        raise ConfigError(f"{point.path} starts from {known} in {experiment.file}: give {wanted}.")
     from ffp.pipeline import planned, steps
 
     if reuse is None:

@@ -147,7 +147,7 @@ class Resources(SlurmOptions):
     mem_mb: Count = Field(4000, description="Memory in MB; doubled when a job runs out of it.")
     gpu: int = Field(0, ge=0, description="Number of GPUs; accelerate spreads the model over two or more.")
     runtime_min: Count = Field(60, description="Time limit in minutes.")
-    search: JobOptions = Field(JobOptions(), description="What calibration, searches and recovery ask for instead.")
+    search: JobOptions = Field(JobOptions(), description="What calibration, allocation and recovery ask for instead.")
     score: JobOptions = Field(JobOptions(), description="What cuts and scores ask for instead.")
 
     def of(self, kind: JobKind) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ffp import api
-from ffp.allocators.base import Heuristic, Search
+from ffp.allocators import is_search, reads_weights
 from ffp.config import Cell, Experiment
 from ffp.core.errors import ArtifactError, ConfigError
 from ffp.core.problem import Allocation
@@ -90,7 +90,7 @@ def collect_grams(experiment: Experiment, model_name: str, model_dir: Path, cali
 def allocate(
     experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path, out: Path, init_dir: Path | None = None
 ) -> None:
-    """Runs the cell's method and writes the files of an allocation.
+    """Runs the cell's method, a heuristic on the host, and writes the files of an allocation.
 
     A search keeps a journal in `out` while it runs: killed and started again, it goes on where it was.
 
@@ -104,14 +104,14 @@ def allocate(
     """
     config, search, files = experiment.models[cell.model], experiment.grid.search, CellFiles(out)
     method = experiment.create(cell.method)
-    weights = not (isinstance(method, Heuristic) and not method.reads_weights)
+    weights, on_host = reads_weights(type(method)), not is_search(type(method))
     model_dir = stage(model_dir) if weights else model_dir
     inputs = _fitted_inputs(experiment, cell, model_dir, calibration_dir)
     policy: api.Policy = {}
     if init_dir is not None:
         policy, _ = schemas.POLICY.read(CellFiles(init_dir).policy)
         inputs["init"] = sha256(CellFiles(init_dir).policy)
-    prunable = load_prunable(experiment, cell, model_dir, weights=weights)
+    prunable = load_prunable(experiment, cell, model_dir, weights=weights, on_host=on_host)
     settings = step_settings(experiment, "allocate", cell)
     journal = FileJournal(files.journal, [settings, cell.path, config.batch_tokens, *inputs.values()])
     calibration = read_calibration(prunable, calibration_dir, grams=_needs_grams(experiment, cell))
@@ -121,7 +121,7 @@ def allocate(
         budget=search.budget(), seed=cell.seed, fitness=experiment.fitness(cell.method),
         checkpoints=search.checkpoints, batch_tokens=config.batch_tokens, journal=journal, initial_policy=policy,
     )  # fmt: skip
-    device = str(prunable.model.device) if isinstance(method, Search) else "cpu"
+    device = "cpu" if on_host else str(prunable.model.device)
     origin = provenance(inputs, seed=cell.seed, device=device)
     _write_allocation(files, cell, result, settings, origin)
     journal.remove()

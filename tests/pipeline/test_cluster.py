@@ -66,8 +66,9 @@ def test_jobs_get_gpus_of_their_own_and_wait_for_those_of_a_dead_one(workstation
 
 
 GRID = ("--config", "config/grid.yaml")
-CELL = (*GRID, "--cell", "tiny/structured/s0.30/owl/seed0", "--model-dir", "none")
+CELL = (*GRID, "--cell", "tiny/structured/s0.30/fastforward/seed0", "--model-dir", "none")
 CALIBRATED = (*CELL, "--calibration", "none", "--out", "out")
+HEURISTIC = (*CALIBRATED, "--cell", "tiny/structured/s0.30/owl/seed0")
 PRUNE = ("prune", "none", "--sparsity", "0.3", "--text", "docs", "--out", "out")
 
 
@@ -79,6 +80,7 @@ PRUNE = ("prune", "none", "--sparsity", "0.3", "--text", "docs", "--out", "out")
         (("preflight", *GRID, "--model", "tiny", "--model-dir", "none", "--text-dir", "none", "--out", "out"), 0),
         (("export", *CELL, "--out", "out"), 0),
         (("allocate", *CALIBRATED, "--reuse", "none"), 0),
+        (("allocate", *HEURISTIC), 0),
         ((*PRUNE, "--dry-run"), 0),
         (("allocate", *CALIBRATED), 1),
         (PRUNE, 1),

@@ -6,16 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ffp.config import Experiment
-from ffp.core.errors import ArtifactError
+from ffp.core.errors import ArtifactError, ConfigError
+from ffp.models import checkpoint
 from ffp.pipeline import steps
 from ffp.store.journal import FileJournal
 from ffp.store.layout import CellFiles, Layout
+from ffp.store.schemas import AllocationFile
 
 GRID, MODEL = Path("config/grid.yaml"), Path("config/models/tiny.yaml")
-SEARCH = "tiny/structured/s0.30/fastforward/seed0"
+SEARCH, HEURISTIC = "tiny/structured/s0.30/fastforward/seed0", "tiny/structured/s0.30/owl/seed0"
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +29,33 @@ def grid(tiny_grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-def search() -> CellFiles:
-    """The search of a cell, with the settings as they are."""
+def search(cell: str = SEARCH) -> CellFiles:
+    """The search, or the allocation, of a cell with the settings as they are."""
     experiment = Experiment(GRID)
     layout = Layout.from_grid(experiment.grid)
     folders = layout.model("tiny").folder, layout.calibration("tiny").folder, Path("out")
-    steps.allocate(experiment, experiment.cell(SEARCH), *folders)
+    steps.allocate(experiment, experiment.cell(cell), *folders)
     return CellFiles(Path("out"))
+
+
+@pytest.mark.parametrize("settings", [{"device": "cuda"}, {"device": "cuda", "offload": True}], ids=["cuda", "offload"])
+def test_a_heuristic_of_a_model_for_gpus_needs_none(
+    settings: dict[str, object], tiny_grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node without one, after a node with one has calibrated; here that is pretended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    MODEL.write_text(yaml.safe_dump({**yaml.safe_load(MODEL.read_text()), **settings}))
+    experiment = Experiment(GRID)
+    layout = Layout.from_grid(experiment.grid)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "choose_device", lambda name: torch.device("cpu"))
+        folders = layout.model("tiny"), layout.text("docs"), layout.calibration("tiny")
+        steps.calibrate(experiment, "tiny", *(files.folder for files in folders))
+    found = AllocationFile.read(search(HEURISTIC).allocation)
+    before = AllocationFile.read(CellFiles(tiny_grid / "results/cells" / HEURISTIC).allocation)
+    assert found.keep == before.keep and found.provenance.get("device") == "cpu"
+    with pytest.raises(ConfigError, match="device 'cuda' is not available on this machine"):
+        search(SEARCH)
 
 
 @pytest.mark.fault

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import tiny
 from tests.helpers.sbatch import writing_down
-from tests.helpers.site import make
+from tests.helpers.site import Site, make
 
 
 @pytest.mark.slow
@@ -33,6 +33,24 @@ def test_a_profile_plans_the_grid(name, tiny_source, tmp_path):
     assert done.returncode == 0 and "calibrate tiny" in done.output, done.output
 
 
+def submitted(site: Site, until: str) -> tuple[list[dict[str, str]], str]:
+    """The options of each `sbatch` of a run up to a rule, which refuses its job, and what the run printed."""
+    programs, said = writing_down(site.folder)
+    places = [programs, site.folder / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+    words = ["--cores", "2", "--profile", str(tiny.ROOT / "profiles/slurm"), "--restart-times", "0", "--keep-going"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", str(tiny.ROOT / "Snakefile"), *words, "--until", until,
+         "--config", "grid=config/grid.yaml"],
+        cwd=site.folder, text=True, capture_output=True,
+        env={**os.environ, "PATH": os.pathsep.join(map(str, places)), "PYTHONPATH": str(tiny.ROOT), "FAIL": "no cell",
+             "SAID": str(said)},
+    )  # fmt: skip
+    assert done.returncode
+    calls = [file.read_text().split("\0")[:-1] for file in said.iterdir()]
+    options = [dict(pairwise([part for word in words for part in word.split("=", 1)])) for words in calls]
+    return options, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_jobs_of_models_that_differ_ask_for_what_their_models_say(tmp_path):
     site = make(tmp_path)
@@ -42,22 +60,29 @@ def test_jobs_of_models_that_differ_ask_for_what_their_models_say(tmp_path):
         body = {**site.read("models/tiny.yaml"), "title": name, "resources": {**resources, "account": "it.is=+me"}}
         site.write(f"models/{name}.yaml", body)
     site.write("grid.yaml", {**site.read("grid.yaml"), "models": list(asked)})
-    programs, said = writing_down(tmp_path)
-    path = os.pathsep.join([str(programs), str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    words = ["--cores", "2", "--profile", str(tiny.ROOT / "profiles/slurm"), "--restart-times", "0", "--keep-going"]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--snakefile", str(tiny.ROOT / "Snakefile"), *words, "--until", "calibrate",
-         "--config", "grid=config/grid.yaml"],
-        cwd=tmp_path, text=True, capture_output=True,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(tiny.ROOT), "FAIL": "no cell", "SAID": str(said)},
-    )  # fmt: skip
-    assert done.returncode
-    calls = [file.read_text().split("\0")[:-1] for file in said.iterdir()]
-    assert len(calls) == 2, done.stdout + done.stderr
-    for words in calls:
-        value = dict(pairwise([part for word in words for part in word.split("=", 1)]))
+    calls, printed = submitted(site, "calibrate")
+    assert len(calls) == 2, printed
+    for value in calls:
         resources = asked[value["--comment"].rpartition("_")[2]]
         assert (value["-t"], value["--mem"], value["--cpus-per-task"]) == (
             str(resources["runtime_min"]), str(resources["mem_mb"]), str(resources["threads"])
         )  # fmt: skip
         assert value.get("--gpus") == (str(resources["gpu"]) if resources["gpu"] else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resources", [{"gpu": 1}, {"gpu": 1, "gres": "gpu:a100:1"}], ids=["by number", "by gres"])
+def test_a_heuristic_that_reads_weights_is_a_job_without_a_gpu(resources, tmp_path):
+    site = make(tmp_path)
+    site.write("grid.yaml", {**site.read("grid.yaml"), "sparsities": [0.2]})
+    assert site.snakemake("--until", "calibrate").returncode == 0
+    resources = {**resources, "account": "it.is=+me"}
+    site.write("models/tiny.yaml", {**site.read("models/tiny.yaml"), "resources": resources})
+    calls, printed = submitted(site, "apply")
+    assert len(calls) == 3, printed
+    for value in calls:
+        searches, asks = "allocate_search" in value["--comment"], {"--gpus", "--gres"} & value.keys()
+        assert searches or "allocate_heuristic" in value["--comment"]
+        assert len(asks) == searches, value
+    by_cell = [words[words.index("--cell") + 1] for words in site.commands() if words[0] == "allocate"]
+    assert by_cell == ["tiny/structured/s0.20/uniform/seed0"], "what reads no weights runs here"

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ffp.allocators import is_search
+from ffp.allocators import is_search, reads_weights
 from ffp.config import Experiment
 from ffp.store.layout import FIGURES, Layout
 from tests.helpers.site import NOTHING, ROOT, Site, make, parse
 
 ALL_CELLS = 9  # one dense, two sparsities x four methods
-EVERYTHING = {"allocate_heuristic": 4, "allocate_search": 4, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
+ALLOCATED = {"allocate_from_sizes": 2, "allocate_heuristic": 2, "allocate_search": 4}  # uniform, OWL and two searches
+EVERYTHING = {**ALLOCATED, "apply": 8, "evaluate": ALL_CELLS, "report": 1}
+HALF_OF_THEM = {name: jobs // 2 for name, jobs in {**ALLOCATED, "apply": 8, "evaluate": 8}.items()} | {"report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +56,16 @@ def test_the_demo_grid_plans_one_job_for_each_step_of_each_cell(tmp_path: Path) 
     shutil.copy(ROOT / "config/grids/demo.yaml", site.grid)
     experiment = Experiment(ROOT / "config/grids/demo.yaml")
     pruned = list(experiment.cells(dense=False))
-    searches = sum(is_search(experiment.method(cell.method)) for cell in pruned)
+    methods = [experiment.method(cell.method) for cell in pruned]
+    searches, reading = sum(map(is_search, methods)), sum(map(reads_weights, methods))
     assert site.planned() == {
         "asset_model": len(experiment.models),
         "asset_text": 1,
         "asset_tasks": 1,
         "preflight": len(experiment.models),
         "calibrate": len(experiment.models),
-        "allocate_heuristic": len(pruned) - searches,
+        "allocate_from_sizes": len(pruned) - reading,
+        "allocate_heuristic": reading - searches,
         "allocate_search": searches,
         "apply": len(pruned),
         "evaluate": len(list(experiment.cells())),
@@ -114,7 +118,7 @@ CHANGES: dict[str, tuple[Callable[[Site], None], dict[str, int]]] = {
     ),
     "another sparsity": (
         _grid(sparsities=[0.2, 0.3, 0.4]),
-        {"preflight": 1, "allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1},
+        {"preflight": 1, **HALF_OF_THEM},
     ),
     "the first method that needs Gram matrices": (
         _grid(methods=["owl", "fastforward", "fisher-table"]),
@@ -226,8 +230,7 @@ def test_assets_fetched_again_and_lost_logs_run_nothing(copied: Site) -> None:
     assert copied.planned() == {}
     assert copied.snakemake("assets").returncode == 0
     _grid(sparsities=[0.2, 0.3, 0.4])(copied)
-    again = {"allocate_heuristic": 2, "allocate_search": 2, "apply": 4, "evaluate": 4, "report": 1}
-    assert copied.planned() == {"preflight": 1, **again}
+    assert copied.planned() == {"preflight": 1, **HALF_OF_THEM}
 
 
 def test_a_failing_command_is_shown_logged_and_leaves_the_other_cells(tmp_path: Path) -> None:
@@ -340,4 +343,4 @@ def test_an_edited_allocation_that_is_imported_runs_its_cells_again(site: Site) 
     assert done.returncode == 0, done.stdout
     assert site.planned() == {}
     file.write_text("0.3 0.2")
-    assert site.planned() == {"allocate_heuristic": 2, "apply": 2, "evaluate": 2, "report": 1}
+    assert site.planned() == {"allocate_from_sizes": 2, "apply": 2, "evaluate": 2, "report": 1}

@@ -1,4 +1,4 @@
-# How much of each module to keep. Searches evaluate many candidates and need a compute node; heuristics take seconds.
+# How much of each module to keep. Searches evaluate many candidates; heuristics take seconds, once their model is loaded.
 
 
 rule allocate_search:
@@ -42,8 +42,17 @@ rule allocate_search:
         """
 
 
+# Heuristics compute on the host: a job that reads weights needs their memory, and no GPU.
 use rule allocate_search as allocate_heuristic with:
     wildcard_constraints:
         method=one_of(HEURISTICS),
     priority: 10
+    resources:
+        **HOST_RESOURCES,
+
+
+# Those that read no weights are as quick as a job's start, so that they run where Snakemake does.
+use rule allocate_heuristic as allocate_from_sizes with:
+    wildcard_constraints:
+        method=one_of(FROM_SIZES),
     localrule: True

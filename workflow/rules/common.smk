@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ffp.allocators import is_search
+from ffp.allocators import is_search, reads_weights
 from ffp.config import Cell, Experiment
 from ffp.core.plain import shell_line
 from ffp.pipeline import cluster, links, locks
@@ -80,7 +80,8 @@ CALIBRATED_CELL_PARAMS = {
 }
 
 SEARCHES = [name for name in GRID.methods if is_search(EXPERIMENT.method(name))]
-HEURISTICS = [name for name in GRID.methods if name not in SEARCHES]
+FROM_SIZES = [name for name in GRID.methods if not reads_weights(EXPERIMENT.method(name))]
+HEURISTICS = [name for name in GRID.methods if name not in (*SEARCHES, *FROM_SIZES)]
 # Cells that are trained after pruning, and their methods; the trained dense model is one of them.
 TRAINED = [cell for cell in EXPERIMENT.cells() if EXPERIMENT.recover(cell).wanted]
 RECOVERED = list(dict.fromkeys(cell.method for cell in TRAINED))
@@ -173,6 +174,7 @@ def resources_of(kind):
 
 THREADS = asked("search", "threads")
 SEARCH_RESOURCES, SCORE_RESOURCES = resources_of("search"), resources_of("score")
+HOST_RESOURCES = {**{name: asked for name, asked in SEARCH_RESOURCES.items() if name != "gres"}, "gpu": 0}
 
 
 @asked_often
