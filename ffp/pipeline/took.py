@@ -42,10 +42,14 @@ class Took:
 
 
 def took(experiment: Experiment, name: str) -> dict[str, Took]:
-    """Returns what the finished jobs of a model took, by step; of cells whose step runs the model."""
+    """Returns what the finished jobs of a model took, by step; of cells whose step runs the model.
+
+    Gram matrices count where this grid keeps them: those of another grid may lie beside the calibration.
+    """
     layout = Layout.from_grid(experiment.grid)
     calibration = layout.calibration(name)
-    found = {"calibrate": _sum(_costs([calibration.cost])), "grams": _sum(_costs([calibration.grams_cost]))}
+    grams = [calibration.grams_cost] if experiment.keeps_grams else []
+    found = {"calibrate": _sum(_costs([calibration.cost])), "grams": _sum(_costs(grams))}
     for step, cells in computing_cells(experiment, name).items():
         files = [layout.cell(cell) for cell in cells]
         if step == "apply":

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ffp.config import Experiment, TasksConfig
 from ffp.config.assets import StockTask
@@ -47,6 +48,19 @@ def test_every_job_that_ran_the_model_is_counted_once(experiment):
     measured = Path("logs/apply/tiny/structured/s0.30/owl/seed0.benchmark.tsv").read_text()
     (row,) = csv.DictReader(measured.splitlines(), delimiter="\t")
     assert found["apply"].seconds == float(row["s"])
+
+
+def test_gram_matrices_that_another_grid_collected_are_not_counted(experiment, tmp_path, monkeypatch):
+    """They lie beside the calibration, which grids share."""
+    for name in ("config", "data", "results"):
+        shutil.copytree(name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    files = Layout.from_grid(experiment.grid).calibration("tiny")
+    shutil.copy(files.cost, files.grams_cost)
+    table, grid = spent.compare(experiment), yaml.safe_load(GRID.read_text())
+    assert "tiny calibrate" in table and "grams" not in table
+    GRID.write_text(yaml.safe_dump({**grid, "methods": [*grid["methods"], "fisher-table"]}))
+    assert re.search(r"tiny grams +1 of 1", spent.compare(Experiment(GRID)))
 
 
 def test_tokens_of_the_plan_bound_those_that_were_taken(experiment):
