@@ -71,10 +71,8 @@ def s3() -> Iterator[str]:
         server.wait()
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
-    """A checkout with a grid of replacements, whose results are in dvc.lock and in a store on S3."""
-    folder = tmp_path_factory.mktemp("dvc") / "first"
+def checkout(folder: Path) -> Site:
+    """A checkout with a grid of replacements, which DVC and git know."""
     folder.mkdir()
     site = make(folder)
     for name in TRACKED:
@@ -85,6 +83,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
     (folder / ".gitignore").write_text((ROOT / ".gitignore").read_text() + "/commands.txt\n")
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
+    return site
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Path:
+    """A checkout whose results are in dvc.lock and in a store on S3."""
+    folder = checkout(tmp_path_factory.mktemp("dvc") / "first").folder
     run(folder, "dvc", "remote", "add", "-d", "store", "s3://store/ffp")
     run(folder, "dvc", "remote", "modify", "store", "endpointurl", s3)
     run(folder, "dvc", "repro")
@@ -98,6 +103,24 @@ def test_a_second_repro_does_nothing(repository: Path) -> None:
     before = commands(repository)
     assert "up to date" in run(repository, "dvc", "repro")
     assert commands(repository) == before
+
+
+def test_a_grid_without_tasks_is_kept_and_a_clone_of_it_is_complete(tmp_path: Path) -> None:
+    """DVC asks for every output that dvc.yaml names."""
+    site = checkout(tmp_path / "first")
+    grid = site.read("grids/demo.yaml")
+    del grid["tasks"]
+    site.write("grids/demo.yaml", grid)
+    run(site.folder, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    run(site.folder, "dvc", "repro")
+    assert "up to date" in run(site.folder, "dvc", "repro")
+    run(site.folder, "git", "add", "-A")
+    run(site.folder, "git", "commit", "-q", "-m", "results")
+    run(site.folder, "dvc", "push", "-q")
+    run(tmp_path, "git", "clone", "-q", str(site.folder), "clone")
+    run(tmp_path / "clone", "dvc", "pull", "-q")
+    assert "up to date" in run(tmp_path / "clone", "dvc", "repro")
+    assert commands(tmp_path / "clone") == 0
 
 
 def test_a_clone_is_complete_after_a_pull_and_one_sparsity_more_runs_just_its_cells(repository: Path) -> None:
