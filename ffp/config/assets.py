@@ -111,6 +111,16 @@ Source = Annotated[
 Slurm = Annotated[
     str, like(r"^[\w.,:=+-]+$", "no value that sbatch takes: letters, digits and _ . , : = + -", max_length=200)
 ]
+# As the plug-in of Snakemake has it, which says so only when it submits a job.
+Gres = Annotated[
+    str,
+    like(
+        r"^[a-zA-Z0-9_]+(:[a-zA-Z0-9_.]+)?(:[0-9]+[TGM]?)?$",
+        "no gres that Snakemake's plug-in for Slurm takes: one NAME, NAME:NUMBER or NAME:TYPE:NUMBER, e.g. gpu:a100:1, "
+        "of letters, digits and _, with dots in TYPE alone",
+        max_length=200,
+    ),
+]
 Features = Annotated[
     str,
     like(
@@ -128,7 +138,7 @@ class SlurmOptions(Strict):
     account: Slurm | None = Field(None, description="sbatch --account.")
     qos: Slurm | None = Field(None, description="sbatch --qos.")
     constraint: Features | None = Field(None, description="sbatch --constraint, e.g. a100.")
-    gres: Slurm | None = Field(
+    gres: Gres | None = Field(
         None, description="sbatch --gres, e.g. gpu:a100:1, for sites that take no --gpus; `gpu` is then not asked for."
     )
 

@@ -8,13 +8,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from pydantic import ValidationError
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_interface_common.exceptions import WorkflowError
 
 from ffp.cli import main
-from ffp.config import ModelConfig
+from ffp.config import ModelConfig, read_part
 from ffp.core.errors import ConfigError
 from ffp.pipeline import cluster
 
@@ -156,6 +159,34 @@ def test_a_model_that_leaves_to_the_profile_what_another_names_is_refused():
 def test_options_hold_nothing_that_a_shell_reads(key, value):
     with pytest.raises(ValidationError):
         models(a={key: value})
+
+
+GRES = ["gpu", "gpu:1", "gpu:a100:1", "gpu:1g.10gb:2", "gpu:a100", "tmpdisk:100G", "a_b", "gpu:1T"]
+NO_GRES = ["gpu=1", "gpu:a100:1,tmpdisk:100", "gpu:a100-40g:1", "gpu:", "gpu:a:b:1", "gpu:a:1K", ":1", "gpu+1", "gpü:1"]
+
+
+@pytest.mark.parametrize("value", [*GRES, *NO_GRES])
+def test_a_gres_is_refused_where_the_plug_in_would_refuse_it_later(value, tmp_path):
+    job = SimpleNamespace(resources=Resources(value))
+    file = tmp_path / "tiny.yaml"
+    source = {"kind": "local", "path": "nowhere"}
+    file.write_text(yaml.safe_dump({"title": "tiny", "source": source, "resources": {"gres": value}}))
+    if value in GRES:
+        assert set_gres_string(job) == f" --gres={value}"
+        assert read_part(ModelConfig, file).resources.gres == value
+    else:
+        with pytest.raises(WorkflowError, match="Invalid GRES format"):
+            set_gres_string(job)
+        with pytest.raises(ConfigError, match=r"resources\.gres = .*: no gres that .*: one NAME, .*NAME:TYPE:NUMBER"):
+            read_part(ModelConfig, file)
+
+
+class Resources(dict[str, str]):
+    """The resources of a job, as the plug-in reads them."""
+
+    def __init__(self, gres: str):
+        super().__init__(gres=gres)
+        self.gres = gres
 
 
 @pytest.mark.parametrize(
