@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ffp.core.errors import AssetError
+from ffp.store.files import visible_files
 
 WEIGHTS = (".safetensors", ".gguf", ".bin")
 
@@ -22,7 +23,7 @@ def files_of(folder: Path) -> list[Path]:
     Raises:
         AssetError: Another file is a link that leaves the folder.
     """
-    found = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    found = visible_files(folder)
     inside = folder.resolve()
     root = inside.parents[1] if inside.parent.name == "snapshots" else inside
     for path in found:

@@ -16,6 +16,7 @@ from ffp.assets.task_data import Recorder, answered_by, build_stock, leaves, loo
 from ffp.config import LocalSource, TaskConfig, TasksConfig
 from ffp.core.errors import AssetError
 from ffp.store.documents import json_lines
+from ffp.store.files import visible_files
 from ffp.store.layout import AssetFiles, downloads_of, expanded
 from ffp.store.schemas import DatasetsFile
 
@@ -39,10 +40,9 @@ def fetch_tasks(config: TasksConfig, out: Path) -> None:
     """
     check_tasks(config)
     downloads = downloads_of(out)
-    copies = [task.source for task in config.tasks.values() if task.reader == "dataset"]
 
     def files_of(source: LocalSource) -> list[Path]:
-        return _tree(source) if source in copies else local_files(source)
+        return _tree(source) if source in config.data_sets else local_files(source)
 
     def make(into: Path) -> None:
         scratch, files = into / ".source", AssetFiles(into)
@@ -92,7 +92,7 @@ def _fetch_datasets(config: TasksConfig, files: AssetFiles, scratch: Path, downl
 def _tree(source: LocalSource) -> list[Path]:
     """The files of a local data set, those of its configurations too."""
     path = expanded(source.path)
-    found = sorted(p for p in path.rglob("[!.]*") if p.is_file())
+    found = visible_files(path, nested=True) if path.is_dir() else []
     return found or local_files(source)
 
 

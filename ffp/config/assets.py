@@ -387,3 +387,8 @@ class TasksConfig(Strict):
     def sources(self) -> list[AnySource]:
         """All sources of all tasks."""
         return [source for task in self.tasks.values() for source in task.sources]
+
+    @property
+    def data_sets(self) -> list[AnySource]:
+        """Those of them that stand for whole data sets: files lie in folders of theirs, too."""
+        return [task.source for task in self.tasks.values() if task.source and task.reader == "dataset"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ffp.allocators import METHODS, Method, ParameterError, Search, create, find, is_search
-from ffp.config.assets import AnySource, ModelConfig, StockTask, TasksConfig, TextConfig
+from ffp.config.assets import ModelConfig, StockTask, TasksConfig, TextConfig
 from ffp.config.catalog import Kind, entries, find_entry
 from ffp.config.grid import GRAM_SCORES, GridConfig, MethodConfig, is_refitted, reads_grams, scores_compensated
 from ffp.config.published import PublishedConfig
@@ -124,16 +124,6 @@ class Experiment:
         if any(variant.init for variant in self.grid.variants.values()):
             for cell in self.cells(dense=False):
                 self.init_cell(cell)
-
-    @property
-    def sources(self) -> list[AnySource]:
-        """All sources of the models, texts and tasks."""
-        corpora = [corpus.source for text in self.texts.values() for corpus in text.sources]
-        return [
-            *(model.source for model in self.models.values()),
-            *corpora,
-            *(self.tasks.sources if self.tasks else []),
-        ]
 
     def at(self, *, results: Path | None) -> Experiment:
         """Returns the same experiment with its results in another folder; itself for None."""

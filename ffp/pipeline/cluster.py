@@ -9,17 +9,18 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
-from ffp.config import LocalSource, ModelConfig
-from ffp.config.assets import JobKind
+from ffp.config import Experiment, LocalSource, ModelConfig, TasksConfig, TextConfig
+from ffp.config.assets import AnySource, JobKind
 from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path
 from ffp.core.suggest import did_you_mean
 from ffp.pipeline.locks import try_lock
+from ffp.store.files import visible_files
 from ffp.store.layout import expanded
 
 log = logging.getLogger("ffp")
@@ -65,26 +66,37 @@ def grid_file(config: Mapping[str, object]) -> Path:
     return Path(given)
 
 
-def check_paths(grid_file: Path, sources: Iterable[object]) -> None:
+def check_paths(experiment: Experiment) -> None:
     """Checks that Snakemake takes the grid's file, and the files of this machine that assets come from, as they are.
-
-    Args:
-        grid_file: The grid's file.
-        sources: All sources of the grid.
 
     Raises:
         ConfigError: One of them has a character that Snakemake or a shell takes for something else.
     """
-    watched = [file for source in sources if isinstance(source, LocalSource) for file in watched_files(source)]
-    for path in (grid_file, *watched):
+    parts: list[ModelConfig | TextConfig | TasksConfig] = [*experiment.models.values(), *experiment.texts.values()]
+    parts += [experiment.tasks] if experiment.tasks else []
+    for path in (experiment.file, *(file for part in parts for file in watched_files(part))):
         if fault := fault_of_path(path):
             raise ConfigError(f"path {str(path)!r} {fault}. Rename it, or move it into another folder.")
 
 
-def watched_files(source: LocalSource) -> list[Path]:
-    """Returns the files of a local source whose edits the workflow notices."""
+def watched_files(part: ModelConfig | TextConfig | TasksConfig) -> list[Path]:
+    """Returns the files of this machine that an asset is made of, whose edits the workflow notices.
+
+    Models consist of files with an ending. Beside them lie others, such as a license.
+    """
+    if isinstance(part, ModelConfig):
+        return _files_of(part.source, ending=".*")
+    if isinstance(part, TextConfig):
+        return [file for corpus in part.sources for file in _files_of(corpus.source)]
+    return [file for source in part.sources for file in _files_of(source, nested=source in part.data_sets)]
+
+
+def _files_of(source: AnySource, *, nested: bool = False, ending: str = "") -> list[Path]:
+    """The files of a local source that are fetched; what is missing is named, for Snakemake to complain of."""
+    if not isinstance(source, LocalSource):
+        return []
     path = expanded(source.path)
-    return sorted(path.glob("[!.]*.*")) if path.is_dir() else [path]
+    return visible_files(path, nested=nested, ending=ending) if path.is_dir() else [path]
 
 
 def check(executor: str, snakefile: str) -> None:

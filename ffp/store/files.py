@@ -15,6 +15,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,6 +156,18 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def visible_files(folder: Path, *, nested: bool = False, ending: str = "") -> list[Path]:
+    """Returns the visible files of a folder by name.
+
+    Args:
+        folder: It exists.
+        nested: Whether files of the folder's own folders are wanted, too.
+        ending: A pattern of what they end in, such as ".*".
+    """
+    found = folder.rglob("*") if nested else folder.iterdir()
+    return sorted(file for file in found if file.is_file() and fnmatchcase(file.name, f"[!.]*{ending}"))
 
 
 def sha256(path: Path) -> str:

@@ -113,7 +113,7 @@ class Site:
             return {}
         table = done.stdout.split("Job stats:")[1].split("total")[0]
         counts = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-        counts.pop("all")
+        counts.pop("all", None)
         return counts
 
     def commands(self) -> list[list[str]]:

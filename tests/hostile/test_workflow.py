@@ -61,7 +61,7 @@ def test_a_misread_file_in_a_model_from_elsewhere_is_named(name, tiny_source, tm
     monkeypatch.chdir(tmp_path)
     experiment = Experiment(tiny.configure(Path()))
     with pytest.raises(ConfigError, match=r"path .*source/.* has the character .* Rename it"):
-        cluster.check_paths(experiment.file, experiment.sources)
+        cluster.check_paths(experiment)
 
 
 @pytest.mark.bad_input

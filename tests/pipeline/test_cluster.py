@@ -17,7 +17,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_interface_common.exceptions import WorkflowError
 
 from ffp.cli import main
-from ffp.config import ModelConfig, read_part
+from ffp.config import ModelConfig, TasksConfig, TextConfig, read_part
 from ffp.core.errors import ConfigError
 from ffp.pipeline import cluster
 
@@ -123,6 +123,31 @@ def test_the_gpus_of_a_machine_are_those_that_nvidia_smi_lists(tmp_path: Path, m
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{listed}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert cluster.gpus() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "expected"),
+    [("txt", ["a.jsonl", "b"]), ("jsonl", ["a.jsonl", "b"]), ("dataset", ["ARC/train.jsonl", "a.jsonl", "b"])],
+)
+def test_the_files_that_are_watched_are_those_that_an_asset_is_made_of(
+    reader: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an ending and, of a data set, in its folders too."""
+    for name in ("a.jsonl", "b", ".hidden", "ARC/train.jsonl", "ARC/.cache"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    source = {"kind": "local", "path": "source"}
+    part: TextConfig | TasksConfig
+    if reader == "txt":
+        corpus = {"name": "a", "source": source, "reader": reader, "splits": ["test"]}
+        part = TextConfig.model_validate({"title": "t", "sources": [corpus]})
+    else:
+        task = {"stock": "ai2_arc", "source": source, "reader": reader}
+        part = TasksConfig.model_validate({"title": "t", "version": "1", "tasks": {"arc": task}})
+    assert cluster.watched_files(part) == [Path("source", name) for name in expected]
+    model = ModelConfig.model_validate({"title": "t", "source": source})
+    assert cluster.watched_files(model) == [Path("source/a.jsonl")]
 
 
 def models(**resources: dict[str, object]) -> dict[str, ModelConfig]:

@@ -218,6 +218,18 @@ def test_an_edited_local_text_and_a_deleted_cell_are_noticed(copied: Site) -> No
     assert copied.planned() == {"asset_text": 1, "preflight": 1, "calibrate": 1, **EVERYTHING}
 
 
+def test_an_edited_file_without_an_ending_is_noticed(tmp_path: Path) -> None:
+    site = make(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "first").write_text("One document.")
+    corpus = {"name": "corpus", "reader": "txt", "source": {"kind": "local", "path": "corpus"}}
+    _part("texts/here.yaml", sources=[corpus])(site)
+    assert site.snakemake("data/text/here/asset.json").returncode == 0
+    assert site.planned("data/text/here/asset.json") == {}
+    (tmp_path / "corpus" / "first").write_text("Another document.")
+    assert site.planned("data/text/here/asset.json") == {"asset_text": 1}
+
+
 def test_a_lost_cut_of_a_scored_cell_is_noticed(copied: Site) -> None:
     """When one job of a Slurm group fails, Snakemake may remove outputs of its other jobs."""
     (copied.folder / "results/cells/tiny/structured/s0.20/owl/seed0/updates.safetensors").unlink()

@@ -3,7 +3,7 @@
 
 rule asset_model:
     input:
-        lambda wildcards: local_files([EXPERIMENT.models[wildcards.model].source]),
+        lambda wildcards: cluster.watched_files(EXPERIMENT.models[wildcards.model]),
     output:
         MODEL.manifest,
     log:
@@ -26,7 +26,7 @@ rule asset_model:
 
 use rule asset_model as asset_text with:
     input:
-        lambda wildcards: local_files(source.source for source in EXPERIMENT.texts[wildcards.text].sources),
+        lambda wildcards: cluster.watched_files(EXPERIMENT.texts[wildcards.text]),
     output:
         TEXT.manifest,
     log:
@@ -43,7 +43,7 @@ use rule asset_model as asset_text with:
 
 use rule asset_model as asset_tasks with:
     input:
-        lambda wildcards: local_files(EXPERIMENT.tasks.sources),
+        lambda wildcards: cluster.watched_files(EXPERIMENT.tasks),
     output:
         TASKS.manifest,
     log:
