@@ -24,6 +24,7 @@ from ffp.measure.bos import place_bos
 from ffp.measure.task_cost import TaskCost
 from ffp.models.checkpoint import dtype_of, load_tokenizer
 from ffp.models.prunable import PrunableModel
+from ffp.pipeline.idle import idle_settings
 from ffp.pipeline.memory_plan import gram_bytes
 from ffp.pipeline.planned import planned_model, shortages
 from ffp.pipeline.preflight import CHECKS, STEPS, preflight
@@ -233,7 +234,7 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]
     warnings += [f"{repo}: its revision is no commit." for repo in loose]
-    warnings += [*_idle_variants(experiment), *_idle_sparsities(experiment)]
+    warnings += idle_settings(experiment)
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",
@@ -250,18 +251,6 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
         *_checked(plans),
     ]
     return "\n".join([*lines, *_advice(experiment), *(f"warning: {warning}" for warning in warnings)])
-
-
-def _idle_variants(experiment: Experiment) -> list[str]:
-    """Returns a sentence for each variant that no cell has: nothing but `methods` refers to variants."""
-    idle = [name for name in experiment.grid.variants if name not in experiment.grid.methods]
-    return [f"variants.{name} is not listed under methods, and never runs. Add it there, or drop it." for name in idle]
-
-
-def _idle_sparsities(experiment: Experiment) -> list[str]:
-    """Returns a sentence for each granularity that has sparsities of its own and no cell."""
-    idle = [name for name in experiment.grid.own_sparsities if name not in experiment.grid.granularities]
-    return [f"own_sparsities.{name} has no effect: {name} is not among granularities." for name in idle]
 
 
 def _checked(plans: list[ModelPlan]) -> Iterator[str]:
