@@ -115,25 +115,6 @@ def settings(step):
     return asked_often(lambda wildcards: as_json(step_settings(EXPERIMENT, step, cell_of(wildcards))))
 
 
-<<<<<<< HEAD
-def local_files(sources):
-    """The files of this machine that an asset is made of, so that an edit is noticed."""
-    return [file for source in sources if source.kind == "local" for file in cluster.watched_files(source)]
-=======
-def lasting_settings(step, output):
-    """The same for a step whose older jobs named settings that it does not depend on; they do not run again for that.
-
-    output: a file of the step, with wildcards.
-    """
-
-    def words(wildcards):
-        recorded = workflow.persistence.params(IOFile(str(output).format(**wildcards))) or ()
-        return in_recorded_words(EXPERIMENT, step, cell_of(wildcards), recorded)
-
-    return asked_often(words)
->>>>>>> 364167f (Watch the local files that assets are made of, ffp/pipeline/cluster.py, ffp/store/files.py)
-
-
 def log_of(step, name=WILDCARD_CELL.path):
     """The log of a job."""
     return str(LAYOUT.log(step, name))
