@@ -46,6 +46,8 @@ JobAcctGatherParams=OverMemoryKill
 SwitchType=switch/none
 MpiDefault=none
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SelectType=select/$SELECT
 SelectTypeParameters=$([ "$SELECT" = linear ] && echo CR_Memory || echo CR_Core_Memory)
 DefMemPerCPU=500
@@ -68,6 +70,7 @@ EOF
     done
     echo "PartitionName=gpu Nodes=node[1-$NODES] Default=YES MaxTime=INFINITE State=UP"
     echo "PartitionName=short Nodes=node[1-$NODES] MaxTime=5 State=UP"
+    echo "PartitionName=urgent Nodes=node[1-$NODES] PriorityTier=9 State=UP" # its jobs preempt those of the others
   } >"$ROOT/slurm.conf"
   for n in $(seq "$NODES"); do
     for g in $(seq 0 $((GPUS - 1))); do # a GPU has to be a device: these are copies of /dev/null

@@ -77,8 +77,8 @@ def finish(folder: Path, run: subprocess.Popen[str]) -> str:
 
 
 def accounted(since: str, *fields: str) -> list[list[str]]:
-    """What Slurm's accounting says of the jobs since a time."""
-    command = ["sacct", "-X", "-n", "-P", "-S", since, "-o", ",".join(fields)]
+    """What Slurm's accounting says of the jobs since a time; of one that was started again, each time."""
+    command = ["sacct", "-X", "-D", "-n", "-P", "-S", since, "-o", ",".join(fields)]
     listed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
     return [line.split("|") for line in listed.splitlines()]
 
@@ -232,6 +232,27 @@ def test_the_next_start_cancels_what_a_killed_run_left_in_the_queue(
     subprocess.run(["scancel", *queue()], check=True)
     searches = [state for state, comment in accounted(since, "state", "comment") if "allocate_search" in comment]
     assert searches.count("COMPLETED") == 6
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_preempted_jobs_go_on_when_slurm_starts_them_again(
+    finished: tuple[Path, str], tmp_path: Path, tiny_source: Path
+) -> None:
+    """A job of another partition takes all nodes; Slurm starts what it took them from again after some two minutes."""
+    folder, since = site(tmp_path, tiny_source), now()
+    run = snakemake(folder)
+    wait_for(lambda: list((folder / CELLS).rglob("journal.txt")), run)
+    words = ["--partition", "urgent", "--nodes", "4", "--exclusive", "--mem", "10", "--wrap", "sleep 1"]
+    subprocess.run(["sbatch", *words], cwd=folder, check=True)
+    finish(folder, run)
+    states = [state for state, comment in accounted(since, "state", "comment") if "allocate_search" in comment]
+    assert "PREEMPTED" in states and states.count("COMPLETED") == 6, states
+    assert any("resuming: " in log.read_text() for log in (folder / "logs/allocate").rglob("*.log"))
+    for name in ("evolutionary", "fastforward", "fastforward-guided"):
+        files = [root / CELLS / name / "seed0/allocation.json" for root in (finished[0], folder)]
+        assert json.loads(files[0].read_text())["keep"] == json.loads(files[1].read_text())["keep"]
+    assert "Nothing to be done" in finish(folder, snakemake(folder))
 
 
 @pytest.mark.long

@@ -67,6 +67,7 @@ def test_jobs_of_models_that_differ_ask_for_what_their_models_say(tmp_path):
         assert (value["-t"], value["--mem"], value["--cpus-per-task"]) == (
             str(resources["runtime_min"]), str(resources["mem_mb"]), str(resources["threads"])
         )  # fmt: skip
+        assert "--requeue" in value
         assert value.get("--gpus") == (str(resources["gpu"]) if resources["gpu"] else None)
 
 
