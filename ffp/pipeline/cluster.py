@@ -123,7 +123,7 @@ def check(executor: str, snakefile: str) -> None:
 def take_back() -> int:
     """Cancels the jobs that a killed run left in Slurm's queue, and returns their number.
 
-    The run that calls this submits them again, so that both would compute the same. Searches go on from their journals.
+    The run that calls this may submit them again, and both would compute the same. Searches go on from their journals.
     """
     command = ["squeue", "--noheader", "--me", "--format", "%A|%k|%Z"]  # number, comment, folder
     listed = subprocess.run(command, text=True, capture_output=True).stdout

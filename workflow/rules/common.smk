@@ -43,12 +43,19 @@ TASKS_DIR = LAYOUT.tasks(EXPERIMENT.tasks_name) if EXPERIMENT.tasks else None
 CALIBRATED_MODEL = {"model": MODEL.manifest, "tokens": CALIBRATION.tokens, "stats": CALIBRATION.stats}
 
 
+def asks_the_site():
+    """Whether this run is one of `ffp site`: it computes no cell, and leaves the jobs of other runs alone."""
+    probes = {str(LAYOUT.probe(model, kind)) for model in GRID.models for kind in ("search", "score")}
+    return bool(workflow.dag_settings.targets) and probes.issuperset(workflow.dag_settings.targets)
+
+
 def begin():
     """What a run does before its first job."""
     cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
     locks.hold()
-    if workflow.executor_plugin.name == "slurm" and (left := cluster.take_back()):
-        print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. What they had to do is submitted again.")
+    if workflow.executor_plugin.name == "slurm" and not asks_the_site() and (left := cluster.take_back()):
+        print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. This run submits again what it needs of them;")
+        print("a run of the whole grid does so with the rest.")
 
 
 def one_of(names):
