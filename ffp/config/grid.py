@@ -36,7 +36,12 @@ TextName = Annotated[Name, entry_name("texts")]
 Tasks = Annotated[
     Annotated[Name, entry_name("tasks"), Tag("file")]
     | Annotated[tuple[StockTask, ...], Field(min_length=1), Tag("list")],
-    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "file"),
+    Discriminator(
+        lambda value: {str: "file", list: "list", tuple: "list"}.get(type(value)),
+        custom_error_type="not_tasks",
+        custom_error_message="the name of a file in config/tasks/ or a list of lm-eval's tasks is wanted, such as "
+        "[arc_easy, {task: mmlu, num_fewshot: 5}]",
+    ),
 ]
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -10,6 +10,7 @@ from pydantic import Field, InstanceOf, ValidationError, field_serializer, field
 
 from ffp.allocators import Method, Search, create
 from ffp.config.bos import Bos
+from ffp.config.faults import first_fault
 from ffp.config.grid import (
     GRAM_SCORES,
     CalibrationConfig,
@@ -21,7 +22,7 @@ from ffp.config.grid import (
     reads_grams,
     scores_compensated,
 )  # fmt: skip
-from ffp.config.reading import Seed, Strict, fault_of_share, first_fault
+from ffp.config.reading import Seed, Strict, fault_of_share
 from ffp.config.recover import NO_RECOVERY, Recover
 from ffp.core.errors import ConfigError, check_whole
 from ffp.core.problem import Granularity

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
@@ -23,15 +22,12 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )  # fmt: skip
-from pydantic_core import ErrorDetails
 
 from ffp.allocators.base import MAX_SEED
+from ffp.config.faults import PATTERNS, first_fault
 from ffp.core.blocks import check_blocks
 from ffp.core.errors import ConfigError
 from ffp.core.plain import fault_of_path, one_line
-from ffp.core.suggest import did_you_mean
-
-PATTERNS: dict[str, str] = {}  # what each pattern asks for in words, for errors
 
 
 def like(pattern: str, words: str, *, max_length: int | None = None) -> StringConstraints:
@@ -107,7 +103,6 @@ def is_none(value: object) -> bool:
 
 KeepBlocks = Annotated[str, BeforeValidator(_names_blocks)]
 MAX_YAML_BYTES = 1_000_000
-_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
@@ -222,59 +217,3 @@ def read_part(shape: type[S], path: Path) -> S:
         return shape.model_validate(body)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error, shape)}") from error
-
-
-def first_fault(error: ValidationError, shape: type[Strict]) -> str:
-    """Returns one line for the first fault: the key, its value, what is wrong, near matches for an unknown key."""
-    fault, *others = error.errors()
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return _unknown(fault, shape)
-    if fault["type"] == "missing":
-        beside = [
-            each for each in others if each["type"] == "extra_forbidden" and each["loc"][:-1] == fault["loc"][:-1]
-        ]
-        return f"key {where!r} is missing" + (f", and there is an {_unknown(beside[0], shape)}" if beside else ".")
-    return f"{where} = {str(fault['input'])[:80]!r}: {_in_words(fault)}." if where else f"{_in_words(fault)}."
-
-
-def _unknown(fault: ErrorDetails, shape: type[Strict]) -> str:
-    """A key that no section has, with near matches."""
-    sections = _sections(shape, fault["loc"][:-1])
-    known = {field.alias or name for section in sections for name, field in section.model_fields.items()}
-    hints = "".join(f" {section.hint}" for section in sections if section.hint)
-    where = ".".join(str(part) for part in fault["loc"])
-    return f"unknown key {where!r}: {did_you_mean(str(fault['loc'][-1]), known)}{hints}"
-
-
-def _in_words(fault: ErrorDetails) -> str:
-    """What is wrong with a value, in plain words where pydantic speaks of Python's types and patterns."""
-    given = fault.get("ctx", {})
-    if fault["type"] == "tuple_type" and isinstance(fault["input"], str | int | float):
-        return f"a list is wanted, such as [{fault['input']}]"
-    if fault["type"] == "tuple_type":
-        return "a list is wanted, such as [a, b]"
-    if fault["type"] == "string_type":
-        return "not a text" + (". Put it in quotes" if isinstance(fault["input"], bool | int | float | date) else "")
-    if fault["type"] == "float_parsing" and (share := _PERCENT.fullmatch(fault["input"])):
-        return f"not a number. Write {float(share[1]) / 100:g} for {float(share[1]):g} %"
-    if fault["type"] in ("int_parsing", "float_parsing") and fault["input"] in ("True", "False"):
-        return "not a number. YAML reads yes, on and true as True, and no, off and false as False"
-    if fault["type"] == "too_short" and not given["actual_length"]:
-        return f"the list is empty, and needs at least {given['min_length']} item"
-    if fault["type"] == "string_pattern_mismatch":
-        return PATTERNS.get(given["pattern"], fault["msg"])
-    return re.sub(r"^Value error, ", "", fault["msg"])
-
-
-def _sections(shape: type[Strict], keys: Sequence[int | str]) -> list[type[Strict]]:
-    """The classes that the section under these keys may have; names of a mapping and indices count for nothing."""
-    found = [shape]
-    for key in keys:
-        fields = [section.model_fields[str(key)] for section in found if str(key) in section.model_fields]
-        found = [section for field in fields for section in _kinds(field.annotation) if _is_section(section)] or found
-    return found
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Strict)

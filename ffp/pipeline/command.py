@@ -22,8 +22,8 @@ from ffp.config.assets import StockTask
 from ffp.config.bos import IN_WORDS
 from ffp.config.catalog import entries, find_entry
 from ffp.config.experiment import name_of_list
+from ffp.config.faults import first_fault
 from ffp.config.pruning import PruneSettings
-from ffp.config.reading import first_fault
 from ffp.config.recover import RecoverSettings
 from ffp.core.errors import ConfigError
 from ffp.core.plain import shell_line

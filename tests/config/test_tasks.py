@@ -74,7 +74,7 @@ def test_what_was_made_before_there_were_these_keys_is_the_same(tmp_path: Path) 
     [
         (["arc_easy", "arc_easy"], "names something twice"),
         ([], "at least 1 item"),
-        (["a/b"], r"tasks\.list\.0\.task = 'a/b'"),
+        (["a/b"], r"tasks\.0\.task = 'a/b'"),
         ([{"task": "gsm8k", "fewshot": 3}], "unknown key"),
         ([{"task": "gsm8k", "num_fewshot": -1}], r"num_fewshot = '-1'"),
         ([{"task": "gsm8k", "revision": "main"}], r"revision = 'main'"),
