@@ -34,6 +34,7 @@ from ffp.pipeline.task_plan import plan_tasks, task_tokens
 from ffp.pipeline.took import Speed, speed_of
 from ffp.pipeline.training_plan import recovered_cells, recovery_memory, training_tokens
 from ffp.store.layout import Layout
+from ffp.store.shared import replaced
 
 ALIGN_ADVICE = (
     "FFN widths that are no multiple of 8 are slow on GPUs: models of 7 B without 10 to 30 % of their parameters ran "
@@ -234,7 +235,7 @@ def report(experiment: Experiment, *, tflops: float | None = None) -> str:
     loose = dict.fromkeys(s.repo for s in [*texts, *tasks] if isinstance(s, HubSource) and not _is_pinned(s))
     warnings = [warning for plan in plans for warning in plan.warnings]
     warnings += [f"{repo}: its revision is no commit." for repo in loose]
-    warnings += idle_settings(experiment)
+    warnings += [*idle_settings(experiment), *replaced(experiment)]
     lines = [
         f"{experiment.file}: {experiment.grid.title}\n",
         f"{_models_table(plans)}\n",

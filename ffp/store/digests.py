@@ -45,9 +45,7 @@ def calibration_digests(experiment: Experiment, model: str, folder: Path, *, gra
         ArtifactError: It was made with other settings than the grid has now, a file is missing, or as check_grams.
     """
     files = CalibrationFiles(folder)
-    settings = STATS.read_origin(files.stats).provenance.get("settings")
-    changed = changed_settings(experiment, "calibrate", Cell.dense_of(model), settings) if settings else []
-    if names := ", ".join(key for key in changed if key not in CODE):
+    if names := ", ".join(changed_calibration(experiment, model, folder)):
         raise ArtifactError(
             f"{files.stats} was made with other settings than {experiment.file} has now ({names}). Calibrate again."
         )
@@ -56,6 +54,13 @@ def calibration_digests(experiment: Experiment, model: str, folder: Path, *, gra
         check_grams(folder)
         found[GRAMS_SEAL] = GRAMS.read_seal(files.grams)
     return found
+
+
+def changed_calibration(experiment: Experiment, model: str, folder: Path) -> list[str]:
+    """Returns the settings of a calibration that were others when it was made; code is none of them."""
+    settings = STATS.read_origin(CalibrationFiles(folder).stats).provenance.get("settings")
+    changed = changed_settings(experiment, "calibrate", Cell.dense_of(model), settings) if settings else []
+    return [key for key in changed if key not in CODE]
 
 
 def is_of(origin: Provenance, inputs: Mapping[str, str | None]) -> bool:

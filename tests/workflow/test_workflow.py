@@ -12,12 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from ffp.allocators import is_search, reads_weights
-from ffp.config import Experiment
+from ffp.config import Cell, Experiment
+from ffp.store import schemas
+from ffp.store.identity import step_settings
 from ffp.store.layout import FIGURES, Layout
+from ffp.store.provenance import provenance
 from tests.helpers.site import NOTHING, ROOT, Site, make, parse
 
 ALL_CELLS = 9  # one dense, two sparsities x four methods
@@ -228,6 +232,23 @@ def test_an_edited_file_without_an_ending_is_noticed(tmp_path: Path) -> None:
     assert site.planned("data/text/here/asset.json") == {}
     (tmp_path / "corpus" / "first").write_text("Another document.")
     assert site.planned("data/text/here/asset.json") == {"asset_text": 1}
+
+
+def test_a_run_that_replaces_another_grids_calibration_says_so_first(
+    copied: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copied.folder)
+    experiment = Experiment(Path("config/grid.yaml"))
+    origin = provenance(settings=step_settings(experiment, "calibrate", Cell.dense_of("tiny")))
+    stats = Layout.from_grid(experiment.grid).calibration("tiny").stats
+    schemas.STATS.write(stats, {"x": np.zeros(1)}, schemas.StatsOrigin(provenance=origin, n_tokens=1))
+    _grid(calibration={"windows": 3})(copied)
+    done = copied.snakemake("data/calibration/tiny/stats.safetensors")
+    assert done.returncode == 0, done.stdout
+    warned = (
+        "config/grid.yaml has (calibration): a run makes it anew, and 8 finished cells in results/cells/tiny with it"
+    )
+    assert done.stdout.index(warned) < done.stdout.index("calibrate tiny")
 
 
 def test_a_lost_cut_of_a_scored_cell_is_noticed(copied: Site) -> None:

@@ -13,6 +13,7 @@ from ffp.core.plain import shell_line
 from ffp.pipeline import cluster, links, locks
 from ffp.store.identity import asset_settings, preflight_settings, report_settings, step_settings
 from ffp.store.layout import WILDCARD_CELL, Layout
+from ffp.store.shared import replaced
 
 if workflow.is_main_process:
     locks.clear_stale()  # a killed run leaves Snakemake's lock files behind; see ffp/pipeline/locks.py
@@ -53,6 +54,8 @@ def begin():
     """What a run does before its first job."""
     cluster.check(workflow.executor_plugin.name, workflow.main_snakefile)
     locks.hold()
+    for sentence in [] if asks_the_site() else replaced(EXPERIMENT):
+        print(f"warning: {sentence}", flush=True)
     if workflow.executor_plugin.name == "slurm" and not asks_the_site() and (left := cluster.take_back()):
         print(f"Jobs of a killed run cancelled in Slurm's queue: {left}. This run submits again what it needs of them;")
         print("a run of the whole grid does so with the rest.")
