@@ -43,7 +43,7 @@ _claimed: list[FileLock] = []  # released when this process ends
 def submission_error(said: str) -> str:
     """Returns why Slurm did not take a job, by what Snakemake printed; empty if it took it."""
     if refused := REFUSED.search(said):
-        return PREFIX.sub("", refused[1].strip().splitlines()[0])
+        return PREFIX.sub("", (refused[1].strip().splitlines() or ["sbatch failed and gave no reason"])[0])
     unreached = UNREACHED.findall(said)
     return f"Slurm does not answer: {unreached[-1]}" if unreached else ""
 

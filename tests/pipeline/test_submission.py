@@ -22,6 +22,7 @@ REFUSED = "SLURM sbatch failed. The error message was 'sbatch: error: Batch job 
     [
         (NOBODY, "Slurm does not answer: Could not establish a configuration source"),
         (REFUSED, "Invalid qos"),
+        ("SLURM sbatch failed. The error message was ''.", "sbatch failed and gave no reason"),
         (
             "sinfo: error: Unable to contact slurm controller",
             "Slurm does not answer: Unable to contact slurm controller",
