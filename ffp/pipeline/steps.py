@@ -255,8 +255,9 @@ def _needs_grams(experiment: Experiment, cell: Cell) -> bool:
 
 def _fitted_inputs(experiment: Experiment, cell: Cell, model_dir: Path, calibration_dir: Path) -> Digests:
     """The digests of what a cell is fitted to: its model, the calibration, and Gram matrices where it reads them."""
+    model = asset_digest(model_dir)
     found = calibration_digests(experiment, cell.model, calibration_dir, grams=_needs_grams(experiment, cell))
-    return {"model": asset_digest(model_dir), **found}
+    return {"model": model, **found}
 
 
 def load_prunable(
