@@ -135,7 +135,7 @@ CASES = [
                  "m.bin is in parts, but no .gguf file. Only GGUF")),
     (MODEL, Case("a digest that is none", edit(MODEL, source={**WHEEL, "sha256": "abc"}), "'abc': not a SHA-256")),
     (MODEL, Case("an unknown kind of source", edit(MODEL, source={"kind": "ftp"}),
-                 "source = .*'wheel', 'wheel-parts', 'hub'")),
+                 "source.kind = 'ftp': known: hub, local, wheel, wheel-parts")),
     (MODEL, Case("a repository outside", edit(MODEL, source={"kind": "hub", "repo": "../..", "revision": "main"}),
                  "repo = '../..': ")),
     (MODEL, Case("somebody's folder as output", occupied, "holds 'thesis.doc', which is no part of an asset")),
