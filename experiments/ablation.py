@@ -18,11 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import make_parser, write_marks
 from experiments.drawing import pyplot, save
-from experiments.reading import CellResult, add_redraw, by_seed, mean_and_stderr, read_grid, score_row
+from experiments.reading import CellResult, add_redraw, by_seed, read_grid, score_row, seed_differences
 from ffp.config import Experiment
 from ffp.store.files import read_json
 
@@ -72,12 +70,12 @@ def compare_variants(experiment: Experiment, done: list[CellResult]) -> dict[str
 
 def compare_seeds(variant: dict[int, CellResult], method: dict[int, CellResult]) -> dict[str, Any]:
     """Returns the difference in loss between a variant and its method over the seeds of both, on the same windows."""
-    difference = {seed: variant[seed].losses - method[seed].losses for seed in variant if seed in method}
-    mean, stderr = mean_and_stderr(np.mean(list(difference.values()), axis=0))
+    mean, stderr = seed_differences(variant, method)
+    shared = [seed for seed in variant if seed in method]
     return {
         "mean": mean,
         "stderr": stderr,
-        "by_seed": {str(seed): float(values.mean()) for seed, values in difference.items()},
+        "by_seed": {str(seed): float((variant[seed].losses - method[seed].losses).mean()) for seed in shared},
     }
 
 

@@ -32,7 +32,7 @@ from experiments.reading import (
     SearchedCell,
     add_redraw,
     by_tokens,
-    check_same_grid,
+    check_same_settings,
     mean_and_stderr,
     median_or_none,
     read_grid,
@@ -59,7 +59,7 @@ def main() -> None:
     runs: list[Run] = [run for run in body.get("runs", []) if run["method"] not in options.again]
     if not options.redraw:
         if runs:
-            check_same_grid(body, _settings(experiment))
+            check_same_settings(body, _settings(experiment))
         _score(experiment, options, runs)
     elif not runs:
         raise SystemExit(f"{options.out} has no runs. Leave --redraw out.")

@@ -53,9 +53,9 @@ def compare_pairs(done: list[CellResult]) -> dict[str, dict[str, list[float | No
     found: dict[str, dict[str, list[float | None]]] = {}
     for name, (granularity, first, second) in PAIRS.items():
         for (kind, method, sparsity), seeds in cells.items():
-            second_seeds = cells.get((granularity, second, sparsity), {})
-            if (kind, method) == (granularity, first) and seeds.keys() & second_seeds.keys():
-                found.setdefault(name, {})[sparsity] = seed_differences(seeds, second_seeds)
+            difference = seed_differences(seeds, cells.get((granularity, second, sparsity), {}))
+            if (kind, method) == (granularity, first) and difference:
+                found.setdefault(name, {})[sparsity] = difference
     return found
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import make_parser, write_marks
-from experiments.reading import check_same_grid
+from experiments.reading import check_same_settings
 from ffp import api
 from ffp.config import Experiment
 from ffp.config.pruning import CALIBRATION, SEARCH, PruneSettings, prune_settings
@@ -66,7 +66,7 @@ def main() -> None:
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     settings = {"model": options.model, "threads": options.threads, "rows": ROWS, "unseen_windows": UNSEEN}
     if done:
-        check_same_grid(done, settings)
+        check_same_settings(done, settings)
     runs, calibrations = done.get("runs", []), done.get("calibrations", [])
     bench = _Bench(experiment, options.model)
     for asked in RUNS:

@@ -37,7 +37,7 @@ from experiments.reading import (
     add_redraw,
     by_commit,
     by_tokens,
-    check_same_grid,
+    check_same_settings,
     median_or_none,
     read_grid,
     tokens_to_reach,
@@ -88,7 +88,7 @@ def _path(experiment: Experiment, run: Run) -> str:
 
 def _keep(earlier: dict[str, Any], runs: list[Run], results: GridResults) -> tuple[list[Run], dict[str, list[str]]]:
     """Returns the runs with those that only an earlier JSON of the same grid has, and the commits of the latter."""
-    check_same_grid(earlier, results.settings)
+    check_same_settings(earlier, results.settings)
     here = {_path(results.experiment, run) for run in runs}
     kept = {path: run for run in earlier["runs"] if (path := _path(results.experiment, run)) not in here}
     return [*kept.values(), *runs], by_commit(earlier, kept)

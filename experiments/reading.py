@@ -200,7 +200,7 @@ def _keep(
     Raises:
         SystemExit: The earlier grid had other settings.
     """
-    check_same_grid(earlier, results.settings)
+    check_same_settings(earlier, results.settings)
     here = {(row["model"], row["sparsity"]) for row in body["cells"]}
     kept = [row for row in earlier["cells"] if (row["model"], row["sparsity"]) not in here]
     had = {
@@ -215,7 +215,7 @@ def _keep(
     }
 
 
-def check_same_grid(earlier: dict[str, Any], settings: Marks) -> None:
+def check_same_settings(earlier: dict[str, Any], settings: Marks) -> None:
     """Raises SystemExit where an earlier JSON is of other settings than those given, so that it would mix the two.
 
     A grid may have got further models, sparsities, methods and seeds, or lost some, since.

@@ -163,8 +163,8 @@ def allocate(
     origin = experiment.init_cell(point)
     if (origin is None) != (init is None):
         wanted = f"--init with the folder of {origin.path}" if origin else "no --init"
-        known = origin.path if origin else "no policy"
-        raise ConfigError(f"{point.path} starts from {known} in {experiment.file}: give {wanted}.")
+        policy = origin.path if origin else "no policy"
+        raise ConfigError(f"{point.path} starts from {policy} in {experiment.file}: give {wanted}.")
     from ffp.pipeline import planned, steps
 
     if reuse is None:

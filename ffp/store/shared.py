@@ -17,9 +17,11 @@ def replaced(experiment: Experiment) -> Iterator[str]:
     layout = Layout.from_grid(experiment.grid)
     for model in experiment.grid.models:
         files = layout.calibration(model)
+        if not files.stats.exists():
+            continue
         try:
-            changed = changed_calibration(experiment, model, files.folder) if files.stats.exists() else []
-            changed += ["text"] if files.stats.exists() and _has_another_text(experiment, layout, files.stats) else []
+            changed = changed_calibration(experiment, model, files.folder)
+            changed += ["text"] if _has_another_text(experiment, layout, files.stats) else []
         except ArtifactError:  # a damaged file; the step that reads it says so
             continue
         if changed:

@@ -179,7 +179,7 @@ def resources_of(kind):
 
 THREADS = asked("search", "threads")
 SEARCH_RESOURCES, SCORE_RESOURCES = resources_of("search"), resources_of("score")
-HOST_RESOURCES = {**{name: asked for name, asked in SEARCH_RESOURCES.items() if name != "gres"}, "gpu": 0}
+HOST_RESOURCES = {**{name: value for name, value in SEARCH_RESOURCES.items() if name != "gres"}, "gpu": 0}
 
 
 @asked_often
